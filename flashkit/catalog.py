@@ -1,0 +1,253 @@
+"""Dated facts about the platform: GPUs, CPU flavours, data centres, limits and prices.
+
+Nothing else in flashkit holds such a number. Each table says where it was read and when; the
+platform's own catalogue (`GET /v2/catalog/gpus`) is newer than any of them. Names that people type
+("A100", "rtx 4090", "us-ga-2") are resolved here, and a name that is not known fails with the
+nearest ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NoReturn
+
+from flashkit.errors import DefinitionError
+
+READ_ON = "2026-11-21"
+"""Day on which the tables of this module were last compared with their sources."""
+
+
+class GpuPool(StrEnum):
+    """Groups of GPUs of one class, as the platform schedules them (docs.runpod.io, GPU types)."""
+
+    AMPERE_16 = "AMPERE_16"
+    AMPERE_24 = "AMPERE_24"
+    ADA_24 = "ADA_24"
+    ADA_32_PRO = "ADA_32_PRO"
+    AMPERE_48 = "AMPERE_48"
+    ADA_48_PRO = "ADA_48_PRO"
+    AMPERE_80 = "AMPERE_80"
+    ADA_80_PRO = "ADA_80_PRO"
+    BLACKWELL_96 = "BLACKWELL_96"
+    HOPPER_141 = "HOPPER_141"
+    BLACKWELL_180 = "BLACKWELL_180"
+
+
+class GpuType(StrEnum):
+    """GPU models by the device name that the platform uses."""
+
+    NVIDIA_RTX_A4000 = "NVIDIA RTX A4000"
+    NVIDIA_RTX_A4500 = "NVIDIA RTX A4500"
+    NVIDIA_RTX_4000_ADA = "NVIDIA RTX 4000 Ada Generation"
+    NVIDIA_RTX_2000_ADA = "NVIDIA RTX 2000 Ada Generation"
+    NVIDIA_RTX_A5000 = "NVIDIA RTX A5000"
+    NVIDIA_L4 = "NVIDIA L4"
+    NVIDIA_RTX_3090 = "NVIDIA GeForce RTX 3090"
+    NVIDIA_RTX_4090 = "NVIDIA GeForce RTX 4090"
+    NVIDIA_RTX_5090 = "NVIDIA GeForce RTX 5090"
+    NVIDIA_A40 = "NVIDIA A40"
+    NVIDIA_RTX_A6000 = "NVIDIA RTX A6000"
+    NVIDIA_RTX_6000_ADA = "NVIDIA RTX 6000 Ada Generation"
+    NVIDIA_L40 = "NVIDIA L40"
+    NVIDIA_L40S = "NVIDIA L40S"
+    NVIDIA_A100_80GB_PCIe = "NVIDIA A100 80GB PCIe"
+    NVIDIA_A100_SXM4_80GB = "NVIDIA A100-SXM4-80GB"
+    NVIDIA_H100_80GB_HBM3 = "NVIDIA H100 80GB HBM3"
+    NVIDIA_H100_PCIe = "NVIDIA H100 PCIe"
+    NVIDIA_H100_NVL = "NVIDIA H100 NVL"
+    NVIDIA_RTX_PRO_6000_SERVER = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+    NVIDIA_RTX_PRO_6000_WORKSTATION = "NVIDIA RTX PRO 6000 Blackwell Workstation Edition"
+    NVIDIA_RTX_PRO_6000_MAX_Q = "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"
+    NVIDIA_H200 = "NVIDIA H200"
+    NVIDIA_B200 = "NVIDIA B200"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU model: its pool, memory in GB, and flex price in US dollars per second."""
+
+    type: GpuType
+    pool: GpuPool
+    vram_gb: int
+    usd_per_second: float | None
+    """Flex worker price; None where no source gives one. Docs table of 2026-06-08, dated, may have moved."""
+
+
+GPUS: dict[GpuType, Gpu] = {
+    gpu.type: gpu
+    for gpu in (
+        # Pools: vendor SDK source and docs; NVL, PCIe, L40 and L40S as the docs table assigns them.
+        Gpu(GpuType.NVIDIA_RTX_A4000, GpuPool.AMPERE_16, 16, 0.00016),
+        Gpu(GpuType.NVIDIA_RTX_A4500, GpuPool.AMPERE_16, 20, 0.00016),
+        Gpu(GpuType.NVIDIA_RTX_4000_ADA, GpuPool.AMPERE_16, 20, 0.00016),
+        Gpu(GpuType.NVIDIA_RTX_2000_ADA, GpuPool.AMPERE_16, 16, None),
+        Gpu(GpuType.NVIDIA_RTX_A5000, GpuPool.AMPERE_24, 24, 0.00019),
+        Gpu(GpuType.NVIDIA_L4, GpuPool.AMPERE_24, 24, 0.00019),
+        Gpu(GpuType.NVIDIA_RTX_3090, GpuPool.AMPERE_24, 24, 0.00019),
+        Gpu(GpuType.NVIDIA_RTX_4090, GpuPool.ADA_24, 24, 0.00031),
+        Gpu(GpuType.NVIDIA_RTX_5090, GpuPool.ADA_32_PRO, 32, None),
+        Gpu(GpuType.NVIDIA_A40, GpuPool.AMPERE_48, 48, 0.00034),
+        Gpu(GpuType.NVIDIA_RTX_A6000, GpuPool.AMPERE_48, 48, 0.00034),
+        Gpu(GpuType.NVIDIA_RTX_6000_ADA, GpuPool.ADA_48_PRO, 48, 0.00053),
+        Gpu(GpuType.NVIDIA_L40, GpuPool.ADA_48_PRO, 48, 0.00053),
+        Gpu(GpuType.NVIDIA_L40S, GpuPool.ADA_48_PRO, 48, 0.00053),
+        Gpu(GpuType.NVIDIA_A100_80GB_PCIe, GpuPool.AMPERE_80, 80, 0.00076),
+        Gpu(GpuType.NVIDIA_A100_SXM4_80GB, GpuPool.AMPERE_80, 80, 0.00076),
+        Gpu(GpuType.NVIDIA_H100_80GB_HBM3, GpuPool.ADA_80_PRO, 80, 0.00116),
+        Gpu(GpuType.NVIDIA_H100_PCIe, GpuPool.ADA_80_PRO, 80, 0.00116),
+        Gpu(GpuType.NVIDIA_H100_NVL, GpuPool.ADA_80_PRO, 94, 0.00116),
+        Gpu(GpuType.NVIDIA_RTX_PRO_6000_SERVER, GpuPool.BLACKWELL_96, 96, 0.00111),
+        Gpu(GpuType.NVIDIA_RTX_PRO_6000_WORKSTATION, GpuPool.BLACKWELL_96, 96, 0.00111),
+        Gpu(GpuType.NVIDIA_RTX_PRO_6000_MAX_Q, GpuPool.BLACKWELL_96, 96, 0.00111),
+        Gpu(GpuType.NVIDIA_H200, GpuPool.HOPPER_141, 141, 0.00155),
+        Gpu(GpuType.NVIDIA_B200, GpuPool.BLACKWELL_180, 180, 0.00240),
+    )
+}
+
+
+class DataCenter(StrEnum):
+    """Data centres with serverless capacity: docs page and vendor SDK lists together."""
+
+    US_CA_2 = "US-CA-2"
+    US_GA_2 = "US-GA-2"
+    US_IL_1 = "US-IL-1"
+    US_KS_2 = "US-KS-2"
+    US_MD_1 = "US-MD-1"
+    US_MO_1 = "US-MO-1"
+    US_MO_2 = "US-MO-2"
+    US_NC_1 = "US-NC-1"
+    US_NC_2 = "US-NC-2"
+    US_NE_1 = "US-NE-1"
+    US_WA_1 = "US-WA-1"
+    EU_CZ_1 = "EU-CZ-1"
+    EU_RO_1 = "EU-RO-1"
+    EUR_IS_1 = "EUR-IS-1"
+    EUR_NO_1 = "EUR-NO-1"
+
+
+CUDA_VERSIONS = ("11.8", "12.0", "12.1", "12.2", "12.3", "12.4", "12.5", "12.6", "12.7", "12.8", "12.9", "13.0")
+"""CUDA floors the platform accepts (vendor SDK 1.21 source)."""
+
+_GB_PER_VCPU = {"cpu3g": 4, "cpu3c": 2, "cpu5g": 4, "cpu5c": 2}
+CPU_FLAVORS: tuple[str, ...] = tuple(
+    f"{family}-{vcpus}-{vcpus * gb}" for family, gb in _GB_PER_VCPU.items() for vcpus in (1, 2, 4, 8)
+)
+"""CPU instances as `<family>-<vCPUs>-<GB>` (vendor SDK 1.21 source; cpu5g by the REST v2 schema)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """An inclusive range that the platform enforces."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+EXECUTION_TIMEOUT_MS = Range(5_000, 604_800_000)
+"""5 s to 7 days (docs.runpod.io, operation reference, `policy.executionTimeout`)."""
+IDLE_TIMEOUT_SECONDS = Range(1, 3_600)
+"""REST v1 and v2 endpoint schema."""
+VOLUME_SIZE_GB = Range(10, 4_096)
+"""REST v2 network volume schema."""
+
+
+def resolve_gpus(names: Iterable[str]) -> tuple[GpuType | GpuPool, ...]:
+    """Return GPU types and pools for enum members, device names or fragments such as "A100".
+
+    A fragment that several models of one pool share ("H100") stands for all of them, in catalogue
+    order. The order of `names` is kept: it is the order of preference.
+
+    Raises:
+        DefinitionError: A name is unknown, or fits GPUs of different pools.
+    """
+    found: dict[GpuType | GpuPool, None] = {}
+    for name in names:
+        found.update(dict.fromkeys(_resolve_gpu(name)))
+    return tuple(found)
+
+
+def _resolve_gpu(name: str) -> tuple[GpuType | GpuPool, ...]:
+    if not isinstance(name, str):
+        raise DefinitionError(f"gpu={name!r} is not a GPU name", hint="give a GpuType, a GpuPool or a name like 'A100'")
+    if name.upper() in GpuPool.__members__:
+        return (GpuPool[name.upper()],)
+    if name.upper() == "ANY":
+        raise DefinitionError(
+            "gpu='any' lets the platform choose, so cost and memory are not known",
+            hint="pin one or more GPUs, in order of preference",
+        )
+    for gpu in GpuType:
+        if name.casefold() in (gpu.value.casefold(), gpu.name.casefold()):
+            return (gpu,)
+    words = set(_words(name))
+    matches = tuple(gpu for gpu in GpuType if words and words <= set(_words(gpu.value)))
+    pools = {GPUS[gpu].pool for gpu in matches}
+    if len(pools) > 1:
+        listing = ", ".join(gpu.value for gpu in matches)
+        raise DefinitionError(f"gpu={name!r} fits several GPUs: {listing}", hint="write the one you mean")
+    if not matches:
+        _fail_unknown("gpu", name, [*GpuType, *GpuPool])
+    return matches
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.casefold())
+
+
+def resolve_datacenter(name: str) -> DataCenter:
+    """Return the data centre for an enum member or a name in any case, with `-` or `_`.
+
+    Raises:
+        DefinitionError: The name is unknown.
+    """
+    key = str(name).upper().replace("-", "_")
+    if key not in DataCenter.__members__:
+        _fail_unknown("datacenter", name, DataCenter)
+    return DataCenter[key]
+
+
+def resolve_cpu(name: str) -> str:
+    """Return the CPU instance id, for example `cpu5c-4-8` (4 vCPUs, 8 GB).
+
+    Raises:
+        DefinitionError: No such instance.
+    """
+    key = str(name).casefold()
+    if key not in CPU_FLAVORS:
+        _fail_unknown("cpu", name, CPU_FLAVORS)
+    return key
+
+
+def resolve_cuda(version: str) -> str:
+    """Return the CUDA version if the platform accepts it as a floor.
+
+    Raises:
+        DefinitionError: It does not.
+    """
+    if version not in CUDA_VERSIONS:
+        _fail_unknown("min_cuda_version", version, CUDA_VERSIONS)
+    return version
+
+
+def nearest_names(name: str, known: Iterable[str], *, limit: int = 3) -> list[str]:
+    """Return the known names that look most like `name`, best first; empty when none comes close."""
+    by_key = {"".join(_words(candidate)): candidate for candidate in known}
+    matches = difflib.get_close_matches("".join(_words(name)), by_key, n=limit, cutoff=0.5)
+    return [by_key[match] for match in matches]
+
+
+def _fail_unknown(option: str, name: object, known: Iterable[str]) -> NoReturn:
+    names = list(known)
+    near = nearest_names(str(name), names)
+    raise DefinitionError(
+        f"{option}={str(name)!r} is not known" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ""),
+        hint=f"valid names: {', '.join(names)}",
+        details={"option": option, "value": str(name), "nearest": near, "valid": names},
+    )

@@ -1,0 +1,296 @@
+"""Every exception that flashkit raises, and the one envelope in which errors travel.
+
+The tree is split by what the catcher does next:
+
+    FlashkitError
+    ├── DefinitionError       fix the decorator call: refused when the app file is imported
+    ├── ConfigurationError    fix an environment variable, a file or a command line option
+    ├── InputError            the caller sent something the handler cannot take: fix the request
+    ├── HandlerError          the handler (user code) failed: read `where`, fix the code
+    │   ├── OutputError           it returned something that cannot be sent
+    │   ├── HandlerExit           it called sys.exit()
+    │   └── SetupError            setup() or warmup() failed, so the worker takes no jobs
+    ├── SessionError          the journal and the code disagree, or the session cannot be used
+    ├── JobError              a job sent to the platform did not complete
+    │   ├── JobFailed             the worker reported an error
+    │   ├── JobCancelled          somebody cancelled it
+    │   ├── JobTimedOut           execution timeout or time in queue ran out
+    │   └── JobNotFound           the platform does not know the id (any more)
+    └── PlatformError         the platform could not be reached or answered nonsense: retry
+        └── RateLimited           it asked for fewer requests
+
+An error crosses process boundaries as an `ErrorReport`: a JSON object in HTTP answers, the same
+object as JSON text in a job's `error` field (Runpod documents that field as a string). `render()`
+gives the text that terminals print, so a person reads the same words everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+_PACKAGE_ROOT = str(Path(__file__).parent)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport:
+    """One error as it is sent and shown: what happened, where, and what to do about it."""
+
+    code: str
+    """Stable snake_case identifier, for programs."""
+    message: str
+    """What happened and with which value, in one or two sentences."""
+    type: str = "FlashkitError"
+    """Name of the exception class, the user's own one included."""
+    where: str | None = None
+    """Place in the user's code, as `file.py:12 in function`."""
+    hint: str | None = None
+    """What to do next."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Facts for programs: field errors, limits, exit codes, last log lines."""
+    request_id: str | None = None
+    """Id of the job or HTTP request that failed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object, without the parts that are not known."""
+        pairs = {
+            "code": self.code,
+            "type": self.type,
+            "message": self.message,
+            "where": self.where,
+            "hint": self.hint,
+            "details": dict(self.details),
+            "request_id": self.request_id,
+        }
+        return {key: value for key, value in pairs.items() if value or key in {"code", "type", "message"}}
+
+    def to_json(self) -> str:
+        """Return the JSON text that goes into a job's `error` field."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, default=str)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build a report from a JSON object; unknown keys are ignored."""
+        details = data.get("details")
+        return cls(
+            code=str(data.get("code", "unknown")),
+            message=str(data.get("message", "")),
+            type=str(data.get("type", "FlashkitError")),
+            where=_optional_text(data.get("where")),
+            hint=_optional_text(data.get("hint")),
+            details=details if isinstance(details, Mapping) else {},
+            request_id=_optional_text(data.get("request_id")),
+        )
+
+    @classmethod
+    def from_job_error(cls, error: object, *, request_id: str | None = None) -> ErrorReport:
+        """Read the `error` field of a job, whoever wrote it: flashkit, the runpod SDK, or a person."""
+        data = error
+        if isinstance(error, str):
+            try:
+                data = json.loads(error)
+            except ValueError:
+                data = None
+        if isinstance(data, Mapping) and "message" in data:
+            report = ErrorReport.from_dict(data)
+        elif isinstance(data, Mapping) and "error_message" in data:
+            report = _from_sdk_error(data)
+        else:
+            report = cls(code="handler_error", message=str(error), type="Exception")
+        return replace(report, request_id=report.request_id or request_id)
+
+    def render(self) -> str:
+        """Return the text for a terminal: message, place, hint and id, one a line."""
+        lines = [f"{self.type}: {self.message}"]
+        if self.where:
+            lines.append(f"  at {self.where}")
+        if self.hint:
+            lines.append(f"  hint: {self.hint}")
+        if self.request_id:
+            lines.append(f"  request: {self.request_id}")
+        return "\n".join(lines)
+
+
+def _optional_text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _from_sdk_error(data: Mapping[str, Any]) -> ErrorReport:
+    """Translate the error text of a plain `runpod.serverless` worker (its keys start with error_)."""
+    type_name = str(data.get("error_type", "Exception")).removeprefix("<class '").removesuffix("'>")
+    details = {"traceback": data["error_traceback"]} if data.get("error_traceback") else {}
+    return ErrorReport(
+        code="handler_error",
+        message=str(data["error_message"]),
+        type=type_name.rpartition(".")[2],
+        details=details,
+    )
+
+
+class FlashkitError(Exception):
+    """Root of everything flashkit raises; `report` is the form in which it travels."""
+
+    code: ClassVar[str] = "error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        where: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.report = ErrorReport(
+            code=self.code,
+            message=message,
+            type=type(self).__name__,
+            where=where,
+            hint=hint,
+            details=details or {},
+            request_id=request_id,
+        )
+
+    @classmethod
+    def from_report(cls, report: ErrorReport) -> Self:
+        """Build the exception from a report that came over the wire, keeping every part of it."""
+        error = cls(report.message)
+        error.report = report
+        return error
+
+    def __str__(self) -> str:
+        hint = self.report.hint
+        return f"{self.report.message}\n  hint: {hint}" if hint else self.report.message
+
+
+class DefinitionError(FlashkitError):
+    """A decorator was given something that cannot work."""
+
+    code = "definition_invalid"
+
+
+class ConfigurationError(FlashkitError):
+    """An environment variable, a file or a command line option is wrong or missing."""
+
+    code = "configuration_invalid"
+
+
+class InputError(FlashkitError):
+    """The request does not fit the handler's parameters."""
+
+    code = "input_invalid"
+
+
+class HandlerError(FlashkitError):
+    """User code failed while it handled a job."""
+
+    code = "handler_error"
+
+
+class OutputError(HandlerError):
+    """The handler returned something that cannot be sent to the caller."""
+
+    code = "output_invalid"
+
+
+class HandlerExit(HandlerError):
+    """The handler tried to end the worker's process."""
+
+    code = "handler_exit"
+
+
+class SetupError(HandlerError):
+    """`setup()` or `warmup()` failed, so this worker cannot take jobs."""
+
+    code = "setup_failed"
+
+
+class SessionError(FlashkitError):
+    """A session cannot go on."""
+
+    code = "session_error"
+
+
+class JobError(FlashkitError):
+    """A job sent to the platform did not complete."""
+
+    code = "job_error"
+
+
+class JobFailed(JobError):
+    """The worker reported an error; `report` is what it said."""
+
+    code = "job_failed"
+
+
+class JobCancelled(JobError):
+    """The job was cancelled before it finished."""
+
+    code = "job_cancelled"
+
+
+class JobTimedOut(JobError):
+    """The job ran past its execution timeout, or waited past its time to live."""
+
+    code = "job_timed_out"
+
+
+class JobNotFound(JobError):
+    """The platform does not know this job id: never submitted, expired, or past its retention."""
+
+    code = "job_not_found"
+
+
+class PlatformError(FlashkitError):
+    """The platform could not be reached, or its answer makes no sense."""
+
+    code = "platform_error"
+
+
+class RateLimited(PlatformError):
+    """The platform answered 429."""
+
+    code = "rate_limited"
+
+
+def describe_exception(
+    exc: BaseException, *, request_id: str | None = None, with_traceback: bool = False
+) -> ErrorReport:
+    """Return the report for any exception: flashkit's own ones as they are, others as a handler error.
+
+    Args:
+        exc: The exception, with its traceback.
+        request_id: Job or request id to put into the report.
+        with_traceback: Add the traceback to `details` (only where the caller is the developer).
+    """
+    if isinstance(exc, FlashkitError):
+        report = exc.report
+    else:
+        report = ErrorReport(
+            code="handler_error", message=str(exc) or repr(exc), type=type(exc).__name__
+        )
+    where = report.where or locate(exc.__traceback__)
+    details = dict(report.details)
+    if with_traceback:
+        details["traceback"] = "".join(traceback.format_exception(exc))
+    return replace(report, where=where, details=details, request_id=report.request_id or request_id)
+
+
+def locate(trace: TracebackType | None) -> str | None:
+    """Return `file.py:12 in function` for the innermost frame that is the user's own code."""
+    frames = [frame for frame in traceback.extract_tb(trace) if _is_user_file(frame.filename)]
+    if not frames:
+        return None
+    last = frames[-1]
+    return f"{Path(last.filename).name}:{last.lineno} in {last.name}"
+
+
+def _is_user_file(filename: str) -> bool:
+    is_library = any(part in filename for part in ("site-packages", "/lib/python", "<frozen", "importlib"))
+    return not (filename.startswith(_PACKAGE_ROOT) or is_library)

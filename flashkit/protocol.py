@@ -1,0 +1,105 @@
+"""The wire between clients, platform and workers: states, limits, URLs, environment.
+
+Runpod documents most of it; what the platform does but nobody documents is a named default in
+`PlatformDefaults`, so that it can be seen, listed in the docs, and changed. Sources: Runpod docs
+"operation reference", "send requests", "job states", "endpoint configurations" (read 2026-08-20) and
+the source of the runpod SDK 1.12.0 and 2.0.0rc2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class JobStatus(StrEnum):
+    """States of a job as the platform reports them."""
+
+    IN_QUEUE = "IN_QUEUE"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMED_OUT = "TIMED_OUT"
+
+    @property
+    def is_final(self) -> bool:
+        """True when the job will not change any more (except by `retry`)."""
+        return self not in (JobStatus.IN_QUEUE, JobStatus.IN_PROGRESS)
+
+
+RUN_BODY_LIMIT_BYTES: Final = 10 * 1024 * 1024
+"""Largest `/run` request, and largest result of one. Documented as "10 MB"."""
+RUNSYNC_BODY_LIMIT_BYTES: Final = 20 * 1024 * 1024
+"""Largest `/runsync` request, and largest result of one. Documented as "20 MB"."""
+STREAM_CHUNK_LIMIT_BYTES: Final = 1024 * 1024
+"""Largest single partial output."""
+RUNSYNC_WAIT_MS: Final = (1_000, 300_000)
+"""Bounds of `/runsync?wait=`."""
+RUNSYNC_DEFAULT_WAIT_MS: Final = 90_000
+"""How long `/runsync` waits without `?wait=`."""
+TTL_MS: Final = (10_000, 604_800_000)
+"""Bounds of `policy.ttl`: 10 s to 7 days."""
+POLL_LIMIT_SECONDS: Final = 90
+"""A worker gives up a long poll after this time and asks again (SDK source)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformDefaults:
+    """Behaviour of the platform that a local one must choose; times in seconds unless the name says ms."""
+
+    execution_timeout_ms: int = 600_000
+    """Documented default of `policy.executionTimeout`."""
+    ttl_ms: int = 86_400_000
+    """Documented default of `policy.ttl`, counted from submission."""
+    run_retention: float = 1_800.0
+    """Documented: results of `/run` are kept 30 min."""
+    runsync_retention: float = 60.0
+    """Documented: results of `/runsync` are kept 1 min."""
+    webhook_attempts: int = 3
+    """Documented: the first try and up to two more."""
+    webhook_delay: float = 10.0
+    """Documented: seconds between tries."""
+    poll_hold: float = 25.0
+    """Undocumented: how long an empty job-take or job-stop poll is held before 204."""
+    max_attempts: int = 3
+    """Undocumented: how often a job is handed out before a crashed worker makes it FAILED."""
+    stop_grace: float = 5.0
+    """Undocumented: after a stop signal, a worker has this long to drop the job before it is killed."""
+    drain_grace: float = 30.0
+    """Undocumented: after SIGTERM, a worker has this long to finish its jobs before SIGKILL."""
+    failed_starts: int = 3
+    """Undocumented: workers in a row that die before taking a job until queued jobs are FAILED."""
+    respawn_delay: float = 1.0
+    """Undocumented: wait after a failed start; doubles with each one in a row, up to 30 s."""
+    oversize_status: int = 413
+    """Undocumented: HTTP status for a body over the limit."""
+
+
+WORKER_ENVIRONMENT: Final = {
+    "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",  # one of them opens a connection to a public address
+    "RUNPOD_SKIP_GPU_CHECK": "true",
+    "PYTHONUNBUFFERED": "1",
+}
+"""What every local worker gets besides its URLs."""
+
+
+def worker_urls(base_url: str, endpoint_id: str, worker_id: str) -> dict[str, str]:
+    """Return the environment that points the runpod SDK of one worker at a platform.
+
+    Args:
+        base_url: Scheme, host and port, without a path.
+        endpoint_id: The endpoint's id in URLs.
+        worker_id: The worker's id; the SDK puts it in place of `$RUNPOD_POD_ID`.
+    """
+    root = f"{base_url}/v2/{endpoint_id}"
+    return {
+        "RUNPOD_ENDPOINT_ID": endpoint_id,
+        "RUNPOD_POD_ID": worker_id,
+        "RUNPOD_WEBHOOK_GET_JOB": f"{root}/job-take/$ID?gpu=local",
+        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{root}/job-done/$RUNPOD_POD_ID/$ID?gpu=local",
+        "RUNPOD_WEBHOOK_POST_STREAM": f"{root}/job-stream/$RUNPOD_POD_ID/$ID?gpu=local",
+        "RUNPOD_WEBHOOK_PING": f"{root}/ping/$RUNPOD_POD_ID",
+        "RUNPOD_ENDPOINT_BASE_URL": f"{base_url}/v2",
+    }

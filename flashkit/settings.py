@@ -1,0 +1,120 @@
+"""The environment, read once at the edge into one frozen `Settings`.
+
+Nothing else in flashkit reads `os.environ`; functions receive the values they need. A wrong value
+fails here, with the name of the variable and what would be right.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from flashkit.errors import ConfigurationError
+
+RUNPOD_API_URL = "https://api.runpod.ai/v2"
+DEV_FILE = Path(".flashkit") / "dev.json"
+"""Where a running `flashkit dev` leaves its URL and process id, below the project's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the platform is and what this process may use of it."""
+
+    base_url: str | None = None
+    """Root of the job API up to `/v2` (RUNPOD_ENDPOINT_BASE_URL)."""
+    api_key: str | None = field(default=None, repr=False)
+    """Account key (RUNPOD_API_KEY); never logged."""
+    endpoint_ids: Mapping[str, str] = field(default_factory=dict)
+    """Platform ids of endpoints by their flashkit names (FLASHKIT_ENDPOINTS, a JSON object)."""
+    state_url: str = "sqlite:///.flashkit/sessions.db"
+    """Where sessions keep their journal (FLASHKIT_STATE)."""
+    weights_dir: Path = Path("models")
+    """Folder with weights as `<organisation>/<name>/` (FLASHKIT_WEIGHTS_DIR)."""
+    worker_id: str = "local"
+    """This worker's id on the platform (RUNPOD_POD_ID)."""
+    show_tracebacks: bool = False
+    """Send tracebacks to callers: set by `flashkit dev` only (FLASHKIT_TRACEBACKS)."""
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] | None = None, *, folder: Path | None = None) -> Self:
+        """Read the settings, from the process's environment unless one is given.
+
+        Where no platform is configured, a `flashkit dev` that runs in `folder` (the current one by
+        default) or a folder above it is used.
+
+        Raises:
+            ConfigurationError: A variable has a value that cannot be used.
+        """
+        env = os.environ if environ is None else environ
+        base_url = env.get("RUNPOD_ENDPOINT_BASE_URL") or None
+        api_key = env.get("RUNPOD_API_KEY") or None
+        if base_url is None and (dev_url := find_dev_server(folder or Path.cwd())):
+            base_url = f"{dev_url}/v2"
+        if base_url is None and api_key is not None:
+            base_url = RUNPOD_API_URL
+        return cls(
+            base_url=base_url,
+            api_key=api_key,
+            endpoint_ids=_read_endpoint_ids(env),
+            state_url=env.get("FLASHKIT_STATE") or cls.state_url,
+            weights_dir=Path(env.get("FLASHKIT_WEIGHTS_DIR") or cls.weights_dir),
+            worker_id=env.get("RUNPOD_POD_ID") or cls.worker_id,
+            show_tracebacks=_read_flag(env, "FLASHKIT_TRACEBACKS"),
+        )
+
+    def require_base_url(self) -> str:
+        """Return the platform's base URL.
+
+        Raises:
+            ConfigurationError: No platform is configured.
+        """
+        if self.base_url is None:
+            raise ConfigurationError(
+                "no platform is configured, so there is nowhere to send the job",
+                hint="start `flashkit dev app.py` in this folder, or set RUNPOD_API_KEY to use Runpod, "
+                "or set RUNPOD_ENDPOINT_BASE_URL (up to /v2) to use another address",
+            )
+        return self.base_url.rstrip("/")
+
+    def endpoint_url(self, name: str) -> str:
+        """Return the URL below which the endpoint's routes are."""
+        return f"{self.require_base_url()}/{self.endpoint_ids.get(name, name)}"
+
+
+def find_dev_server(folder: Path) -> str | None:
+    """Return the URL of the `flashkit dev` that runs for this folder or one above it, if any does."""
+    for parent in (folder, *folder.parents):
+        try:
+            record = json.loads((parent / DEV_FILE).read_text())
+            os.kill(record["pid"], 0)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return str(record["url"])
+    return None
+
+
+def _read_endpoint_ids(env: Mapping[str, str]) -> dict[str, str]:
+    text = env.get("FLASHKIT_ENDPOINTS") or "{}"
+    try:
+        ids = json.loads(text)
+    except ValueError:
+        ids = None
+    if not isinstance(ids, dict) or not all(isinstance(value, str) for value in ids.values()):
+        raise ConfigurationError(
+            f"FLASHKIT_ENDPOINTS={text!r} is not a JSON object of strings",
+            hint='write it as {"endpoint-name": "platform id"}',
+        )
+    return ids
+
+
+def _read_flag(env: Mapping[str, str], name: str) -> bool:
+    value = env.get(name, "").strip().lower()
+    if value in ("", "0", "false", "no"):
+        return False
+    if value in ("1", "true", "yes"):
+        return True
+    raise ConfigurationError(f"{name}={env[name]!r} is neither true nor false", hint=f"set {name} to 1 or 0")

@@ -1,0 +1,218 @@
+"""What an endpoint is: frozen values, checked when the app file is imported.
+
+A spec describes; it starts nothing. Decorators build it, workers, the emulator, plans and deployment
+read it, and it travels between processes as plain JSON (`to_dict`, `from_dict`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from flashkit import catalog
+from flashkit.catalog import DataCenter, GpuPool, GpuType
+from flashkit.errors import DefinitionError
+
+
+class Kind(StrEnum):
+    """The kinds of worker."""
+
+    CPU = "cpu"
+    GPU = "gpu"
+    EMBEDDING = "embedding"
+    ORCHESTRATOR = "orchestrator"
+
+
+class ScalerType(StrEnum):
+    """How the platform decides that it needs more workers."""
+
+    QUEUE_DELAY = "QUEUE_DELAY"
+    """A job waited longer than `scaler_value` seconds."""
+    REQUEST_COUNT = "REQUEST_COUNT"
+    """One worker for every `scaler_value` jobs, queued and running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A model's weights by repository name, for example `Weights("Qwen/Qwen3-8B", revision="…")`."""
+
+    name: str
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.name):
+            raise DefinitionError(
+                f"Weights({self.name!r}) is not a repository name", hint="write it as 'organisation/name'"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkVolume:
+    """A network volume that is mounted at /runpod-volume; `size` in GB."""
+
+    name: str
+    size: int = 100
+    datacenter: DataCenter | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise DefinitionError("a NetworkVolume needs a name", hint='NetworkVolume("model-weights", size=50)')
+        if self.size not in catalog.VOLUME_SIZE_GB:
+            raise DefinitionError(
+                f"NetworkVolume({self.name!r}, size={self.size!r}) cannot be made",
+                hint=f"volumes have {catalog.VOLUME_SIZE_GB.low:g} to {catalog.VOLUME_SIZE_GB.high:g} GB",
+            )
+        if self.datacenter is not None:
+            object.__setattr__(self, "datacenter", catalog.resolve_datacenter(self.datacenter))
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBounds:
+    """Fewest and most workers that the platform keeps."""
+
+    min: int = 0
+    max: int = 3
+
+    @classmethod
+    def from_option(cls, workers: int | Sequence[int] | WorkerBounds) -> WorkerBounds:
+        """Read `workers=3` (0 to 3) or `workers=(1, 10)`.
+
+        Raises:
+            DefinitionError: Not such numbers, min above max, or a max of 0.
+        """
+        if isinstance(workers, WorkerBounds):
+            return workers
+        numbers = (0, workers) if isinstance(workers, int) else tuple(workers)
+        if len(numbers) != 2 or not all(_is_count(number) for number in numbers):  # noqa: PLR2004
+            raise DefinitionError(
+                f"workers={workers!r} is not a pair of whole numbers", hint="write workers=(min, max)"
+            )
+        bounds = cls(*numbers)
+        if bounds.max < 1:
+            raise DefinitionError(f"workers={workers!r} can never run a job", hint="max must be at least 1")
+        if bounds.min > bounds.max:
+            raise DefinitionError(f"workers={workers!r} has min above max", hint="write workers=(min, max)")
+        return bounds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointSpec:
+    """One endpoint, complete and checked. Build it through the decorators."""
+
+    name: str
+    kind: Kind
+    gpu: tuple[GpuType | GpuPool, ...] = ()
+    """GPUs in order of preference; empty for CPU workers."""
+    gpu_count: int = 1
+    cpu: str | None = None
+    """CPU instance, for example `cpu5c-4-8`."""
+    min_cuda_version: str | None = None
+    datacenters: tuple[DataCenter, ...] = ()
+    """Where workers may run; empty means anywhere."""
+    workers: WorkerBounds = WorkerBounds()
+    idle_timeout: int = 5
+    """Seconds without a job until a worker above the minimum is stopped."""
+    execution_timeout_ms: int = 600_000
+    """Milliseconds a job may run, from pick-up."""
+    scaler_type: ScalerType = ScalerType.QUEUE_DELAY
+    scaler_value: int = 4
+    flashboot: bool = True
+    concurrency: int = 1
+    """Jobs that one worker runs at the same time."""
+    volumes: tuple[NetworkVolume, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    weights: Weights | None = None
+
+    def __post_init__(self) -> None:
+        for check in (_check_name, _check_compute, _check_counts, _check_timeouts, _check_env, _check_volumes):
+            check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build a spec from `to_dict()`'s JSON, checking it again."""
+        values = dict(data)
+        values["kind"] = Kind(values["kind"])
+        values["gpu"] = catalog.resolve_gpus(values.get("gpu", ()))
+        values["datacenters"] = tuple(catalog.resolve_datacenter(name) for name in values.get("datacenters", ()))
+        values["workers"] = WorkerBounds(**values.get("workers", {}))
+        values["scaler_type"] = ScalerType(values.get("scaler_type", ScalerType.QUEUE_DELAY))
+        values["volumes"] = tuple(NetworkVolume(**volume) for volume in values.get("volumes", ()))
+        values["weights"] = Weights(**values["weights"]) if values.get("weights") else None
+        return cls(**values)
+
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_PLATFORM_VARIABLES = re.compile(r"RUNPOD_(WEBHOOK_.*|POD_ID|ENDPOINT_ID|AI_API_KEY|ENDPOINT_BASE_URL)")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_name(spec: EndpointSpec) -> None:
+    if not isinstance(spec.name, str) or not _NAME.fullmatch(spec.name):
+        raise DefinitionError(
+            f"name={spec.name!r} cannot be an endpoint's name",
+            hint="use 1 to 63 lower-case letters, digits and dashes; it becomes part of URLs",
+        )
+
+
+def _check_compute(spec: EndpointSpec) -> None:
+    if spec.kind is Kind.CPU and not spec.cpu:
+        raise DefinitionError(f"endpoint {spec.name!r} names no CPU instance", hint="write cpu='cpu5c-2-4'")
+    if spec.kind in (Kind.GPU, Kind.EMBEDDING) and not spec.gpu:
+        raise DefinitionError(
+            f"endpoint {spec.name!r} pins no GPU", hint="write gpu='A100' or gpu=['L40S', 'A100'], preferred first"
+        )
+    if spec.kind is Kind.ORCHESTRATOR and bool(spec.gpu) == bool(spec.cpu):
+        raise DefinitionError(
+            f"endpoint {spec.name!r} needs either gpu= or cpu=", hint="an orchestrator without a model runs on a CPU"
+        )
+
+
+def _check_counts(spec: EndpointSpec) -> None:
+    for option, value in (
+        ("gpu_count", spec.gpu_count),
+        ("scaler_value", spec.scaler_value),
+        ("concurrency", spec.concurrency),
+    ):
+        if not _is_count(value) or value < 1:
+            raise DefinitionError(f"{option}={value!r} of endpoint {spec.name!r} is not a whole number of at least 1")
+
+
+def _check_timeouts(spec: EndpointSpec) -> None:
+    for option, value, allowed, unit in (
+        ("idle_timeout", spec.idle_timeout, catalog.IDLE_TIMEOUT_SECONDS, "seconds"),
+        ("execution_timeout_ms", spec.execution_timeout_ms, catalog.EXECUTION_TIMEOUT_MS, "milliseconds"),
+    ):
+        if not _is_count(value) or value not in allowed:
+            raise DefinitionError(
+                f"{option}={value!r} of endpoint {spec.name!r} is out of range",
+                hint=f"the platform accepts {allowed.low:,.0f} to {allowed.high:,.0f} {unit}",
+            )
+
+
+def _check_env(spec: EndpointSpec) -> None:
+    for key, value in spec.env.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise DefinitionError(f"env[{key!r}] of endpoint {spec.name!r} is not a string", hint="write str(value)")
+        if _PLATFORM_VARIABLES.fullmatch(key):
+            raise DefinitionError(f"env[{key!r}] of endpoint {spec.name!r} belongs to the platform", hint="remove it")
+
+
+def _check_volumes(spec: EndpointSpec) -> None:
+    for volume in spec.volumes:
+        if spec.datacenters and volume.datacenter and volume.datacenter not in spec.datacenters:
+            raise DefinitionError(
+                f"volume {volume.name!r} is in {volume.datacenter}, but endpoint {spec.name!r} runs in "
+                f"{', '.join(spec.datacenters)}",
+                hint="a volume is reachable in its own data centre only: make the two agree",
+            )
