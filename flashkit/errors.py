@@ -272,9 +272,7 @@ def describe_exception(
     if isinstance(exc, FlashkitError):
         report = exc.report
     else:
-        report = ErrorReport(
-            code="handler_error", message=str(exc) or repr(exc), type=type(exc).__name__
-        )
+        report = ErrorReport(code="handler_error", message=str(exc) or repr(exc), type=type(exc).__name__)
     where = report.where or locate(exc.__traceback__)
     details = dict(report.details)
     if with_traceback:

@@ -1,0 +1,75 @@
+"""flashkit: AI agents on Runpod Serverless.
+
+Decorate functions and classes to make workers, run the whole platform on your own machine with
+`flashkit dev`, and ship the same code. Importing the package loads nothing else: names are resolved
+on first use, so neither pydantic nor runpod is imported until a worker needs them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flashkit.catalog import DataCenter, GpuPool, GpuType
+    from flashkit.client import Client, JobHandle
+    from flashkit.decorators import cpu_endpoint, embedding_endpoint, gpu_endpoint, orchestrator_endpoint
+    from flashkit.endpoint import Endpoint
+    from flashkit.errors import (
+        ConfigurationError,
+        DefinitionError,
+        ErrorReport,
+        FlashkitError,
+        HandlerError,
+        InputError,
+        JobCancelled,
+        JobError,
+        JobFailed,
+        JobNotFound,
+        JobTimedOut,
+        OutputError,
+        PlatformError,
+        SessionError,
+    )
+    from flashkit.settings import Settings
+    from flashkit.spec import EndpointSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
+    from flashkit.worker.job import JobContext, current_job
+    from flashkit.worker.main import serve
+    from flashkit.worker.sessions import Session
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "catalog": ("DataCenter", "GpuPool", "GpuType"),
+    "client": ("Client", "JobHandle"),
+    "decorators": ("cpu_endpoint", "embedding_endpoint", "gpu_endpoint", "orchestrator_endpoint"),
+    "endpoint": ("Endpoint",),
+    "errors": (
+        "ConfigurationError", "DefinitionError", "ErrorReport", "FlashkitError", "HandlerError", "InputError",
+        "JobCancelled", "JobError", "JobFailed", "JobNotFound", "JobTimedOut", "OutputError", "PlatformError",
+        "SessionError",
+    ),
+    "settings": ("Settings",),
+    "spec": ("EndpointSpec", "Kind", "NetworkVolume", "ScalerType", "Weights", "WorkerBounds"),
+    "worker.job": ("JobContext", "current_job"),
+    "worker.main": ("serve",),
+    "worker.sessions": ("Session",),
+}  # fmt: skip
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604 - every name in the table above is a string
+    "__version__",
+    *sorted(_HOME_OF),
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'flashkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"flashkit.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

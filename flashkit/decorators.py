@@ -1,0 +1,367 @@
+"""The four decorators. They describe: everything is checked here and nothing is started.
+
+All options are keyword-only. A value that cannot work is refused when the app file is imported, and an
+option that does not exist is refused with the nearest name, because a misspelt `idle_timeuot=` that is
+silently ignored costs money.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, Never, ParamSpec, Protocol, TypeVar, overload
+
+from flashkit import catalog
+from flashkit.catalog import DataCenter, GpuPool, GpuType
+from flashkit.endpoint import Endpoint
+from flashkit.errors import DefinitionError
+from flashkit.handler import define
+from flashkit.spec import EndpointSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
+
+P = ParamSpec("P")
+R = TypeVar("R")
+First = TypeVar("First")
+
+GpuOption = str | GpuType | GpuPool | Sequence[str | GpuType | GpuPool]
+WorkersOption = int | tuple[int, int]
+DataCenterOption = str | DataCenter | Sequence[str | DataCenter] | None
+VolumeOption = NetworkVolume | Sequence[NetworkVolume] | None
+
+
+class EndpointDecorator(Protocol):
+    """Turns a function or class into an endpoint with the same parameters."""
+
+    @overload
+    def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> Endpoint[P, AsyncIterator[R], P, list[R]]: ...
+    @overload
+    def __call__(self, target: Callable[P, Iterator[R]], /) -> Endpoint[P, Iterator[R], P, list[R]]: ...
+    @overload
+    def __call__(self, target: Callable[P, Coroutine[Any, Any, R]], /) -> Endpoint[P, Coroutine[Any, Any, R], P, R]: ...
+    @overload
+    def __call__(self, target: type[R], /) -> Endpoint[..., R, ..., Any]: ...
+    @overload
+    def __call__(self, target: Callable[P, R], /) -> Endpoint[P, R, P, R]: ...
+
+
+class SessionDecorator(Protocol):
+    """Turns a function whose first parameter is the session into an endpoint without it."""
+
+    @overload
+    def __call__(
+        self, target: Callable[Concatenate[First, P], AsyncIterator[R]], /
+    ) -> Endpoint[Concatenate[First, P], AsyncIterator[R], P, list[R]]: ...
+    @overload
+    def __call__(
+        self, target: Callable[Concatenate[First, P], Coroutine[Any, Any, R]], /
+    ) -> Endpoint[Concatenate[First, P], Coroutine[Any, Any, R], P, R]: ...
+
+
+class EmbeddingDecorator(Protocol):
+    """Turns a function with an `embed` parameter into an endpoint without it."""
+
+    @overload
+    def __call__(
+        self, target: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Endpoint[P, Coroutine[Any, Any, R], ..., R]: ...
+    @overload
+    def __call__(self, target: Callable[P, R], /) -> Endpoint[P, R, ..., R]: ...
+
+
+def cpu_endpoint(
+    *,
+    name: str | None = None,
+    cpu: str = "cpu3c-2-4",
+    workers: WorkersOption = (0, 3),
+    idle_timeout: int = 5,
+    execution_timeout_ms: int = 600_000,
+    concurrency: int = 1,
+    datacenter: DataCenterOption = None,
+    volume: VolumeOption = None,
+    env: Mapping[str, str] | None = None,
+    scaler_type: str = ScalerType.QUEUE_DELAY,
+    scaler_value: int = 4,
+    flashboot: bool = True,
+    **unknown: Never,
+) -> EndpointDecorator:
+    """Make a stateless CPU tool of a function or class.
+
+    Sync functions run in threads, so they never block the worker's loop.
+
+    Args:
+        name: Name in URLs; by default the function's name with dashes.
+        cpu: Instance as family, vCPUs and GB: `cpu5c-4-8` has 4 vCPUs and 8 GB.
+        workers: (min, max), or only max.
+        idle_timeout: Seconds without a job until a worker above min stops.
+        execution_timeout_ms: Milliseconds one job may run.
+        concurrency: Jobs that one worker runs at the same time.
+        datacenter: Where workers may run; anywhere by default.
+        volume: Network volume or volumes, mounted at /runpod-volume.
+        env: Environment variables of the worker.
+        scaler_type: `QUEUE_DELAY` or `REQUEST_COUNT`.
+        scaler_value: Seconds a job may wait, or jobs per worker.
+        flashboot: Let the platform keep a warmed-up worker's state for fast restarts.
+
+    Raises:
+        DefinitionError: An option does not exist or cannot work.
+
+    Example:
+        >>> @cpu_endpoint(name="word-count", cpu="cpu5c-4-8", workers=(0, 10))
+        ... def count_words(text: str) -> int:
+        ...     return len(text.split())
+        >>> count_words("calling it just calls it")
+        5
+    """
+    options = dict(locals())
+    return _decorator(Kind.CPU, options)  # type: ignore[return-value]  # the protocol states the types
+
+
+def gpu_endpoint(
+    *,
+    gpu: GpuOption = (),
+    name: str | None = None,
+    gpu_count: int = 1,
+    workers: WorkersOption = (0, 3),
+    idle_timeout: int = 5,
+    execution_timeout_ms: int = 600_000,
+    concurrency: int = 1,
+    datacenter: DataCenterOption = None,
+    volume: VolumeOption = None,
+    env: Mapping[str, str] | None = None,
+    min_cuda_version: str | None = None,
+    scaler_type: str = ScalerType.QUEUE_DELAY,
+    scaler_value: int = 4,
+    flashboot: bool = True,
+    **unknown: Never,
+) -> EndpointDecorator:
+    """Make a GPU endpoint of a function, or of a class that is built once per worker.
+
+    A class may have `setup()`, `warmup()` and `teardown()`; the method named `run` (or the only public
+    one) handles jobs.
+
+    Args:
+        gpu: GPU types or pools in order of preference; enum members, device names or fragments ("A100").
+        name: Name in URLs; by default the function's or class's name with dashes.
+        gpu_count: GPUs per worker.
+        workers: (min, max), or only max.
+        idle_timeout: Seconds without a job until a worker above min stops.
+        execution_timeout_ms: Milliseconds one job may run.
+        concurrency: Jobs that one worker runs at the same time.
+        datacenter: Where workers may run; anywhere by default.
+        volume: Network volume or volumes, mounted at /runpod-volume.
+        env: Environment variables of the worker.
+        min_cuda_version: Oldest CUDA version of a host, for example "12.8".
+        scaler_type: `QUEUE_DELAY` or `REQUEST_COUNT`.
+        scaler_value: Seconds a job may wait, or jobs per worker.
+        flashboot: Let the platform keep a warmed-up worker's state for fast restarts.
+
+    Raises:
+        DefinitionError: An option does not exist or cannot work.
+
+    Example:
+        >>> @gpu_endpoint(name="shout", gpu=GpuType.NVIDIA_A100_80GB_PCIe, workers=(1, 10))
+        ... class Shouter:
+        ...     def setup(self) -> None:
+        ...         self.suffix = "!"
+        ...     def run(self, text: str) -> str:
+        ...         return text.upper() + self.suffix
+        >>> Shouter.spec.gpu
+        (<GpuType.NVIDIA_A100_80GB_PCIe: 'NVIDIA A100 80GB PCIe'>,)
+    """
+    options = dict(locals())
+    return _decorator(Kind.GPU, options)  # type: ignore[return-value]  # the protocol states the types
+
+
+def embedding_endpoint(
+    *,
+    weights: Weights,
+    gpu: GpuOption = (),
+    name: str | None = None,
+    workers: WorkersOption = (0, 3),
+    idle_timeout: int = 5,
+    execution_timeout_ms: int = 600_000,
+    concurrency: int = 1,
+    datacenter: DataCenterOption = None,
+    volume: VolumeOption = None,
+    env: Mapping[str, str] | None = None,
+    min_cuda_version: str | None = None,
+    scaler_type: str = ScalerType.QUEUE_DELAY,
+    scaler_value: int = 4,
+    flashboot: bool = True,
+    **unknown: Never,
+) -> EmbeddingDecorator:
+    """Make an embedding endpoint: the handler's parameter `embed` is the loaded model.
+
+    `await embed(texts)` gives a float32 array of shape (texts, dimensions) with rows of length 1.
+
+    Args:
+        weights: The sentence-embedding model.
+        gpu: GPU types or pools in order of preference.
+        name: Name in URLs; by default the function's name with dashes.
+        workers: (min, max), or only max.
+        idle_timeout: Seconds without a job until a worker above min stops.
+        execution_timeout_ms: Milliseconds one job may run.
+        concurrency: Jobs that one worker runs at the same time.
+        datacenter: Where workers may run; anywhere by default.
+        volume: Network volume or volumes, mounted at /runpod-volume.
+        env: Environment variables of the worker.
+        min_cuda_version: Oldest CUDA version of a host, for example "12.8".
+        scaler_type: `QUEUE_DELAY` or `REQUEST_COUNT`.
+        scaler_value: Seconds a job may wait, or jobs per worker.
+        flashboot: Let the platform keep a warmed-up worker's state for fast restarts.
+
+    Raises:
+        DefinitionError: An option does not exist or cannot work.
+
+    Example:
+        >>> @embedding_endpoint(name="vectors", gpu="RTX 4090", weights=Weights("org/model"))
+        ... async def vectors(texts: list[str], embed) -> list[list[float]]:
+        ...     return (await embed(texts)).tolist()
+        >>> vectors
+        <embedding endpoint 'vectors' (texts: list[str]) -> ...>
+    """
+    options = dict(locals())
+    return _decorator(Kind.EMBEDDING, options)  # type: ignore[return-value]  # the protocol states the types
+
+
+def orchestrator_endpoint(
+    *,
+    name: str | None = None,
+    gpu: GpuOption = (),
+    cpu: str | None = None,
+    gpu_count: int = 1,
+    workers: WorkersOption = (1, 3),
+    idle_timeout: int = 300,
+    execution_timeout_ms: int = 600_000,
+    concurrency: int = 1,
+    datacenter: DataCenterOption = None,
+    volume: VolumeOption = None,
+    env: Mapping[str, str] | None = None,
+    min_cuda_version: str | None = None,
+    scaler_type: str = ScalerType.QUEUE_DELAY,
+    scaler_value: int = 4,
+    flashboot: bool = True,
+    **unknown: Never,
+) -> SessionDecorator:
+    """Make a stateful agent of an async function whose first parameter is the `session`.
+
+    What runs through `session.step()` and `session.call()` is journalled: when the job is retried on
+    another worker, completed steps are not run again.
+
+    Args:
+        name: Name in URLs; by default the function's name with dashes.
+        gpu: GPU types or pools, for an orchestrator that runs a model itself.
+        cpu: CPU instance, for one that does not (`cpu5c-2-4` when neither is given).
+        gpu_count: GPUs per worker.
+        workers: (min, max), or only max.
+        idle_timeout: Seconds without a job until a worker above min stops.
+        execution_timeout_ms: Milliseconds one job may run.
+        concurrency: Sessions that one worker runs at the same time.
+        datacenter: Where workers may run; anywhere by default.
+        volume: Network volume or volumes, mounted at /runpod-volume.
+        env: Environment variables of the worker.
+        min_cuda_version: Oldest CUDA version of a host, for example "12.8".
+        scaler_type: `QUEUE_DELAY` or `REQUEST_COUNT`.
+        scaler_value: Seconds a job may wait, or jobs per worker.
+        flashboot: Let the platform keep a warmed-up worker's state for fast restarts.
+
+    Raises:
+        DefinitionError: An option does not exist or cannot work.
+
+    Example:
+        >>> @orchestrator_endpoint(name="agent", gpu="A100", workers=(3, 20), idle_timeout=1800)
+        ... async def agent(session: Session, question: str) -> str:
+        ...     return await session.step("answer", str.upper, question)
+        >>> agent.spec.workers
+        WorkerBounds(min=3, max=20)
+    """
+    options = dict(locals())
+    if not gpu and cpu is None:
+        options["cpu"] = "cpu5c-2-4"
+    return _decorator(Kind.ORCHESTRATOR, options)  # type: ignore[return-value]  # the protocol states the types
+
+
+def _decorator(kind: Kind, options: dict[str, Any]) -> Callable[[Any], Endpoint[..., Any, ..., Any]]:
+    place = _caller()
+    try:
+        _refuse_unknown(kind, options.pop("unknown"), options)
+        values = _spec_values(options)
+    except DefinitionError as exc:
+        raise _at(exc, place) from None
+
+    def decorate(target: Any) -> Endpoint[..., Any, ..., Any]:
+        name = values.pop("name", None) or _default_name(target)
+        try:
+            definition = define(target, EndpointSpec(name=name, kind=kind, **values))
+            _require_session(definition.spec, definition.function)
+        except DefinitionError as exc:
+            raise _at(exc, place) from None
+        return Endpoint(definition)
+
+    return decorate
+
+
+def _refuse_unknown(kind: Kind, unknown: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    for option in unknown:
+        near = catalog.nearest_names(option, known, limit=1)
+        raise DefinitionError(
+            f"@{kind}_endpoint has no option {option!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+            hint=f"options: {', '.join(sorted(known))}",
+        )
+
+
+def _spec_values(options: dict[str, Any]) -> dict[str, Any]:
+    """Resolve names and short forms into the values of an `EndpointSpec`."""
+    values = {key: value for key, value in options.items() if key not in ("gpu", "datacenter", "volume")}
+    values["gpu"] = catalog.resolve_gpus(_as_tuple(options.get("gpu") or ()))
+    values["datacenters"] = tuple(map(catalog.resolve_datacenter, _as_tuple(options["datacenter"] or ())))
+    values["volumes"] = _as_tuple(options["volume"] or ())
+    values["workers"] = WorkerBounds.from_option(options["workers"])
+    values["env"] = dict(options["env"] or {})
+    if options.get("cpu") is not None:
+        values["cpu"] = catalog.resolve_cpu(options["cpu"])
+    if options.get("min_cuda_version") is not None:
+        values["min_cuda_version"] = catalog.resolve_cuda(options["min_cuda_version"])
+    try:
+        values["scaler_type"] = ScalerType(options["scaler_type"])
+    except ValueError:
+        raise DefinitionError(
+            f"scaler_type={options['scaler_type']!r} is not known", hint=f"valid names: {', '.join(ScalerType)}"
+        ) from None
+    return values
+
+
+def _as_tuple(option: Any) -> tuple[Any, ...]:
+    return tuple(option) if isinstance(option, list | tuple) else (option,)
+
+
+def _default_name(target: Any) -> str:
+    return str(getattr(target, "__name__", "endpoint")).strip("_").replace("_", "-").lower()
+
+
+def _require_session(spec: EndpointSpec, function: Callable[..., Any]) -> None:
+    if spec.kind is not Kind.ORCHESTRATOR:
+        return
+    is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    if not is_async or "session" not in inspect.signature(function).parameters:
+        raise DefinitionError(
+            f"orchestrator {spec.name!r} must be an async function with a parameter named `session`",
+            hint="async def agent(session: Session, question: str) -> str: ...",
+        )
+
+
+def _caller() -> str:
+    """Return `file.py:12` of the decorator call in the user's code."""
+    package = str(Path(__file__).parent)
+    frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller without building a whole stack
+    while frame.f_back and frame.f_code.co_filename.startswith(package):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+
+
+def _at(error: DefinitionError, place: str) -> DefinitionError:
+    report = error.report
+    return DefinitionError(
+        f"{report.message} ({place})", hint=report.hint, where=report.where or place, details=report.details
+    )

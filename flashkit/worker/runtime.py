@@ -1,0 +1,329 @@
+"""One endpoint, set up and ready: builds the class, warms it up, runs jobs, tears it down.
+
+Knows nothing of the runpod SDK or HTTP: it takes a job and gives an `Outcome`, partial outputs and
+progress going to callbacks on the way. Whatever user code does (raise, exit, return nonsense) becomes an
+outcome; only the death of the process does not.
+
+Sync code runs in threads of one pool, `concurrency` of them: with the default of one, setup and all jobs
+share a single thread, which libraries with thread-bound state need. A thread cannot be interrupted: a
+cancelled sync handler keeps its slot until it returns, and sees `current_job().cancelled` meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from flashkit.errors import (
+    ErrorReport,
+    HandlerError,
+    HandlerExit,
+    InputError,
+    OutputError,
+    SetupError,
+    describe_exception,
+)
+from flashkit.handler import Contract, Definition, encode_json
+from flashkit.protocol import RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
+from flashkit.settings import Settings
+from flashkit.spec import Kind
+from flashkit.worker.job import JobContext, enter_job
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[bytes], Awaitable[None]]
+_DONE: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended: `output` as JSON text, or `error`; both when a stream broke off."""
+
+    output: bytes | None = None
+    error: ErrorReport | None = None
+    restart_worker: bool = False
+
+    def to_body(self) -> bytes:
+        """Return the body that the platform expects."""
+        import orjson
+
+        body: dict[str, Any] = {}
+        if self.output is not None:
+            body["output"] = orjson.Fragment(self.output)
+        if self.error is not None:
+            body["error"] = self.error.to_json()
+        if self.restart_worker:
+            body["stopPod"] = True
+        return orjson.dumps(body)
+
+
+class Runtime:
+    """Runs the jobs of one endpoint in this process."""
+
+    def __init__(self, definition: Definition, settings: Settings) -> None:
+        self.definition = definition
+        self.settings = settings
+        self.contract = Contract(definition)
+        self._instance: Any = None
+        self._engine: Any = None
+        self._sessions: Any = None
+        self._threads = ThreadPoolExecutor(definition.spec.concurrency, thread_name_prefix="handler")
+        self._busy_threads = 0
+
+    @property
+    def concurrency(self) -> int:
+        """Jobs that may run at the same time."""
+        return self.definition.spec.concurrency
+
+    @property
+    def has_stuck_threads(self) -> bool:
+        """True while a sync handler is still running, so that the process cannot end by itself."""
+        return self._busy_threads > 0
+
+    async def start(self) -> None:
+        """Build what the handler needs and warm it up, on the loop that will serve the jobs.
+
+        Raises:
+            SetupError: User code or a model failed to start; the cause is chained.
+        """
+        try:
+            await self._build()
+        except (Exception, SystemExit) as exc:
+            report = describe_exception(exc, with_traceback=self.settings.show_tracebacks)
+            error = SetupError(
+                f"endpoint {self.definition.spec.name!r} could not be set up: {report.type}: {report.message}",
+                hint=report.hint or "look at the worker's log for the traceback",
+                where=report.where,
+                details=report.details,
+            )
+            raise error from exc
+
+    async def stop(self) -> None:
+        """Run `teardown()` and release what `start` built; failures are logged."""
+        teardown = getattr(self._instance, "teardown", None)
+        if teardown is not None:
+            try:
+                await self._call(teardown)
+            except Exception:
+                log.exception("teardown of %s failed", self.definition.spec.name)
+        if self._sessions is not None:
+            await self._sessions.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def run(
+        self,
+        job: Mapping[str, Any],
+        *,
+        emit: Emit,
+        report_progress: Callable[[Any], None] = lambda value: None,
+    ) -> Outcome:
+        """Run one job to its end; never raises for what user code does.
+
+        Args:
+            job: The platform's job: `id`, `input` and whatever else it sent.
+            emit: Awaited with each yielded value as JSON text, in order.
+            report_progress: Called on the loop with each `current_job().progress(value)`.
+
+        Raises:
+            asyncio.CancelledError: The platform stopped the job; nothing is left running.
+        """
+        context = JobContext(str(job["id"]), self.definition.spec.name, report_progress=report_progress)
+        enter_job(context)
+        collected = _Collected(context.id)
+        try:
+            output = await self._run_handler(job, context, emit, collected)
+            return Outcome(output, restart_worker=context.worker_restart_requested)
+        except (Exception, SystemExit, asyncio.CancelledError) as exc:
+            if isinstance(exc, asyncio.CancelledError) and _is_cancelled_from_outside():
+                raise
+            return Outcome(
+                collected.to_json() if collected else None,
+                self._describe_failure(exc, context),
+                restart_worker=context.worker_restart_requested,
+            )
+
+    async def _build(self) -> None:
+        spec = self.definition.spec
+        if spec.kind is Kind.EMBEDDING:
+            from flashkit.worker.engines.embedding import EmbeddingEngine
+
+            self._engine = await self._in_thread(partial(EmbeddingEngine.load, spec.weights, self.settings))
+        if spec.kind is Kind.ORCHESTRATOR:
+            from flashkit.worker.sessions import SessionFactory
+
+            self._sessions = SessionFactory(self.settings)
+        if self.definition.is_class:
+            self._instance = await self._in_thread(self.definition.target)
+            for name in ("setup", "warmup"):
+                if method := getattr(self._instance, name, None):
+                    await self._call(method)
+
+    async def _run_handler(
+        self, job: Mapping[str, Any], context: JobContext, emit: Emit, collected: _Collected
+    ) -> bytes:
+        data = job.get("input")
+        injected: dict[str, Any] = {}
+        if self._sessions is not None:
+            session, data = await self._sessions.open(context.id, data)
+            injected["session"] = session
+        elif self._engine is not None:
+            injected["embed"] = self._engine
+        arguments = self.contract.parse_input(data)
+        if self.definition.injected:
+            arguments[self.definition.injected] = injected[self.definition.injected]
+        if not self.definition.streams:
+            result = await self._call(partial(self._bound_handler, **arguments), context)
+            output = self.contract.encode_output(result)
+            _check_size(output, context.id)
+            return output
+        async for chunk in self._iterate(self._bound_handler, context, arguments):
+            text = self.contract.encode_output(chunk)
+            collected.add(text)
+            await emit(text)
+        return collected.to_json()
+
+    @property
+    def _bound_handler(self) -> Callable[..., Any]:
+        if not self.definition.is_class:
+            return self.definition.function
+        return getattr(self._instance, self.definition.function.__name__)  # type: ignore[no-any-return]  # user code
+
+    async def _call(self, function: Callable[[], Any], context: JobContext | None = None) -> Any:
+        """Call a sync function in a thread, an async one here; await whatever awaitable comes back."""
+        if inspect.iscoroutinefunction(function):
+            return await function()
+        result = await self._in_thread(function, context)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _iterate(
+        self, function: Callable[..., Any], context: JobContext, arguments: Mapping[str, Any]
+    ) -> AsyncIterator[Any]:
+        if inspect.isasyncgenfunction(function):
+            stream = function(**arguments)
+            try:
+                async for chunk in stream:
+                    yield chunk
+            finally:
+                await stream.aclose()
+            return
+        iterator = function(**arguments)
+        try:
+            while (chunk := await self._in_thread(partial(next, iterator, _DONE), context)) is not _DONE:
+                yield chunk
+        finally:
+            iterator.close()
+
+    async def _in_thread(self, function: Callable[[], Any], context: JobContext | None = None) -> Any:
+        """Run in the pool. When cancelled, wait for the thread, because it cannot be interrupted."""
+        variables = contextvars.copy_context()
+        self._busy_threads += 1
+        future = asyncio.get_running_loop().run_in_executor(
+            self._threads, partial(variables.run, _guard_exit, function)
+        )
+        future.add_done_callback(self._thread_done)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if context is not None:
+                context.mark_cancelled()
+            await asyncio.wait([future])
+            raise
+
+    def _thread_done(self, future: asyncio.Future[Any]) -> None:
+        self._busy_threads -= 1
+        if not future.cancelled():
+            future.exception()  # looked at, so that asyncio does not report it a second time
+
+    def _describe_failure(self, exc: BaseException, context: JobContext) -> ErrorReport:
+        if isinstance(exc, SystemExit):
+            exc = _exit_error(exc)
+        elif isinstance(exc, asyncio.CancelledError):
+            exc = HandlerError("the handler was cancelled by its own code, not by the platform")
+        elif not isinstance(exc, InputError):
+            log.error("job %s failed", context.id, exc_info=exc)
+        return describe_exception(
+            exc, request_id=context.id, with_traceback=self.settings.show_tracebacks and not isinstance(exc, InputError)
+        )
+
+
+class _Collected:
+    """The chunks of a stream, kept for the job's final output as far as the platform would take it."""
+
+    def __init__(self, job_id: str) -> None:
+        self._chunks: list[bytes] = []
+        self._job_id = job_id
+        self._size = 2
+
+    def __bool__(self) -> bool:
+        return bool(self._chunks)
+
+    def add(self, chunk: bytes) -> None:
+        if len(chunk) > STREAM_CHUNK_LIMIT_BYTES:
+            raise OutputError(
+                f"a yielded value of {_megabytes(len(chunk))} is larger than the platform's limit of "
+                f"{_megabytes(STREAM_CHUNK_LIMIT_BYTES)} for one partial output",
+                hint="yield smaller pieces",
+            )
+        self._size += len(chunk) + 1
+        _check_size_bytes(self._size, self._job_id)
+        self._chunks.append(chunk)
+
+    def to_json(self) -> bytes:
+        return b"[" + b",".join(self._chunks) + b"]"
+
+
+def _is_cancelled_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _guard_exit(function: Callable[[], Any]) -> Any:
+    """Turn what a thread cannot carry to the event loop (SystemExit, StopIteration) into errors it can."""
+    try:
+        return function()
+    except SystemExit as exc:
+        raise _exit_error(exc) from exc
+    except StopIteration as exc:
+        raise RuntimeError("the handler raised StopIteration") from exc
+
+
+def _exit_error(exc: SystemExit) -> HandlerExit:
+    return HandlerExit(
+        f"the handler called sys.exit({exc.code!r})",
+        hint="raise an exception to fail the job; the worker stays up for the next one",
+        details={"exit_code": exc.code if isinstance(exc.code, int | str | None) else str(exc.code)},
+    )
+
+
+def _check_size(output: bytes, job_id: str) -> None:
+    _check_size_bytes(len(output), job_id)
+
+
+def _check_size_bytes(size: int, job_id: str) -> None:
+    route, limit = (
+        ("/runsync", RUNSYNC_BODY_LIMIT_BYTES) if job_id.startswith("sync-") else ("/run", RUN_BODY_LIMIT_BYTES)
+    )
+    if size > limit:
+        raise OutputError(
+            f"the result of {_megabytes(size)} is larger than the platform's limit of {_megabytes(limit)} for {route}",
+            hint="store large results (object storage, network volume) and return their address",
+            details={"size_bytes": size, "limit_bytes": limit},
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MB"
+
+
+def encode_progress(value: Any) -> bytes:
+    """Return the body of a progress update."""
+    import orjson
+
+    return orjson.dumps({"status": "IN_PROGRESS", "output": orjson.Fragment(encode_json(value))})
