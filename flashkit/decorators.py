@@ -31,14 +31,17 @@ VolumeOption = NetworkVolume | Sequence[NetworkVolume] | None
 
 
 class EndpointDecorator(Protocol):
-    """Turns a function or class into an endpoint with the same parameters."""
+    """Turns a function or class into an endpoint with the same parameters.
+
+    The first overload that fits is meant; that a class could be called like a function is no conflict.
+    """
 
     @overload
-    def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> Endpoint[P, AsyncIterator[R], P, list[R]]: ...
+    def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> Endpoint[P, AsyncIterator[R], P, list[R]]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, target: Callable[P, Iterator[R]], /) -> Endpoint[P, Iterator[R], P, list[R]]: ...
+    def __call__(self, target: Callable[P, Iterator[R]], /) -> Endpoint[P, Iterator[R], P, list[R]]: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, target: Callable[P, Coroutine[Any, Any, R]], /) -> Endpoint[P, Coroutine[Any, Any, R], P, R]: ...
+    def __call__(self, target: Callable[P, Coroutine[Any, Any, R]], /) -> Endpoint[P, Coroutine[Any, Any, R], P, R]: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, target: type[R], /) -> Endpoint[..., R, ..., Any]: ...
     @overload

@@ -276,8 +276,17 @@ def describe_exception(
     where = report.where or locate(exc.__traceback__)
     details = dict(report.details)
     if with_traceback:
-        details["traceback"] = "".join(traceback.format_exception(exc))
+        details["traceback"] = user_traceback(exc)
     return replace(report, where=where, details=details, request_id=report.request_id or request_id)
+
+
+def user_traceback(exc: BaseException) -> str:
+    """Return the traceback from the first line of user code on; all of it where there is no user code."""
+    stack = traceback.TracebackException.from_exception(exc)
+    frames = list(stack.stack)
+    first = next((index for index, frame in enumerate(frames) if _is_user_file(frame.filename)), 0)
+    stack.stack = traceback.StackSummary.from_list(frames[first:])
+    return "".join(stack.format(chain=False)).rstrip()
 
 
 def locate(trace: TracebackType | None) -> str | None:

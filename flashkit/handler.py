@@ -183,7 +183,8 @@ class Contract:
             raise self._output_error(exc) from None
         except (PydanticSerializationError, PydanticSchemaGenerationError, TypeError, ValueError) as exc:
             raise OutputError(
-                f"endpoint {self._definition.spec.name!r} returned a {type(value).__name__} that has no JSON form: {exc}",
+                f"endpoint {self._definition.spec.name!r} returned a {type(value).__name__}, "
+                f"which has no JSON form: {exc}",
                 hint="return plain values, dataclasses, pydantic models, bytes or arrays",
                 where=self._definition.where,
             ) from exc
@@ -254,19 +255,18 @@ class Contract:
         if self._sole_model:
             return TypeAdapter(self._hints[self._sole_model.name])
         fields: dict[str, Any] = {}
-        extra = "forbid"
+        open_ended = False
         for parameter in self._definition.parameters:
             if parameter.kind is parameter.VAR_KEYWORD:
-                extra = "allow"
+                open_ended = True
                 continue
             annotation = self._hints.get(parameter.name, Any)
             required = parameter.default is parameter.empty
             fields[parameter.name] = annotation if required else NotRequired[annotation]
-        shape: Any = TypedDict("Input", fields)  # type: ignore[operator]  # made from values, not written out
+        make_shape: Any = TypedDict  # built from values, which type checkers do not follow
+        shape = make_shape("Input", fields)
         shape.__pydantic_config__ = ConfigDict(
-            extra=extra,
-            arbitrary_types_allowed=True,
-            val_json_bytes="base64",  # type: ignore[typeddict-item]
+            extra="allow" if open_ended else "forbid", arbitrary_types_allowed=True, val_json_bytes="base64"
         )
         return TypeAdapter(shape)
 

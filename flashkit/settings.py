@@ -16,6 +16,9 @@ from typing import Self
 from flashkit.errors import ConfigurationError
 
 RUNPOD_API_URL = "https://api.runpod.ai/v2"
+DEFAULT_STATE_URL = "sqlite:///.flashkit/sessions.db"
+DEFAULT_WEIGHTS_DIR = Path("models")
+DEFAULT_WORKER_ID = "local"
 DEV_FILE = Path(".flashkit") / "dev.json"
 """Where a running `flashkit dev` leaves its URL and process id, below the project's folder."""
 
@@ -30,11 +33,11 @@ class Settings:
     """Account key (RUNPOD_API_KEY); never logged."""
     endpoint_ids: Mapping[str, str] = field(default_factory=dict)
     """Platform ids of endpoints by their flashkit names (FLASHKIT_ENDPOINTS, a JSON object)."""
-    state_url: str = "sqlite:///.flashkit/sessions.db"
+    state_url: str = DEFAULT_STATE_URL
     """Where sessions keep their journal (FLASHKIT_STATE)."""
-    weights_dir: Path = Path("models")
+    weights_dir: Path = DEFAULT_WEIGHTS_DIR
     """Folder with weights as `<organisation>/<name>/` (FLASHKIT_WEIGHTS_DIR)."""
-    worker_id: str = "local"
+    worker_id: str = DEFAULT_WORKER_ID
     """This worker's id on the platform (RUNPOD_POD_ID)."""
     show_tracebacks: bool = False
     """Send tracebacks to callers: set by `flashkit dev` only (FLASHKIT_TRACEBACKS)."""
@@ -60,9 +63,9 @@ class Settings:
             base_url=base_url,
             api_key=api_key,
             endpoint_ids=_read_endpoint_ids(env),
-            state_url=env.get("FLASHKIT_STATE") or cls.state_url,
-            weights_dir=Path(env.get("FLASHKIT_WEIGHTS_DIR") or cls.weights_dir),
-            worker_id=env.get("RUNPOD_POD_ID") or cls.worker_id,
+            state_url=env.get("FLASHKIT_STATE") or DEFAULT_STATE_URL,
+            weights_dir=Path(env.get("FLASHKIT_WEIGHTS_DIR") or DEFAULT_WEIGHTS_DIR),
+            worker_id=env.get("RUNPOD_POD_ID") or DEFAULT_WORKER_ID,
             show_tracebacks=_read_flag(env, "FLASHKIT_TRACEBACKS"),
         )
 

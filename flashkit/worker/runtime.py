@@ -23,12 +23,13 @@ from typing import Any, Final
 
 from flashkit.errors import (
     ErrorReport,
+    FlashkitError,
     HandlerError,
     HandlerExit,
-    InputError,
     OutputError,
     SetupError,
     describe_exception,
+    user_traceback,
 )
 from flashkit.handler import Contract, Definition, encode_json
 from flashkit.protocol import RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
@@ -151,7 +152,7 @@ class Runtime:
 
     async def _build(self) -> None:
         spec = self.definition.spec
-        if spec.kind is Kind.EMBEDDING:
+        if spec.weights is not None:
             from flashkit.worker.engines.embedding import EmbeddingEngine
 
             self._engine = await self._in_thread(partial(EmbeddingEngine.load, spec.weights, self.settings))
@@ -246,11 +247,12 @@ class Runtime:
             exc = _exit_error(exc)
         elif isinstance(exc, asyncio.CancelledError):
             exc = HandlerError("the handler was cancelled by its own code, not by the platform")
-        elif not isinstance(exc, InputError):
-            log.error("job %s failed", context.id, exc_info=exc)
-        return describe_exception(
-            exc, request_id=context.id, with_traceback=self.settings.show_tracebacks and not isinstance(exc, InputError)
-        )
+        if isinstance(exc, FlashkitError):
+            log.error("job %s failed: %s", context.id, exc)
+        else:
+            log.error("job %s failed\n%s", context.id, user_traceback(exc))
+        with_traceback = self.settings.show_tracebacks and not isinstance(exc, FlashkitError)
+        return describe_exception(exc, request_id=context.id, with_traceback=with_traceback)
 
 
 class _Collected:
@@ -298,7 +300,7 @@ def _exit_error(exc: SystemExit) -> HandlerExit:
     return HandlerExit(
         f"the handler called sys.exit({exc.code!r})",
         hint="raise an exception to fail the job; the worker stays up for the next one",
-        details={"exit_code": exc.code if isinstance(exc.code, int | str | None) else str(exc.code)},
+        details={"exit_code": exc.code},
     )
 
 

@@ -1,0 +1,157 @@
+"""`python -m flashkit.worker app.py:name`: load the user's app and run one of its endpoints.
+
+`--describe` prints what the app defines, as one line of JSON, and starts nothing; `flashkit dev` and
+the deploy commands use it, so that user code is imported in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, Protocol, runtime_checkable
+
+from flashkit.errors import ConfigurationError, FlashkitError, describe_exception
+from flashkit.handler import Contract, Definition
+from flashkit.settings import Settings
+from flashkit.worker.output import attribute_output
+
+EXIT_USAGE: Final = 2
+EXIT_IMPORT: Final = 3
+"""The app could not be imported."""
+
+
+@runtime_checkable
+class Defined(Protocol):
+    """Anything that a decorator gave back."""
+
+    definition: Definition
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line and return the exit code."""
+    match arguments:
+        case ["--describe", app]:
+            return describe(app)
+        case [target, *_] if not target.startswith("-"):
+            return _run(target)
+    print("usage: python -m flashkit.worker APP.py:NAME | --describe APP.py", file=sys.stderr)  # noqa: T201
+    return EXIT_USAGE
+
+
+def serve(endpoint: Defined) -> None:
+    """Run an endpoint as a worker of the platform this process was started by; returns when it stops it.
+
+    Put it at the end of an app that an image starts with `python app.py`:
+
+        if __name__ == "__main__":
+            flashkit.serve(agent)
+    """
+    from flashkit.worker.runpod_sdk import serve_jobs
+    from flashkit.worker.runtime import Runtime
+
+    attribute_output()
+    serve_jobs(Runtime(endpoint.definition, Settings.from_environment()))
+
+
+def load_app(app: str) -> ModuleType:
+    """Import an app by file path or by module name, with its folder on the import path.
+
+    Raises:
+        ConfigurationError: There is no such file or module.
+    """
+    if not app.endswith(".py"):
+        sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(app)
+    path = Path(app).resolve()
+    if not path.is_file():
+        raise ConfigurationError(f"there is no file {app!r}", hint="name the Python file that defines your endpoints")
+    sys.path.insert(0, str(path.parent))
+    return importlib.import_module(path.stem)
+
+
+def find_endpoint(app: str, name: str) -> Defined:
+    """Return the endpoint with this attribute or endpoint name in the app.
+
+    Raises:
+        ConfigurationError: The app has no such endpoint.
+    """
+    endpoints = list_endpoints(load_app(app))
+    by_name = {endpoint.definition.spec.name: endpoint for endpoint in endpoints.values()} | endpoints
+    if name not in by_name:
+        raise ConfigurationError(f"{app} has no endpoint {name!r}", hint=f"it has: {', '.join(endpoints) or 'none'}")
+    return by_name[name]
+
+
+def list_endpoints(module: ModuleType) -> dict[str, Defined]:
+    """Return the module's endpoints by attribute name, each once."""
+    found: dict[int, tuple[str, Defined]] = {}
+    for attribute, value in vars(module).items():
+        if isinstance(value, Defined) and isinstance(value.definition, Definition):
+            found.setdefault(id(value), (attribute, value))
+    return dict(found.values())
+
+
+def describe(app: str) -> int:
+    """Print the app's endpoints, or why it cannot be imported, as one line of JSON."""
+    try:
+        if _calls_runpod(app):
+            _print_json({"endpoints": [], "runpod_handler": True})
+            return 0
+        endpoints = list_endpoints(load_app(app))
+        _print_json({"endpoints": [_describe_endpoint(*item) for item in endpoints.items()], "runpod_handler": False})
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever the user's module raises is reported
+        _print_json(describe_exception(exc, with_traceback=True).to_dict())
+        return EXIT_IMPORT
+    return 0
+
+
+def _describe_endpoint(attribute: str, endpoint: Defined) -> dict[str, Any]:
+    definition = endpoint.definition
+    return {
+        "name": definition.spec.name,
+        "attribute": attribute,
+        "spec": definition.spec.to_dict(),
+        "signature": definition.signature,
+        "example": Contract(definition).example_input(),
+        "where": definition.where,
+    }
+
+
+def _calls_runpod(app: str) -> bool:
+    """True for a plain handler file: importing it would start the SDK's loop."""
+    import ast
+
+    path = Path(app)
+    if path.suffix != ".py" or not path.is_file():
+        return False
+    calls = (node.func for node in ast.walk(ast.parse(path.read_text(), app)) if isinstance(node, ast.Call))
+    return any(ast.unparse(call).endswith("serverless.start") for call in calls)
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(data, default=str) + "\n")
+
+
+def _run(target: str) -> int:
+    attribute_output()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
+    app, _, name = target.rpartition(":")
+    if not app or not name:
+        print(f"{target!r} does not name an endpoint: write APP.py:NAME", file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    try:
+        endpoint = find_endpoint(app, name)
+    except FlashkitError as exc:
+        print(exc.report.render(), file=sys.stderr)  # noqa: T201
+        return EXIT_IMPORT
+    try:
+        serve(endpoint)
+    except ConfigurationError as exc:
+        print(exc.report.render(), file=sys.stderr)  # noqa: T201
+        return EXIT_USAGE
+    return 0
