@@ -7,6 +7,7 @@ HTTP itself, its retries and its errors are in `transport`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ from flashkit.errors import (
     FlashkitError,
     InputError,
     JobCancelled,
+    JobError,
     JobFailed,
-    JobNotFound,
     JobTimedOut,
     PlatformError,
 )
@@ -224,17 +225,18 @@ class EndpointClient:
         The output of a handler that does not stream comes as the only item.
         """
         job = await self.run(input, webhook=webhook, execution_timeout_ms=execution_timeout_ms, ttl_ms=ttl_ms)
-        has_ended = False
+        clean_up = functools.partial(_cancel_quietly, job)
+        self._transport.register(clean_up)
         try:
             async for item in job.stream():
                 yield item
-            has_ended = True
-        except (JobFailed, JobCancelled, JobTimedOut, JobNotFound):
-            has_ended = True
+        except JobError:
+            self._transport.forget(clean_up)
             raise
+        else:
+            self._transport.forget(clean_up)
         finally:
-            if not has_ended:
-                self._transport.start(_cancel_quietly(job))
+            self._transport.run_registered(clean_up)
 
     async def health(self) -> dict[str, Any]:
         """Return the platform's counts of jobs and workers."""
@@ -249,9 +251,7 @@ class EndpointClient:
     async def _submit_and_hold(self, body: bytes, wait: float) -> JobState:
         low, high = RUNSYNC_WAIT_MS
         wait_ms = max(low, min(high, round(wait * 1000)))
-        request = Request(
-            "POST", f"{self.url}/runsync?wait={wait_ms}", body=body, hold_seconds=wait_ms / 1000
-        )
+        request = Request("POST", f"{self.url}/runsync?wait={wait_ms}", body=body, hold_seconds=wait_ms / 1000)
         return JobState.from_answer(await self._transport.send(request))
 
     async def _cancel_abandoned(self, submission: asyncio.Future[JobState]) -> None:
@@ -404,9 +404,7 @@ async def _cancel_quietly(job: JobHandle) -> None:
 
 
 def _silent_failure(job_id: str) -> ErrorReport:
-    return ErrorReport(
-        code="handler_error", message="the job failed and the worker did not say why", request_id=job_id
-    )
+    return ErrorReport(code="handler_error", message="the job failed and the worker did not say why", request_id=job_id)
 
 
 def _timed_out(state: JobState) -> JobTimedOut:

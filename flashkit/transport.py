@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -30,6 +30,9 @@ from flashkit.errors import (
 )
 
 _log = logging.getLogger(__name__)
+
+CleanUp = Callable[[], Coroutine[Any, Any, None]]
+"""Something to do when a caller is gone, such as cancelling its job."""
 
 _KEEPALIVE_SECONDS = 4.0
 """Below the 5 s after which uvicorn closes idle connections: a POST into a closing one would be lost."""
@@ -95,6 +98,7 @@ class Transport:
         self._retry = retry
         self._session: aiohttp.ClientSession | None = None
         self._background: set[asyncio.Task[None]] = set()
+        self._registered: set[CleanUp] = set()
 
     async def send(self, request: Request) -> Any:
         """Return the JSON of the platform's answer, or raise the exception that says what to do."""
@@ -116,8 +120,28 @@ class Transport:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
+    def register(self, clean_up: CleanUp) -> None:
+        """Have `close` run the clean-up, unless it is forgotten or run before.
+
+        An async generator that its reader drops is finalized whenever the event loop gets to it, which
+        may be after the client was closed: the jobs of such streams are known here.
+        """
+        self._registered.add(clean_up)
+
+    def forget(self, clean_up: CleanUp) -> None:
+        """Drop a clean-up that is not needed."""
+        self._registered.discard(clean_up)
+
+    def run_registered(self, clean_up: CleanUp) -> None:
+        """Start the clean-up now, if it is still to be done."""
+        if clean_up in self._registered:
+            self._registered.remove(clean_up)
+            self.start(clean_up())
+
     async def close(self) -> None:
         """Wait for the clean-ups, then close the connections."""
+        for clean_up in tuple(self._registered):
+            self.run_registered(clean_up)
         if self._background:
             await asyncio.wait(self._background)
         if self._session is not None:
@@ -153,9 +177,7 @@ class Transport:
         return self._session
 
 
-def _read_response(
-    request: Request, status: int, headers: Mapping[str, str], body: bytes
-) -> _Success | _Failure:
+def _read_response(request: Request, status: int, headers: Mapping[str, str], body: bytes) -> _Success | _Failure:
     try:
         data = orjson.loads(body)
         is_json = True
@@ -206,9 +228,7 @@ def _read_envelope(data: object) -> ErrorReport | None:
     return ErrorReport.from_dict(error) if isinstance(error, Mapping) and "message" in error else None
 
 
-def _describe_bare_status(
-    family: type[FlashkitError], request: Request, status: int, text: str
-) -> ErrorReport:
+def _describe_bare_status(family: type[FlashkitError], request: Request, status: int, text: str) -> ErrorReport:
     """Say what an answer without our envelope means; Runpod and proxies send all kinds of bodies."""
     path = request.url.partition("?")[0]
     said = f": {text[:200]}" if text else ""
