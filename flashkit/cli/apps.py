@@ -1,0 +1,153 @@
+"""What the user's app files define, found out in a process of its own.
+
+The app is never imported here: `python -m flashkit.worker --describe APP.py` does it, so a module that
+crashes, hangs or keeps state cannot hurt the command that asks. A plain `runpod.serverless.start` file
+defines no endpoint; it runs as it is, as one endpoint named after the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from flashkit.emulator.server import LocalEndpoint
+from flashkit.errors import DefinitionError, ErrorReport, FlashkitError
+from flashkit.spec import EndpointSpec, Kind
+
+DESCRIBE_TIMEOUT_SECONDS = 120.0
+"""An import that takes longer hangs, or loads a model outside `setup`."""
+_HANDLER_CPU = "cpu3c-2-4"
+
+
+@dataclass(frozen=True, slots=True)
+class AppEndpoint:
+    """One endpoint of an app, ready to run here."""
+
+    local: LocalEndpoint
+    signature: str
+    example: Any
+    """An input that the handler takes, for the banner's curl line."""
+    where: str
+
+    @property
+    def spec(self) -> EndpointSpec:
+        """The endpoint's description."""
+        return self.local.spec
+
+    @property
+    def name(self) -> str:
+        """The endpoint's name in URLs."""
+        return self.local.spec.name
+
+
+async def describe_apps(apps: Sequence[Path], *, env: Mapping[str, str]) -> list[AppEndpoint]:
+    """Return the endpoints of all the apps.
+
+    Raises:
+        DefinitionError: An app does not import, defines nothing, or two endpoints have one name.
+    """
+    found = [endpoint for app in apps for endpoint in await describe_app(app, env=env)]
+    check_names(found)
+    return found
+
+
+async def describe_app(app: Path, *, env: Mapping[str, str]) -> list[AppEndpoint]:
+    """Return the endpoints of one app; `env` is what its workers get on top of their environment.
+
+    Raises:
+        DefinitionError: The app does not import, or defines nothing.
+    """
+    data = await _ask(app)
+    if data.get("runpod_handler"):
+        return [_handler_endpoint(app, env)]
+    endpoints = [_read_endpoint(app, item, env) for item in data.get("endpoints", ())]
+    if not endpoints:
+        raise DefinitionError(
+            f"{app.name} defines no endpoint",
+            hint="decorate a function with @cpu_endpoint or @gpu_endpoint, or call runpod.serverless.start",
+            where=str(app),
+        )
+    return endpoints
+
+
+def check_names(endpoints: Sequence[AppEndpoint]) -> None:
+    """Refuse two endpoints with one name."""
+    seen: dict[str, AppEndpoint] = {}
+    for endpoint in endpoints:
+        first = seen.setdefault(endpoint.name, endpoint)
+        if first is not endpoint:
+            raise DefinitionError(
+                f"two endpoints are named {endpoint.name!r}: at {first.where} and at {endpoint.where}",
+                hint="names become URLs, so each must be different",
+            )
+
+
+async def _ask(app: Path) -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "flashkit.worker", "--describe", app.name),
+        cwd=app.parent,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(DESCRIBE_TIMEOUT_SECONDS):
+            stdout, stderr = await process.communicate()
+    except TimeoutError as exc:
+        raise DefinitionError(
+            f"importing {app.name} took longer than {DESCRIBE_TIMEOUT_SECONDS:g} s",
+            hint="move slow work out of the module into setup()",
+        ) from exc
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return _read_answer(app, stdout, stderr)
+
+
+def _read_answer(app: Path, stdout: bytes, stderr: bytes) -> dict[str, Any]:
+    """Return the JSON object on the last line; whatever the module printed while it was imported is above."""
+    lines = stdout.splitlines()
+    try:
+        data = orjson.loads(lines[-1])
+    except (IndexError, orjson.JSONDecodeError):
+        data = None
+    if isinstance(data, dict) and "endpoints" in data:
+        return data
+    if isinstance(data, dict) and "message" in data:
+        raise DefinitionError.from_report(ErrorReport.from_dict(data))
+    raise DefinitionError(
+        f"importing {app.name} ended its process",
+        hint="the module must be importable without side effects",
+        details={"traceback": stderr.decode(errors="replace")},
+    )
+
+
+def _read_endpoint(app: Path, item: Mapping[str, Any], env: Mapping[str, str]) -> AppEndpoint:
+    command = (sys.executable, "-m", "flashkit.worker", f"{app.name}:{item['attribute']}")
+    return AppEndpoint(
+        local=LocalEndpoint(EndpointSpec.from_dict(item["spec"]), command, app.parent, env),
+        signature=str(item.get("signature", "")),
+        example=item.get("example", {}),
+        where=str(item.get("where") or app.name),
+    )
+
+
+def _handler_endpoint(app: Path, env: Mapping[str, str]) -> AppEndpoint:
+    name = re.sub(r"[^a-z0-9]+", "-", app.stem.lower()).strip("-")[:63]
+    try:
+        spec = EndpointSpec(name=name, kind=Kind.CPU, cpu=_HANDLER_CPU)
+    except FlashkitError as exc:
+        raise DefinitionError(
+            f"{app.name} gives no name for an endpoint",
+            hint="rename the file to lower-case letters and digits",
+        ) from exc
+    command = (sys.executable, app.name)
+    return AppEndpoint(LocalEndpoint(spec, command, app.parent, env), "(job)", {"prompt": "hello"}, app.name)

@@ -1,0 +1,56 @@
+"""The commands of `flashkit`, each in a module that is imported when it runs or shows its help."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+_COMMANDS = {
+    "dev": ("flashkit.cli.dev", "Run the endpoints of an app on this machine."),
+    "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),
+}
+"""Module (its attribute `command` is the command) and short help, so that --help imports nothing."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(_COMMANDS[cmd_name][0])
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+def _show_version(ctx: click.Context, _parameter: click.Parameter, is_asked: bool) -> None:  # noqa: FBT001 - click's
+    if is_asked:
+        from flashkit import __version__
+
+        click.echo(f"flashkit {__version__}")
+        ctx.exit()
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
+def cli() -> None:
+    """Develop, run and ship AI agents on Runpod Serverless.
+
+    Start with `flashkit dev app.py`, then `flashkit run NAME '{"question": "..."}'` in another terminal.
+    """

@@ -1,0 +1,154 @@
+"""`flashkit run`: one job from the command line, on whichever platform is configured."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
+
+import click
+import orjson
+
+from flashkit.errors import ConfigurationError, InputError
+from flashkit.settings import Settings
+
+
+@click.command("run")
+@click.argument("endpoint")
+@click.argument("json_text", metavar="[JSON]", required=False)
+@click.option(
+    "--input-file", type=click.File("rb"), help="Read the JSON from a file, or from - (standard input)."
+)
+@click.option("--stream", "is_streaming", is_flag=True, help="Print partial outputs as they come.")
+@click.option(
+    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait this long; 0 prints the job's id."
+)
+@click.option("--json", "is_raw", is_flag=True, help="Print JSON on one line, strings quoted too.")
+@click.option("--url", help="The platform's address, instead of the running `flashkit dev` or Runpod.")
+def command(
+    endpoint: str,
+    json_text: str | None,
+    *,
+    input_file: BinaryIO | None,
+    is_streaming: bool,
+    wait: float | None,
+    is_raw: bool,
+    url: str | None,
+) -> int:
+    """Send a job to ENDPOINT and print its output.
+
+    JSON is the handler's arguments by name: '{"question": "why is the sky blue?"}'. The job goes to the
+    `flashkit dev` that runs in this folder or one above it, else to Runpod (RUNPOD_API_KEY). Ctrl-C
+    cancels the job.
+    """
+    job_input = read_input(json_text, input_file, endpoint=endpoint)
+    settings = Settings.from_environment()
+    if url:
+        settings = dataclasses.replace(settings, base_url=normalise_url(url))
+    write = write_json_line if is_raw else write_for_people
+    send = (
+        _stream_job(settings, endpoint, job_input, write)
+        if is_streaming
+        else _run_job(settings, endpoint, job_input, wait, write)
+    )
+    asyncio.run(send)
+    return 0
+
+
+async def _run_job(
+    settings: Settings, endpoint: str, job_input: Any, wait: float | None, write: Callable[[Any], None]
+) -> None:
+    from flashkit.client import Client
+
+    async with Client(settings) as client:
+        job = await client.endpoint(endpoint).run(job_input)
+        if wait == 0:
+            click.echo(job.id)
+            return
+        try:
+            output = await job.output(wait)
+        except asyncio.CancelledError:  # Ctrl-C: nobody will read the answer
+            await job.cancel()
+            click.echo(f"cancelled job {job.id}", err=True)
+            raise
+    write(output)
+
+
+async def _stream_job(
+    settings: Settings, endpoint: str, job_input: Any, write: Callable[[Any], None]
+) -> None:
+    from flashkit.client import Client
+
+    is_text = False
+    async with Client(settings) as client, aclosing(client.endpoint(endpoint).stream(job_input)) as items:
+        async for item in items:
+            is_text = isinstance(item, str) and write is write_for_people
+            if is_text:
+                click.echo(item, nl=False)
+            else:
+                write_json_line(item)
+    if is_text:
+        click.echo()
+
+
+def read_input(json_text: str | None, input_file: BinaryIO | None, *, endpoint: str) -> Any:
+    """Return the job's input from the command line.
+
+    Raises:
+        InputError: It is not JSON; the message shows the place.
+        click.UsageError: Both forms were given.
+    """
+    if json_text is not None and input_file is not None:
+        raise click.UsageError("give the JSON either as an argument or by --input-file, not both")
+    if input_file is not None:
+        return parse_json(input_file.read(), hint="check the file with: python -m json.tool FILE")
+    example = f"""flashkit run {endpoint} '{{"question": "hello"}}'"""
+    hint = f"single quotes around the whole object, double quotes inside: {example}"
+    return {} if json_text is None else parse_json(json_text.encode(errors="surrogateescape"), hint=hint)
+
+
+def parse_json(text: bytes, *, hint: str) -> Any:
+    """Return the value of the JSON text, or say in which line and column it stops being JSON."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        reason = exc.msg.partition(":")[0]
+        lines = exc.doc.splitlines() or [""]
+        line = lines[min(exc.lineno, len(lines)) - 1]
+        start = max(0, exc.colno - 60)
+        raise InputError(
+            f"the input is not JSON: {reason} at line {exc.lineno}, column {exc.colno}\n"
+            f"    {line[start : start + 80]}\n    {' ' * (exc.colno - 1 - start)}^",
+            hint=hint,
+        ) from exc
+
+
+def normalise_url(url: str) -> str:
+    """Return the base URL up to `/v2` for an address that a person typed.
+
+    Raises:
+        ConfigurationError: It is not an http address.
+    """
+    full = url if "://" in url else f"http://{url}"
+    parts = urlsplit(full)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationError(f"--url {url!r} is not an address", hint="write --url http://127.0.0.1:8484")
+    return full.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/v2"
+
+
+def write_json_line(value: Any) -> None:
+    """Print one value as one line of JSON."""
+    sys.stdout.write(orjson.dumps(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def write_for_people(value: Any) -> None:
+    """Print text as it is, and anything else as indented JSON."""
+    if isinstance(value, str):
+        click.echo(value)
+    else:
+        click.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())

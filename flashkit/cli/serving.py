@@ -1,0 +1,230 @@
+"""What runs behind `flashkit dev`: the emulator, the reloading, and an orderly end.
+
+While it runs, `.flashkit/dev.json` in the project's folder tells clients where it is. A saved .py file
+restarts the workers of the apps in its folder; an app that stops importing keeps its last good workers,
+or none, until it is fixed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from flashkit.cli.apps import AppEndpoint, check_names, describe_app
+from flashkit.cli.console import Screen
+from flashkit.cli.dev import DevOptions
+from flashkit.emulator.server import Emulator
+from flashkit.errors import DefinitionError
+from flashkit.settings import DEV_FILE, Settings
+
+_IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages"})
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_SQLITE = "sqlite:///"
+
+
+async def serve(options: DevOptions) -> int:
+    """Run the platform until it is told to stop, and return the exit code."""
+    screen = Screen(log_level=options.log_level)
+    stopping = asyncio.Event()
+    with stop_on_signals(stopping, screen):
+        try:
+            await DevServer(options, screen).run(stopping)
+        except asyncio.CancelledError:
+            screen.say("killed all workers")
+            return 130
+    screen.say("stopped")
+    return 0
+
+
+@contextlib.contextmanager
+def stop_on_signals(stopping: asyncio.Event, screen: Screen) -> Iterator[None]:
+    """Set the event at the first signal, and cancel the current task at the next, which kills at once."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():
+            task.cancel()
+        else:
+            screen.say("stopping: jobs that run may finish; Ctrl-C again kills them")
+            stopping.set()
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+class DevServer:
+    """The emulator with the user's apps in it, and what reloading needs to remember."""
+
+    def __init__(self, options: DevOptions, screen: Screen) -> None:
+        self._options = options
+        self._screen = screen
+        self._env = worker_env(options)
+        self._found: dict[Path, list[AppEndpoint]] = {app: [] for app in options.apps}
+
+    @property
+    def _endpoints(self) -> list[AppEndpoint]:
+        return [endpoint for endpoints in self._found.values() for endpoint in endpoints]
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Serve until `stopping` is set.
+
+        Raises:
+            DefinitionError: An app does not import, and files are not watched.
+            ConfigurationError: The port cannot be had.
+        """
+        await run_unless(stopping, self._describe_all())
+        if stopping.is_set():
+            return
+        async with self._make_emulator() as emulator:
+            with running_record(self._options.folder / DEV_FILE, emulator.url):
+                self._show_banner(emulator)
+                await run_unless(stopping, self._reload_for_ever(emulator, stopping))
+
+    def _make_emulator(self) -> Emulator:
+        options = self._options
+        return Emulator(
+            [endpoint.local for endpoint in self._endpoints],
+            host=options.host,
+            port=options.port,
+            state_dir=options.state_dir,
+            on_event=self._screen.show_event,
+        )
+
+    async def _describe_all(self) -> None:
+        for app in self._options.apps:
+            try:
+                await self._describe(app)
+            except DefinitionError as exc:
+                if not self._options.is_reloading:
+                    raise
+                self._screen.show_problem(exc.report)
+
+    async def _describe(self, app: Path) -> None:
+        found = await describe_app(app, env=self._env)
+        others = [
+            endpoint for path, endpoints in self._found.items() if path != app for endpoint in endpoints
+        ]
+        check_names([*others, *found])
+        self._found[app] = found
+
+    def _show_banner(self, emulator: Emulator) -> None:
+        options = self._options
+        self._screen.show_banner(
+            self._endpoints, url=emulator.url, state_dir=options.state_dir, is_reloading=options.is_reloading
+        )
+        if options.host not in _LOOPBACK:
+            self._screen.say(
+                f"{options.host} may be reached by other machines: they can run your jobs", style="yellow"
+            )
+        for app in (app for app, endpoints in self._found.items() if not endpoints):
+            self._screen.say(
+                f"{app.name} has no endpoint running; it is read again when it changes", style="yellow"
+            )
+
+    async def _reload_for_ever(self, emulator: Emulator, stopping: asyncio.Event) -> None:
+        if not self._options.is_reloading:
+            await stopping.wait()
+        async for changed in changed_files(self._options.watched_folders):
+            for app in self._options.apps:
+                if any(path.is_relative_to(app.parent) for path in changed):
+                    await self._reload(emulator, app, changed)
+
+    async def _reload(self, emulator: Emulator, app: Path, changed: Sequence[Path]) -> None:
+        before = {endpoint.name for endpoint in self._found[app]}
+        names = ", ".join(sorted(path.name for path in changed))
+        try:
+            await self._describe(app)
+        except DefinitionError as exc:
+            self._screen.show_problem(exc.report)
+            kept = (
+                f"the last good code of {app.name} keeps running" if before else f"{app.name} is not running"
+            )
+            self._screen.say(f"{names} changed, but {app.name} does not import: {kept}", style="red")
+            return
+        after = {endpoint.name for endpoint in self._found[app]}
+        await emulator.replace([endpoint.local for endpoint in self._found[app]])
+        self._screen.say(f"{names} changed: {describe_reload(before, after)}", style="bold")
+
+
+def describe_reload(before: set[str], after: set[str]) -> str:
+    """Return what a reload did, in words."""
+    parts = (
+        ("restarting", before & after),
+        ("added", after - before),
+        ("removed", before - after),
+    )
+    return "; ".join(f"{verb} {', '.join(sorted(names))}" for verb, names in parts if names)
+
+
+async def run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run the work until it ends or `stopping` is set; its errors are raised."""
+    task = asyncio.ensure_future(work)
+    stop = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def changed_files(folders: Sequence[Path]) -> AsyncIterator[list[Path]]:
+    """Yield the Python files that changed, in groups of what was saved together."""
+    from watchfiles import awatch
+
+    def is_source(_change: object, name: str) -> bool:
+        return any(is_source_file(Path(name), below=folder) for folder in folders)
+
+    async for changes in awatch(*folders, watch_filter=is_source, debounce=200):
+        yield [Path(name) for _, name in changes]
+
+
+def is_source_file(path: Path, *, below: Path) -> bool:
+    """True for a Python file in the folder that is not in a hidden or generated part of it."""
+    if path.suffix != ".py" or not path.is_relative_to(below):
+        return False
+    parts = path.relative_to(below).parts
+    return not any(part.startswith(".") or part in _IGNORED_FOLDERS for part in parts)
+
+
+@contextlib.contextmanager
+def running_record(file: Path, url: str) -> Iterator[None]:
+    """Keep the file in which clients find this server's URL, for as long as it runs."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    (file.parent / ".gitignore").write_text("*\n")
+    record = orjson.dumps({"url": url, "pid": os.getpid()})
+    draft = file.with_suffix(f".{os.getpid()}")
+    draft.write_bytes(record)
+    draft.replace(file)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            if file.read_bytes() == record:  # a second server in this folder may have put its own there
+                file.unlink()
+
+
+def worker_env(options: DevOptions) -> Mapping[str, str]:
+    """Return what workers get on top: one place for sessions, whichever folder their app is in."""
+    state_url = Settings.from_environment().state_url
+    path = Path(state_url.removeprefix(_SQLITE))
+    if state_url.startswith(_SQLITE) and not path.is_absolute():
+        state_url = f"{_SQLITE}{options.folder / path}"
+    level = {"warning": "WARN"}.get(options.log_level, options.log_level.upper())
+    return {"FLASHKIT_STATE": state_url, "RUNPOD_LOG_LEVEL": level}
