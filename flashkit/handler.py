@@ -149,6 +149,24 @@ class Contract:
     def __init__(self, definition: Definition) -> None:
         self._definition = definition
 
+    def prepare(self) -> None:
+        """Build the validators now, so that the first job does not pay for it.
+
+        Raises:
+            DefinitionError: A parameter or the result has a type that pydantic cannot check.
+        """
+        from pydantic import PydanticSchemaGenerationError
+
+        try:
+            self._input_adapter  # noqa: B018 - built on first use
+            self._output_adapter  # noqa: B018
+        except PydanticSchemaGenerationError as exc:
+            raise DefinitionError(
+                f"endpoint {self._definition.spec.name!r} has a type that cannot be checked: {exc}",
+                hint="annotate with plain types, dataclasses or pydantic models, or leave it out",
+                where=self._definition.where,
+            ) from exc
+
     def parse_input(self, data: Any) -> dict[str, Any]:
         """Return keyword arguments for the handler from a job's `input`.
 

@@ -17,7 +17,7 @@ The repairs, with what the plain SDK does instead (read in the source of 1.12.0 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import logging
 import os
 import random
@@ -39,6 +39,8 @@ LAST_TAKE_SECONDS: Final = 1.0
 """After SIGTERM a job that was already on its way is still accepted for this long."""
 DELIVERY_SECONDS: Final = 60.0
 """How long a result is posted again and again before the worker gives up and exits with an error."""
+_NOT_FOR_WORKERS: Final = ("paramiko", "tomlkit", "tarfile", "boto3")
+"""Modules that the SDK imports for its command line and helpers, which a serving worker rarely uses."""
 _RETRIED_STATUSES: Final = frozenset({408, 425, 429})
 
 
@@ -73,25 +75,36 @@ def serve_jobs(runtime: Runtime) -> None:
 
 def import_sdk() -> Any:
     """Return the module `runpod.serverless`, imported without the parts that only cost time."""
-    placeholder = types.ModuleType("cpuinfo")
-    placeholder.get_cpu_info = dict  # type: ignore[attr-defined]  # the SDK falls back to "unable to get"
-    with_placeholder = sys.modules.setdefault("cpuinfo", placeholder) is placeholder
-    _import_lazily("paramiko")
-    import runpod.serverless
-
-    if with_placeholder:
-        del sys.modules["cpuinfo"]
+    placeholders = [_LazyModule(name) for name in _NOT_FOR_WORKERS if name not in sys.modules]
+    placeholders.append(_NoCpuInfo("cpuinfo"))
+    sys.modules.update({placeholder.__name__: placeholder for placeholder in placeholders})
+    try:
+        import runpod.serverless
+    finally:
+        for placeholder in placeholders:  # user code that imports one of them gets the real module
+            if sys.modules.get(placeholder.__name__) is placeholder:
+                del sys.modules[placeholder.__name__]
     return runpod.serverless
 
 
-def _import_lazily(name: str) -> None:
-    """Make `import name` load the module on its first use, wherever it is imported."""
-    if name in sys.modules or (spec := importlib.util.find_spec(name)) is None or spec.loader is None:
-        return
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+class _LazyModule(types.ModuleType):
+    """Stands for a module until somebody uses it. (importlib's LazyLoader loads on `import` already.)"""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__path__":  # the import system looks around
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+class _NoCpuInfo(types.ModuleType):
+    """In place of `cpuinfo`, whose one use asks several processes for the processor's name."""
+
+    @staticmethod
+    def get_cpu_info() -> dict[str, str]:
+        """Return nothing: the SDK's debugger then says that the name is unknown."""
+        return {}
 
 
 def _has_prestart_hooks(serverless: Any) -> bool:

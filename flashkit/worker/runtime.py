@@ -151,6 +151,7 @@ class Runtime:
             )
 
     async def _build(self) -> None:
+        self.contract.prepare()
         spec = self.definition.spec
         if spec.weights is not None:
             from flashkit.worker.engines.embedding import EmbeddingEngine
