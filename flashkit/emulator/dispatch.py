@@ -1,0 +1,314 @@
+"""The pure platform in real time: its clock, its timer, its effects, and everybody who waits for it.
+
+`Platform` decides and never waits; routes wait and never decide. Between them stands the `Dispatcher`: each
+call of the platform goes through `apply`, which passes the time and carries out the effects at once, in
+the same step of the event loop. So there is no lock, and no moment at which an effect is due but not done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+
+from flashkit.emulator.bodies import encode_json
+from flashkit.emulator.events import Event, JobEvent, WorkerEvent, WorkerMoment
+from flashkit.emulator.platform import (
+    DrainWorker,
+    Job,
+    JobChanged,
+    JobRequest,
+    KillWorker,
+    Platform,
+    SendWebhook,
+    StartWorker,
+    WakeWorker,
+)
+from flashkit.errors import ErrorReport
+from flashkit.protocol import JobStatus
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_SHORTEST_TIMER_SECONDS: Final = 0.001
+
+
+class Processes(Protocol):
+    """What the dispatcher needs of the supervisor."""
+
+    def start(self, endpoint: str, worker_id: str) -> None:
+        """Start a worker's process; its end is reported later, whatever it was."""
+
+    def terminate(self, worker_id: str) -> None:
+        """Ask a worker's process to finish and exit (SIGTERM)."""
+
+    def kill(self, worker_id: str) -> None:
+        """End a worker's whole process group at once (SIGKILL)."""
+
+
+class Bells:
+    """Futures that wait for something named to happen; one ring answers all of them."""
+
+    def __init__(self) -> None:
+        self._listeners: dict[str, list[asyncio.Future[None]]] = {}
+
+    def listen(self, name: str) -> asyncio.Future[None]:
+        """Return a future that the next ring of this name completes."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._listeners.setdefault(name, []).append(future)
+        return future
+
+    def forget(self, name: str, future: asyncio.Future[None]) -> None:
+        """Stop listening; harmless when the bell has rung already."""
+        listeners = self._listeners.get(name)
+        if listeners and future in listeners:
+            listeners.remove(future)
+            if not listeners:
+                del self._listeners[name]
+
+    def ring(self, name: str) -> None:
+        """Complete everything that listens to this name."""
+        for future in self._listeners.pop(name, ()):
+            finish(future)
+
+    def ring_all(self) -> None:
+        """Complete everything that listens to anything."""
+        for name in list(self._listeners):
+            self.ring(name)
+
+
+def finish(future: asyncio.Future[None]) -> None:
+    """Complete the future unless somebody else did."""
+    if not future.done():
+        future.set_result(None)
+
+
+async def _wait(bells: Bells, name: str, seconds: float | None) -> None:
+    bell = bells.listen(name)
+    timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, finish, bell)
+    try:
+        await bell
+    finally:
+        bells.forget(name, bell)
+        if timer is not None:
+            timer.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _ColdStart:
+    """A worker's start, until its first job has been told of it."""
+
+    ready_at: float
+    seconds: float
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is remembered of a job until its end, for its events."""
+
+    input_bytes: int
+    output_bytes: int = 0
+    cold_start_ms: int | None = None
+    told: tuple[JobStatus, int] | None = None
+    """Status and attempt of its last event."""
+
+
+class Dispatcher:
+    """Runs a platform: time goes in, effects come out, waiters are woken."""
+
+    def __init__(
+        self,
+        platform: Platform,
+        *,
+        processes: Processes,
+        send_webhook: Callable[[Job], None],
+        on_event: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.platform = platform
+        self.is_closing = False
+        self._processes = processes
+        self._send_webhook = send_webhook
+        self._on_event = on_event
+        self._clock = clock
+        self._polls = Bells()
+        self._jobs = Bells()
+        self._draining: set[str] = set()
+        self._starting: dict[str, float] = {}
+        self._cold: dict[str, _ColdStart] = {}
+        self._records: dict[str, _Record] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = float("inf")
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            StartWorker: self._start_worker,
+            DrainWorker: self._drain_worker,
+            KillWorker: self._kill_worker,
+            WakeWorker: self._wake_worker,
+            JobChanged: self._job_changed,
+            SendWebhook: self._webhook_due,
+        }
+
+    def apply(self, action: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the platform with the time of now, and carry out what follows from it."""
+        try:
+            return action(self._clock(), *args, **kwargs)
+        finally:
+            self._settle()
+
+    async def wait_for_job(self, job: Job, *, seconds: float | None = None) -> None:
+        """Return when the job has changed in any way, after this time, or when the emulator closes."""
+        if not self.is_closing:
+            await _wait(self._jobs, job.id, seconds)
+
+    async def wait_for_worker(self, worker_id: str, *, seconds: float | None = None) -> None:
+        """Return when a poll of this worker should look again, or after this time."""
+        await _wait(self._polls, worker_id, seconds)
+
+    def wake_job(self, job_id: str) -> None:
+        """Make those who wait for a job look again."""
+        self._jobs.ring(job_id)
+
+    def wake_worker(self, worker_id: str) -> None:
+        """Make the held polls of a worker look again."""
+        self._polls.ring(worker_id)
+
+    def is_leaving(self, worker_id: str) -> bool:
+        """True for a worker that was asked to exit: its polls are to be answered soon, with nothing."""
+        return self.is_closing or worker_id in self._draining
+
+    def submit(self, endpoint: str, request: JobRequest, *, sync: bool, size_bytes: int) -> Job:
+        """Queue a job that came as a request of this size."""
+        job = self.platform.submit(self._clock(), endpoint, request, sync=sync)
+        self._records[job.id] = _Record(size_bytes)
+        self._settle()
+        return job
+
+    def take(self, endpoint: str, worker_id: str, *, limit: int, job_in_progress: bool) -> Sequence[Job]:
+        """Return jobs for a worker that asks; none once the emulator closes."""
+        if self.is_closing:
+            return ()
+        if worker_id in self._starting:
+            self._note_ready(endpoint, worker_id)
+        return self.apply(self.platform.take, endpoint, worker_id, limit=limit, job_in_progress=job_in_progress)
+
+    def finish(self, endpoint: str, worker_id: str, job_id: str, result: Mapping[str, Any], *, size_bytes: int) -> None:
+        """Take a result of this size; one that is late or not the worker's changes nothing."""
+        if record := self._records.get(job_id):
+            record.output_bytes = size_bytes
+        self.apply(self.platform.finish, endpoint, worker_id, job_id, result)
+
+    def worker_unhealthy(self, endpoint: str, worker_id: str, *, check: str, reason: str) -> None:
+        """Take note that a worker reported a failed check of its own."""
+        self._tell_of_worker(endpoint, worker_id, "unhealthy", f"{check}: {reason}")
+        self.apply(self.platform.unhealthy, endpoint, worker_id, check, reason)
+
+    def worker_exited(self, endpoint: str, worker_id: str, *, exit_code: int, log_tail: Sequence[str]) -> None:
+        """Take note of a worker's end."""
+        self._draining.discard(worker_id)
+        self._starting.pop(worker_id, None)
+        self._cold.pop(worker_id, None)
+        self._tell_of_worker(endpoint, worker_id, "exited", f"exit code {exit_code}")
+        self.apply(self.platform.worker_exited, endpoint, worker_id, exit_code=exit_code, log_tail=log_tail)
+
+    def close(self) -> None:
+        """Answer every waiting poll and request, and let nobody wait any more."""
+        self.is_closing = True
+        self._polls.ring_all()
+        self._jobs.ring_all()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _settle(self) -> None:
+        for effect in self.platform.effects():
+            self._carry_out[type(effect)](effect)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        due = self.platform.next_deadline()
+        if due is None or due >= self._timer_due or self.is_closing:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = max(_SHORTEST_TIMER_SECONDS, due - self._clock())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+        self._timer_due = due
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._timer_due = float("inf")
+        self.apply(self.platform.tick)
+
+    def _start_worker(self, effect: StartWorker) -> None:
+        self._starting[effect.worker_id] = self._clock()
+        self._tell_of_worker(effect.endpoint, effect.worker_id, "starting")
+        self._processes.start(effect.endpoint, effect.worker_id)
+
+    def _drain_worker(self, effect: DrainWorker) -> None:
+        self._draining.add(effect.worker_id)
+        self._tell_of_worker(effect.endpoint, effect.worker_id, "draining")
+        # The signal goes first: a worker that sees its poll answered before it takes another round.
+        self._processes.terminate(effect.worker_id)
+        self._polls.ring(effect.worker_id)
+
+    def _kill_worker(self, effect: KillWorker) -> None:
+        self._tell_of_worker(effect.endpoint, effect.worker_id, "killed", effect.reason)
+        self._processes.kill(effect.worker_id)
+
+    def _wake_worker(self, effect: WakeWorker) -> None:
+        self._polls.ring(effect.worker_id)
+
+    def _webhook_due(self, effect: SendWebhook) -> None:
+        self._send_webhook(effect.job)
+
+    def _job_changed(self, effect: JobChanged) -> None:
+        job = effect.job
+        self._jobs.ring(job.id)
+        record = self._records.get(job.id)
+        if record is None:  # it had come to an end before, and is retried
+            record = self._records[job.id] = _Record(len(encode_json(job.input)))
+        if record.told == (job.status, job.attempt):
+            return
+        record.told = (job.status, job.attempt)
+        if job.status is JobStatus.IN_PROGRESS and job.worker_id in self._cold:
+            cold = self._cold.pop(job.worker_id)
+            record.cold_start_ms = round(cold.seconds * 1000) if job.queued_at < cold.ready_at else None
+        if job.status.is_final:
+            del self._records[job.id]
+        self.tell(_describe(job, record))
+
+    def _note_ready(self, endpoint: str, worker_id: str) -> None:
+        now = self._clock()
+        seconds = now - self._starting.pop(worker_id)
+        self._cold[worker_id] = _ColdStart(now, seconds)
+        self._tell_of_worker(endpoint, worker_id, "ready", f"after {seconds:.1f} s")
+
+    def _tell_of_worker(self, endpoint: str, worker_id: str, what: WorkerMoment, detail: str = "") -> None:
+        self.tell(WorkerEvent(endpoint, worker_id, what, detail))
+
+    def tell(self, event: Event) -> None:
+        """Give the event to whoever watches; a watcher that fails must not fail a job."""
+        try:
+            self._on_event(event)
+        except Exception:  # noqa: BLE001 - code of the embedding program
+            _log.exception("the receiver of events failed on %r", event)
+
+
+def _describe(job: Job, record: _Record) -> JobEvent:
+    return JobEvent(
+        endpoint=job.endpoint,
+        job_id=job.id,
+        status=job.status,
+        attempt=job.attempt,
+        worker_id=job.worker_id,
+        delay_ms=job.delay_ms,
+        execution_ms=job.execution_ms,
+        cold_start_ms=record.cold_start_ms,
+        error=None if job.error is None else ErrorReport.from_job_error(job.error, request_id=job.id),
+        input_bytes=record.input_bytes,
+        output_bytes=record.output_bytes,
+    )

@@ -1,0 +1,231 @@
+"""The client's side of the platform: Runpod's job API, route by route, and a few routes of our own.
+
+Documented bodies are kept to the letter. Ours are `GET /` (which endpoints there are and where), `GET
+/v2/{endpoint}/requests` (its body is undocumented: here, the list of jobs) and `GET /_/state` (everything, for
+the command line and tests).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import hmac
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from flashkit.emulator.answers import (
+    RouteUnknown,
+    Unauthorized,
+    describe_job,
+    describe_worker,
+    error_response,
+    http_status,
+    internal_error,
+    json_response,
+)
+from flashkit.emulator.bodies import ClientGone, read_body
+from flashkit.emulator.dispatch import Dispatcher
+from flashkit.emulator.openai import submit_relayed
+from flashkit.emulator.platform import Job
+from flashkit.emulator.submissions import read_submission, read_wait_ms
+from flashkit.emulator.supervisor import LocalEndpoint
+from flashkit.errors import ErrorReport, FlashkitError
+from flashkit.protocol import RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, PlatformDefaults
+
+_CLIENT_GONE: Final = 499
+"""Nobody reads it: the status for requests whose sender hung up."""
+
+EndpointHandler = Callable[[Request, str], Awaitable[ASGIApp]]
+
+
+@dataclass(frozen=True, slots=True)
+class RouteOptions:
+    """What the client routes may do."""
+
+    defaults: PlatformDefaults
+    api_key: str | None = None
+    """When set, requests without it are refused."""
+    allow_remote_webhooks: bool = False
+
+
+class ClientRoutes:
+    """Serves the job API of every endpoint."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, *, endpoints: Mapping[str, LocalEndpoint], options: RouteOptions
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._platform = dispatcher.platform
+        self._endpoints = endpoints
+        self._options = options
+
+    def application(self) -> Starlette:
+        """Return the routes as an ASGI application."""
+        job_api: tuple[tuple[str, str, EndpointHandler], ...] = (
+            ("POST", "run", self._run),
+            ("POST", "runsync", self._runsync),
+            ("GET", "status/{job_id}", self._status),
+            ("GET", "stream/{job_id}", self._stream),
+            ("POST", "cancel/{job_id}", self._cancel),
+            ("POST", "retry/{job_id}", self._retry),
+            ("POST", "purge-queue", self._purge),
+            ("GET", "health", self._health),
+            ("GET", "requests", self._requests),
+            ("GET", "openai/{path:path}", self._relay),
+            ("POST", "openai/{path:path}", self._relay),
+        )
+        return Starlette(
+            routes=[
+                *(
+                    Route(f"/v2/{{endpoint}}/{path}", self._guard(handler), methods=[method])
+                    for method, path, handler in job_api
+                ),
+                Route("/_/state", self._state, methods=["GET"]),
+                Route("/", self._index, methods=["GET"]),
+            ],
+            exception_handlers={
+                FlashkitError: self._refuse,
+                HTTPException: self._refuse_route,
+                ClientGone: _hang_up,
+                Exception: _confess,
+            },
+        )
+
+    def _guard(self, handler: EndpointHandler) -> Callable[[Request], Awaitable[ASGIApp]]:
+        async def guarded(request: Request) -> ASGIApp:
+            self._check_key(request)
+            name = request.path_params["endpoint"]
+            if name not in self._endpoints:
+                raise _unknown_endpoint(name, self._endpoints)
+            return await handler(request, name)
+
+        return guarded
+
+    def _check_key(self, request: Request) -> None:
+        expected = self._options.api_key
+        if expected is None:
+            return
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), expected.encode()):
+            raise Unauthorized(
+                "the Authorization header does not carry this platform's key",
+                hint="send `Authorization: Bearer <key>`, or the bare key",
+            )
+
+    async def _run(self, request: Request, endpoint: str) -> Response:
+        job = await self._submit(request, endpoint, sync=False)
+        return json_response({"id": job.id, "status": job.status.value})
+
+    async def _runsync(self, request: Request, endpoint: str) -> Response:
+        wait_ms = read_wait_ms(request.query_params.get("wait"))
+        job = await self._submit(request, endpoint, sync=True)
+        await self._wait_for_end(job, wait_ms / 1000)
+        return json_response(describe_job(job))
+
+    async def _submit(self, request: Request, endpoint: str, *, sync: bool) -> Job:
+        limit_bytes = RUNSYNC_BODY_LIMIT_BYTES if sync else RUN_BODY_LIMIT_BYTES
+        body = await read_body(request.receive, limit_bytes=limit_bytes)
+        submission = read_submission(body, allow_remote_webhooks=self._options.allow_remote_webhooks)
+        return self._dispatcher.submit(endpoint, submission, sync=sync, size_bytes=len(body))
+
+    async def _wait_for_end(self, job: Job, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while not job.status.is_final and not self._dispatcher.is_closing and loop.time() < end:
+            await self._dispatcher.wait_for_job(job, seconds=end - loop.time())
+
+    def _job(self, endpoint: str, job_id: str) -> Job:
+        return self._dispatcher.apply(self._platform.job, endpoint, job_id)
+
+    async def _status(self, request: Request, endpoint: str) -> Response:
+        return json_response(describe_job(self._job(endpoint, request.path_params["job_id"])))
+
+    async def _stream(self, request: Request, endpoint: str) -> Response:
+        job_id = request.path_params["job_id"]
+        chunks = self._dispatcher.apply(self._platform.read_stream, endpoint, job_id)
+        status = self._job(endpoint, job_id).status.value
+        return json_response({"status": status, "stream": [{"output": chunk} for chunk in chunks]})
+
+    async def _cancel(self, request: Request, endpoint: str) -> Response:
+        job = self._dispatcher.apply(self._platform.cancel, endpoint, request.path_params["job_id"])
+        return json_response({"id": job.id, "status": job.status.value})
+
+    async def _retry(self, request: Request, endpoint: str) -> Response:
+        job = self._dispatcher.apply(self._platform.retry, endpoint, request.path_params["job_id"])
+        return json_response({"id": job.id, "status": job.status.value})
+
+    async def _purge(self, request: Request, endpoint: str) -> Response:
+        removed = self._dispatcher.apply(self._platform.purge, endpoint)
+        return json_response({"removed": removed, "status": "completed"})
+
+    async def _health(self, request: Request, endpoint: str) -> Response:
+        return json_response(self._platform.health(endpoint))
+
+    async def _requests(self, request: Request, endpoint: str) -> Response:
+        jobs = [describe_job(job) for job in self._platform.jobs(endpoint)]
+        return json_response({"requests": jobs})
+
+    async def _relay(self, request: Request, endpoint: str) -> ASGIApp:
+        return await submit_relayed(self._dispatcher, request, endpoint)
+
+    async def _index(self, request: Request) -> Response:
+        base = str(request.base_url)
+        urls = {name: {"url": f"{base}v2/{name}", "openai": f"{base}v2/{name}/openai/v1"} for name in self._endpoints}
+        return json_response({"platform": "flashkit", "endpoints": urls})
+
+    async def _state(self, request: Request) -> Response:
+        self._check_key(request)
+        return json_response({name: self._describe_endpoint(name) for name in self._endpoints})
+
+    def _describe_endpoint(self, name: str) -> dict[str, Any]:
+        return {
+            "jobs": [describe_job(job) for job in self._platform.jobs(name)],
+            "workers": [describe_worker(worker) for worker in self._platform.workers(name)],
+            "health": self._platform.health(name),
+        }
+
+    async def _refuse(self, request: Request, exc: Exception) -> Response:
+        if not isinstance(exc, FlashkitError):
+            raise exc
+        status = http_status(exc, self._options.defaults)
+        return error_response(exc.report, status=status, request_id=request.path_params.get("job_id"))
+
+    async def _refuse_route(self, request: Request, exc: Exception) -> Response:
+        if not isinstance(exc, HTTPException):
+            raise exc
+        allowed = (exc.headers or {}).get("Allow")
+        report = ErrorReport(
+            code="method_not_allowed" if allowed else RouteUnknown.code,
+            message=f"this platform has no route {request.method} {request.url.path}",
+            type=RouteUnknown.__name__,
+            hint=f"use {allowed} for this path" if allowed else "GET / lists the endpoints and their URLs",
+        )
+        return error_response(report, status=exc.status_code, headers=exc.headers)
+
+
+def _unknown_endpoint(name: str, known: Iterable[str]) -> RouteUnknown:
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    meant = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return RouteUnknown(
+        f"there is no endpoint {name!r} on this platform",
+        hint=f"{meant}known endpoints: {', '.join(names) or 'none'}",
+        details={"endpoints": names},
+    )
+
+
+async def _hang_up(request: Request, exc: Exception) -> Response:
+    return Response(status_code=_CLIENT_GONE)
+
+
+async def _confess(request: Request, exc: Exception) -> Response:
+    """Answer for a fault of the emulator itself; the traceback goes to the log, not to the client."""
+    return error_response(internal_error(), status=500)

@@ -1,0 +1,244 @@
+"""The emulator: platform, worker processes and HTTP, put together in one event loop.
+
+`async with Emulator(...)` is all there is to it. The server listens before the first worker starts, and
+workers are gone before it stops listening, so no worker ever meets a closed door. Run it under uvloop
+for speed; any asyncio loop works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from flashkit.emulator.answers import error_body, internal_error, send_body
+from flashkit.emulator.bodies import encode_json
+from flashkit.emulator.dispatch import Dispatcher
+from flashkit.emulator.events import Event, LogLine, ignore
+from flashkit.emulator.platform import Job, JobRequest, Platform
+from flashkit.emulator.routes import ClientRoutes, RouteOptions
+from flashkit.emulator.supervisor import LocalEndpoint, Supervisor
+from flashkit.emulator.webhooks import WebhookSender
+from flashkit.emulator.worker_wire import WorkerWire
+from flashkit.errors import ConfigurationError
+from flashkit.protocol import PlatformDefaults
+
+__all__ = ["Emulator", "LocalEndpoint"]
+
+_log = logging.getLogger(__name__)
+
+_KEEP_ALIVE_SECONDS: Final = 120
+"""Longer than clients keep idle connections, so that theirs is the side that closes them."""
+_BACKLOG: Final = 2048
+_SPIN_GUARD_SECONDS: Final = 1.0
+
+
+class Emulator:
+    """A platform on this machine, from `async with` until the end of the block.
+
+    Args:
+        endpoints: What to run, each with the command that starts a worker.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one, see `url`.
+        defaults: The platform's behaviour where it is not documented, and its limits.
+        state_dir: Folder for the workers' home directories.
+        on_event: Called with everything that happens, in the event loop; it must be quick.
+        api_key: When set, clients must send it.
+        allow_remote_webhooks: Let webhooks leave this machine.
+        shutdown_grace: Seconds that workers get to finish their jobs at the end.
+        environ: Where PATH and the like of the workers come from; this process's by default.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[LocalEndpoint],
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        defaults: PlatformDefaults | None = None,
+        state_dir: Path,
+        on_event: Callable[[Event], None] = ignore,
+        api_key: str | None = None,
+        allow_remote_webhooks: bool = False,
+        shutdown_grace: float = 5.0,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        defaults = defaults or PlatformDefaults()
+        self.platform = Platform(defaults)
+        self._endpoints = tuple(endpoints)
+        self._address = (host, port)
+        self._defaults = defaults
+        self._state_dir = state_dir
+        self._on_event = on_event
+        self._options = RouteOptions(defaults, api_key=api_key, allow_remote_webhooks=allow_remote_webhooks)
+        self._shutdown_grace = shutdown_grace
+        self._environ = os.environ if environ is None else environ
+
+    async def __aenter__(self) -> Self:
+        """Listen, then start the workers that are always there.
+
+        Raises:
+            ConfigurationError: The port is taken or the address is not of this machine.
+        """
+        listener = _listen(*self._address)
+        self.url = "http://{}:{}".format(*listener.getsockname()[:2])
+        self._webhooks = WebhookSender(self._defaults)
+        self._supervisor = Supervisor(
+            base_url=self.url,
+            state_dir=self._state_dir,
+            environ=self._environ,
+            on_log=self._tell,
+            on_exit=self._worker_exited,
+        )
+        self.dispatcher = Dispatcher(
+            self.platform, processes=self._supervisor, send_webhook=self._webhooks.send, on_event=self._on_event
+        )
+        await self._supervisor.open()
+        self._server = _Server(self._application(), listener)
+        await self._server.start()
+        await self.replace(self._endpoints)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let the workers finish for a moment, kill those that do not, then stop listening."""
+        self._supervisor.terminate_all()  # before the polls are answered: no worker asks for another job
+        self.dispatcher.close()
+        try:
+            await self._supervisor.close(grace_seconds=self._shutdown_grace)
+        finally:
+            await self._webhooks.close()
+            await self._server.stop()
+
+    async def replace(self, endpoints: Sequence[LocalEndpoint], *, removed: Collection[str] = ()) -> None:
+        """Load endpoints anew, while all others go on.
+
+        Args:
+            endpoints: Changed ones, whose queued jobs stay, running ones finish, and workers start anew,
+                and ones that were not there before.
+            removed: Names of endpoints that are no more; their queued jobs are cancelled.
+        """
+        for name in removed:
+            if self._supervisor.endpoints.pop(name, None) is not None:
+                self.dispatcher.apply(self.platform.remove_endpoint, name)
+        for local in endpoints:
+            name = local.spec.name
+            is_known = name in self._supervisor.endpoints
+            self._supervisor.endpoints[name] = local
+            change = self.platform.replace_endpoint if is_known else self.platform.add_endpoint
+            self.dispatcher.apply(change, local.spec)
+
+    def submit(self, endpoint: str, request: JobRequest, *, sync: bool = False) -> Job:
+        """Queue a job without going through HTTP.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        return self.dispatcher.submit(endpoint, request, sync=sync, size_bytes=len(encode_json(request.input)))
+
+    def _application(self) -> ASGIApp:
+        wire = WorkerWire(self.dispatcher, self._defaults)
+        routes = ClientRoutes(self.dispatcher, endpoints=self._supervisor.endpoints, options=self._options)
+        return _Application(wire, routes.application())
+
+    def _worker_exited(self, endpoint: str, worker_id: str, *, exit_code: int, log_tail: Sequence[str]) -> None:
+        self.dispatcher.worker_exited(endpoint, worker_id, exit_code=exit_code, log_tail=log_tail)
+
+    def _tell(self, line: LogLine) -> None:
+        self.dispatcher.tell(line)
+
+
+class _Application:
+    """Sends workers' requests to the wire, all others to the client routes, and owns up to our own faults."""
+
+    def __init__(self, wire: WorkerWire, client_app: ASGIApp) -> None:
+        self._wire = wire
+        self._client_app = client_app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if not await self._wire.serve(scope, receive, send):
+                await self._client_app(scope, receive, send)
+        except Exception:  # noqa: BLE001
+            # The boundary of the process towards HTTP: whatever went wrong is logged with its traceback here.
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            await asyncio.sleep(_SPIN_GUARD_SECONDS)  # a worker would repeat the request at once
+            with contextlib.suppress(RuntimeError):  # the response had begun already
+                await send_body(send, 500, error_body(internal_error()))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn inside our event loop, on our socket, leaving signals to whoever runs the loop."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._listener = listener
+        self._serving: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signal handlers of the process alone."""
+        yield
+
+    async def start(self) -> None:
+        """Return once connections are accepted."""
+        self._serving = asyncio.ensure_future(self.serve(sockets=[self._listener]))
+        while not self.started:
+            if self._serving.done():
+                self._serving.result()
+            await asyncio.sleep(0)
+
+    async def stop(self) -> None:
+        """Close the socket and every connection."""
+        self.should_exit = True
+        if self._serving is not None:
+            await self._serving
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Lets a restarted emulator have its port back while old connections time out.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as exc:
+        listener.close()
+        raise _cannot_listen(host, port, exc) from exc
+    listener.setblocking(False)  # noqa: FBT003
+    return listener
+
+
+def _cannot_listen(host: str, port: int, exc: OSError) -> ConfigurationError:
+    if exc.errno == errno.EADDRINUSE:
+        return ConfigurationError(
+            f"port {port} on {host} is in use", hint="choose another with --port, or 0 for any free one"
+        )
+    if exc.errno == errno.EACCES:
+        return ConfigurationError(f"port {port} needs more rights", hint="choose one above 1023 with --port")
+    return ConfigurationError(f"cannot listen on {host}: {exc.strerror}", hint="check --host")

@@ -1,0 +1,349 @@
+"""Worker processes: started, listened to, asked to finish, killed, and never left behind.
+
+Each worker leads a process group of its own. Its end is the end of that process, whatever pings still say;
+what it started and left in the group is then killed as well. Its group is also on the list of the reaper
+(`reaper.py`), which kills it should this process die without a word. Standard output and error share one
+pipe that is read in small steps, so a worker that prints without end slows itself down, not us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+import orjson
+
+from flashkit.emulator.events import LogLine
+from flashkit.protocol import WORKER_ENVIRONMENT, worker_urls
+from flashkit.spec import EndpointSpec
+
+_log = logging.getLogger(__name__)
+
+LOG_TAIL_LINES: Final = 50
+LINE_LIMIT_BYTES: Final = 64 * 1024
+CANNOT_START: Final = 127
+"""Exit code reported for a command that does not exist, as a shell would."""
+
+_READ_BYTES: Final = 16 * 1024
+_TAIL_LINE_CHARACTERS: Final = 2_000
+_LAST_WORDS_SECONDS: Final = 1.0
+"""How long a dead worker's pipe is still read: a process that left its group may hold it open for ever."""
+_KEPT_VARIABLES: Final = (
+    "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+    "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
+)  # fmt: skip
+_OWN_PREFIX: Final = "FLASHKIT_"
+_NOT_FOR_WORKERS: Final = frozenset({"FLASHKIT_ENDPOINTS"})
+"""Maps names to ids of the real platform; here the names are the ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEndpoint:
+    """An endpoint and the command that runs one of its workers."""
+
+    spec: EndpointSpec
+    command: tuple[str, ...]
+    cwd: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class OnExit(Protocol):
+    """What is called when a worker's process has ended."""
+
+    def __call__(self, endpoint: str, worker_id: str, *, exit_code: int, log_tail: Sequence[str]) -> None:
+        """Take note of the exit code (negative: a signal's number) and the last lines."""
+
+
+@dataclass(slots=True, eq=False)
+class _Worker:
+    """One worker process, from the wish for it to its end."""
+
+    local: LocalEndpoint
+    worker_id: str
+    process: asyncio.subprocess.Process | None = None
+    wanted_signal: signal.Signals | None = None
+    """A signal that was sent before there was a process to get it."""
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
+
+    @property
+    def endpoint(self) -> str:
+        """Name of the worker's endpoint."""
+        return self.local.spec.name
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the worker alone: what it started is its own business while it lives."""
+        if self.process is None:
+            self.wanted_signal = self.wanted_signal or signal.SIGTERM
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """Send SIGKILL to the worker and everything in its group."""
+        if self.process is None:
+            self.wanted_signal = signal.SIGKILL
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def send_wanted_signal(self) -> None:
+        """Deliver what was asked for before the process existed."""
+        if self.wanted_signal is signal.SIGKILL:
+            self.kill()
+        elif self.wanted_signal is not None:
+            self.terminate()
+
+
+class Supervisor:
+    """Runs the worker processes of one emulator."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        state_dir: Path,
+        environ: Mapping[str, str],
+        on_log: Callable[[LogLine], None],
+        on_exit: OnExit,
+    ) -> None:
+        self.endpoints: dict[str, LocalEndpoint] = {}
+        self._base_url = base_url
+        self._state_dir = state_dir
+        self._environ = environ
+        self._on_log = on_log
+        self._on_exit = on_exit
+        self._reaper = ReaperProcess()
+        self._workers: dict[str, _Worker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closing = False
+
+    async def open(self) -> None:
+        """Start the reaper; before that no worker may run."""
+        await self._reaper.start()
+
+    def start(self, endpoint: str, worker_id: str) -> None:
+        """Start a worker; `on_exit` follows in every case, also when there is nothing to start."""
+        if self._is_closing:
+            return
+        worker = _Worker(self.endpoints[endpoint], worker_id)
+        self._workers[worker_id] = worker
+        task = asyncio.get_running_loop().create_task(self._run(worker), name=f"worker {worker_id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def terminate(self, worker_id: str) -> None:
+        """Ask one worker to finish and exit."""
+        if worker := self._workers.get(worker_id):
+            worker.terminate()
+
+    def kill(self, worker_id: str) -> None:
+        """End one worker and its group at once."""
+        if worker := self._workers.get(worker_id):
+            worker.kill()
+
+    def terminate_all(self) -> None:
+        """Ask every worker to finish, and start no others."""
+        self._is_closing = True
+        for worker in self._workers.values():
+            worker.terminate()
+
+    async def close(self, *, grace_seconds: float) -> None:
+        """Give the workers this long to exit, then kill what is left."""
+        self.terminate_all()
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=grace_seconds)
+        finally:
+            for worker in self._workers.values():
+                worker.kill()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._reaper.close()
+
+    async def _run(self, worker: _Worker) -> None:
+        exit_code = CANNOT_START
+        try:
+            exit_code = await self._run_process(worker)
+        except OSError as exc:
+            self._take_line(worker, f"the worker could not be started: {exc}".encode())
+        finally:
+            del self._workers[worker.worker_id]
+        self._on_exit(worker.endpoint, worker.worker_id, exit_code=exit_code, log_tail=tuple(worker.tail))
+
+    async def _run_process(self, worker: _Worker) -> int:
+        read_end, write_end = os.pipe()
+        try:
+            process = await self._spawn(worker, output=write_end)
+        except OSError:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        worker.process = process
+        self._reaper.add(process.pid)
+        worker.send_wanted_signal()
+        reading = asyncio.ensure_future(self._read_output(worker, read_end))
+        try:
+            exit_code = await process.wait()
+        finally:
+            worker.kill()
+            self._reaper.remove(process.pid)
+        await _finish_or_cancel(reading, _LAST_WORDS_SECONDS)
+        return exit_code
+
+    async def _spawn(self, worker: _Worker, *, output: int) -> asyncio.subprocess.Process:
+        local = worker.local
+        home = self._state_dir / "homes" / worker.endpoint
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        urls = worker_urls(self._base_url, worker.endpoint, worker.worker_id)
+        return await asyncio.create_subprocess_exec(
+            *local.command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=local.cwd,
+            env=worker_environment(local, urls, home=home.resolve(), environ=self._environ),
+            start_new_session=True,
+        )
+
+    async def _read_output(self, worker: _Worker, read_end: int) -> None:
+        reader = asyncio.StreamReader(limit=_READ_BYTES)
+        pipe = os.fdopen(read_end, "rb", buffering=0)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        )
+        splitter = LineSplitter()
+        try:
+            while chunk := await reader.read(_READ_BYTES):
+                for line in splitter.feed(chunk):
+                    self._take_line(worker, line)
+                await asyncio.sleep(0)  # `read` does not yield while its buffer has something
+            for line in splitter.rest():
+                self._take_line(worker, line)
+        finally:
+            transport.close()
+
+    def _take_line(self, worker: _Worker, line: bytes) -> None:
+        event = parse_line(worker.endpoint, worker.worker_id, line)
+        worker.tail.append(event.text[:_TAIL_LINE_CHARACTERS])
+        self._on_log(event)
+
+
+async def _finish_or_cancel(task: asyncio.Future[None], seconds: float) -> None:
+    await asyncio.wait([task], timeout=seconds)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def worker_environment(
+    local: LocalEndpoint, urls: Mapping[str, str], *, home: Path, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the whole environment of a worker: what it needs, and nothing of the developer's account."""
+    kept = {name: environ[name] for name in _KEPT_VARIABLES if name in environ}
+    own = {
+        name: value for name, value in environ.items() if name.startswith(_OWN_PREFIX) and name not in _NOT_FOR_WORKERS
+    }
+    return {
+        **kept,
+        **own,
+        **WORKER_ENVIRONMENT,
+        "RUNPOD_LOG_LEVEL": "INFO",
+        "FLASHKIT_TRACEBACKS": "1",
+        "HOME": str(home),
+        **local.spec.env,
+        **local.env,
+        **urls,
+    }
+
+
+class LineSplitter:
+    """Cuts a stream of bytes into lines of bounded length; the rest of a longer line is dropped."""
+
+    def __init__(self, *, limit_bytes: int = LINE_LIMIT_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._pending = bytearray()
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield the lines that this chunk completes."""
+        *complete, rest = chunk.split(b"\n")
+        for line in complete:
+            self._keep(line)
+            yield self._take()
+        self._keep(rest)
+
+    def rest(self) -> Iterator[bytes]:
+        """Yield the last line when it has no end."""
+        if self._pending:
+            yield self._take()
+
+    def _keep(self, piece: bytes) -> None:
+        self._pending += piece[: max(0, self._limit_bytes - len(self._pending))]
+
+    def _take(self) -> bytes:
+        line = bytes(self._pending)
+        self._pending.clear()
+        return line
+
+
+def parse_line(endpoint: str, worker_id: str, line: bytes) -> LogLine:
+    """Return the event for one line: the runpod SDK's JSON log lines are taken apart, others kept."""
+    if line.startswith(b'{"requestId"'):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            record = orjson.loads(line)
+            return LogLine(
+                endpoint, worker_id, record["requestId"], str(record.get("level")), str(record.get("message"))
+            )
+    # A progress bar redraws its line with carriage returns: its last state is the line.
+    text = line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+    return LogLine(endpoint, worker_id, None, None, text)
+
+
+class ReaperProcess:
+    """The child that outlives us just long enough to kill our workers."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._pipe = -1
+
+    async def start(self) -> None:
+        """Start it; the pipe's write end stays in this process alone, as no child inherits it."""
+        read_end, self._pipe = os.pipe()
+        script = Path(__file__).with_name("reaper.py")
+        try:
+            # -I keeps this folder, which has a platform.py, off the script's import path.
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", "-S", str(script), stdin=read_end, start_new_session=True
+            )
+        finally:
+            os.close(read_end)
+
+    def add(self, group: int) -> None:
+        """Have this group killed when we are gone."""
+        self._write(f"+{group}\n")
+
+    def remove(self, group: int) -> None:
+        """Take a group off the list: its number may soon belong to somebody else."""
+        self._write(f"-{group}\n")
+
+    def _write(self, line: str) -> None:
+        try:
+            os.write(self._pipe, line.encode())
+        except BrokenPipeError:
+            _log.warning("the reaper is gone: workers may outlive this process should it be killed")
+
+    async def close(self) -> None:
+        """End it; everything it was told about must have ended before."""
+        if self._process is not None:
+            os.close(self._pipe)
+            await self._process.wait()

@@ -1,0 +1,114 @@
+"""Webhooks: the job's final state, posted to the URL that came with it.
+
+A local platform runs jobs with made-up data, so by default it tells nobody outside this machine: a webhook
+must point to a loopback address, redirects are not followed and proxies are not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import reprlib
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from flashkit.emulator.answers import describe_job
+from flashkit.emulator.bodies import encode_json
+from flashkit.emulator.platform import Job
+from flashkit.errors import InputError
+from flashkit.protocol import PlatformDefaults
+
+_log = logging.getLogger(__name__)
+
+_TRY_SECONDS = 10.0
+_FIELD = {"field": "webhook"}
+
+
+def check_webhook(url: object, *, allow_remote: bool) -> str:
+    """Return the URL when a webhook may be sent there.
+
+    Raises:
+        InputError: It is no http or https URL, or points away from this machine.
+    """
+    if not isinstance(url, str):
+        raise InputError(f"webhook={reprlib.repr(url)} is not a string", details=_FIELD)
+    host = _host_of(url)
+    if host is None:
+        raise InputError(
+            f"webhook={reprlib.repr(url)} is not an http or https URL",
+            hint="write http://127.0.0.1:8000/path",
+            details=_FIELD,
+        )
+    if not (allow_remote or _is_loopback(host)):
+        raise InputError(
+            f"webhook={reprlib.repr(url)} points away from this machine, and a local platform sends nothing there",
+            hint="use a http://127.0.0.1 URL, or start the emulator with allow_remote_webhooks=True",
+            details=_FIELD,
+        )
+    return url
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - a port that is no number raises here
+    except ValueError:
+        return None
+    return parts.hostname if parts.scheme in ("http", "https") else None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class WebhookSender:
+    """Posts webhooks in the background, with the retries that the platform documents."""
+
+    def __init__(self, defaults: PlatformDefaults) -> None:
+        self._defaults = defaults
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, job: Job) -> None:
+        """Post the job as it is now; the answer is waited for elsewhere."""
+        if job.webhook is None:
+            return
+        deliver = self._deliver(job.webhook, encode_json(describe_job(job)), job.id)
+        task = asyncio.get_running_loop().create_task(deliver, name=f"webhook of {job.id}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Give up what has not been delivered yet."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+
+    async def _deliver(self, url: str, body: bytes, job_id: str) -> None:
+        for attempt in range(1, self._defaults.webhook_attempts + 1):
+            if attempt > 1:
+                await asyncio.sleep(self._defaults.webhook_delay)
+            answer = await self._post(url, body)
+            if answer == "200":
+                return
+            _log.warning("webhook of job %s, try %d: %s answered %s", job_id, attempt, url, answer)
+
+    async def _post(self, url: str, body: bytes) -> str:
+        """Return the status of the answer as text, or what went wrong instead of one."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TRY_SECONDS))
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+                return str(answer.status)
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            return f"nothing: {exc!r}"
