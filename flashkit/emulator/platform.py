@@ -1,0 +1,373 @@
+"""The local platform as a pure state machine: jobs, workers, time; no I/O, no clock, no asyncio.
+
+Every method takes `now`, seconds of any clock that does not go back, and returns at once. What has to happen
+outside comes out of `effects()`: call it after every other call. `next_deadline()` says when `tick` has
+something to do. Documented behaviour follows Runpod's docs; everything else is a value of `PlatformDefaults`
+or a constant of `lifecycle`. Choices that a reader might look for:
+
+* A worker's death is held against its jobs (`max_attempts`) only if the platform did not cause it: jobs of a
+  worker that was drained or killed go back to the queue with one more attempt.
+* `workers.max` bounds the workers that take jobs. Leaving ones come on top, so that a reload need not wait
+  for them, but all together are never more than twice the maximum.
+* Low-priority jobs start no worker, not even the first: they wait until another job brings one.
+* `purge` leaves the jobs behind as CANCELLED, so that whoever waits for them is told.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flashkit.catalog import nearest_names
+from flashkit.emulator.effects import (
+    DrainWorker,
+    Effect,
+    JobChanged,
+    KillWorker,
+    SendWebhook,
+    StartWorker,
+    WakeWorker,
+)
+from flashkit.emulator.failures import WorkerExit
+from flashkit.emulator.fleet import Fleet, Worker, WorkerState
+from flashkit.emulator.jobs import Job, JobRequest
+from flashkit.emulator.lifecycle import Lifecycle
+from flashkit.errors import InputError, JobNotFound
+from flashkit.protocol import JobStatus, PlatformDefaults
+from flashkit.spec import EndpointSpec
+
+__all__ = [
+    "DrainWorker",
+    "Effect",
+    "Job",
+    "JobChanged",
+    "JobRequest",
+    "KillWorker",
+    "Platform",
+    "SendWebhook",
+    "StartWorker",
+    "WakeWorker",
+    "Worker",
+    "WorkerState",
+]
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
+class Platform:
+    """Runs the endpoints of one local platform."""
+
+    def __init__(self, defaults: PlatformDefaults | None = None, *, new_id: Callable[[], str] = _new_id) -> None:
+        """Start without endpoints.
+
+        Args:
+            defaults: Behaviour that the real platform does not document.
+            new_id: Makes ids of jobs; workers are numbered, and carry a part of one id as this platform's mark.
+        """
+        self._defaults = defaults or PlatformDefaults()
+        self._new_id = new_id
+        # A worker left over from another run that finds the same port must not pass for one of ours.
+        self._mark = new_id()[:8]
+        self._workers_started = 0
+        self._lifecycle = Lifecycle(self._defaults, new_worker_id=self._new_worker_id)
+        self._fleets = self._lifecycle.fleets
+
+    def _new_worker_id(self, endpoint: str) -> str:
+        self._workers_started += 1
+        return f"{endpoint}-{self._workers_started}-{self._mark}"
+
+    # ------------------------------------------------------------------ endpoints
+
+    @property
+    def specs(self) -> dict[str, EndpointSpec]:
+        """The endpoints by name."""
+        return {name: fleet.spec for name, fleet in self._fleets.items() if not fleet.is_closed}
+
+    def add_endpoint(self, now: float, spec: EndpointSpec) -> None:
+        """Add an endpoint and start the workers of its floor.
+
+        Raises:
+            InputError: There is one of this name.
+        """
+        if spec.name in self.specs:
+            raise InputError(f"there is an endpoint {spec.name!r} already", hint="use replace_endpoint")
+        fleet = self._fleets.setdefault(spec.name, Fleet(spec))
+        fleet.reopen(spec)
+        self._lifecycle.scale(now, fleet)
+
+    def replace_endpoint(self, now: float, spec: EndpointSpec) -> None:
+        """Let new workers take over: jobs stay, workers that run now finish theirs and leave.
+
+        Raises:
+            InputError: There is no endpoint of this name.
+        """
+        fleet = self._fleet(spec.name)
+        fleet.reopen(spec)
+        for worker in list(fleet.active.values()):
+            self._lifecycle.drain(now, fleet, worker)
+        self._lifecycle.scale(now, fleet)
+
+    def remove_endpoint(self, now: float, name: str) -> None:
+        """Cancel its jobs, let its workers leave, and know neither any more.
+
+        Raises:
+            InputError: There is no endpoint of this name.
+        """
+        fleet = self._fleet(name)
+        self._lifecycle.close(now, fleet)
+        self._drop_if_over(fleet)
+
+    def _drop_if_over(self, fleet: Fleet) -> None:
+        if fleet.is_closed and not fleet.workers:
+            del self._fleets[fleet.spec.name]
+
+    def _fleet(self, name: str) -> Fleet:
+        fleet = self._fleets.get(name)
+        if fleet is None or fleet.is_closed:
+            names = list(self.specs)
+            near = nearest_names(name, names) or names
+            raise InputError(
+                f"there is no endpoint {name!r}",
+                hint=f"there is {' and '.join(near)}" if near else None,
+                details={"endpoint": name, "endpoints": names},
+            )
+        return fleet
+
+    # ------------------------------------------------------------------ clients
+
+    def submit(self, now: float, endpoint: str, request: JobRequest, *, sync: bool) -> Job:
+        """Put a new job into the queue and return it.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        fleet = self._fleet(endpoint)
+        job = self._new_job(now, fleet.spec, request, sync=sync)
+        fleet.jobs[job.id] = job
+        fleet.submitted += 1
+        self._lifecycle.enqueue(now, fleet, job)
+        return job
+
+    def _new_job(self, now: float, spec: EndpointSpec, request: JobRequest, *, sync: bool) -> Job:
+        defaults = self._defaults
+        timeout_ms, ttl_ms = request.execution_timeout_ms, request.ttl_ms
+        return Job(
+            id=f"sync-{self._new_id()}" if sync else self._new_id(),
+            endpoint=spec.name,
+            input=request.input,
+            sync=sync,
+            submitted_at=now,
+            queued_at=now,
+            execution_timeout_ms=spec.execution_timeout_ms if timeout_ms is None else timeout_ms,
+            ttl_ms=defaults.ttl_ms if ttl_ms is None else ttl_ms,
+            low_priority=request.low_priority,
+            webhook=request.webhook,
+            extra=request.extra,
+            retention=defaults.runsync_retention if sync else defaults.run_retention,
+            attempt_limit=defaults.max_attempts,
+        )
+
+    def job(self, now: float, endpoint: str, job_id: str) -> Job:
+        """Return the job.
+
+        Raises:
+            InputError: There is no such endpoint.
+            JobNotFound: Never submitted here, expired, or past its retention.
+        """
+        job = self._fleet(endpoint).jobs.get(job_id)
+        if job is None:
+            raise JobNotFound(
+                f"endpoint {endpoint!r} has no job {job_id!r}",
+                hint="it never had it, or the job's time to live or the retention of its result is over",
+                request_id=job_id,
+            )
+        return job
+
+    def read_stream(self, now: float, endpoint: str, job_id: str) -> list[Any]:
+        """Return the partial outputs that nobody has read yet, and count them as read.
+
+        Raises:
+            InputError: There is no such endpoint.
+            JobNotFound: As `job`.
+        """
+        job = self.job(now, endpoint, job_id)
+        chunks, job.chunks = job.chunks, []
+        return chunks
+
+    def cancel(self, now: float, endpoint: str, job_id: str) -> Job:
+        """End the job as CANCELLED, with a stop signal if it runs; a finished one stays as it is.
+
+        Raises:
+            InputError: There is no such endpoint.
+            JobNotFound: As `job`.
+        """
+        job = self.job(now, endpoint, job_id)
+        self._lifecycle.cancel(now, self._fleets[endpoint], job)
+        return job
+
+    def retry(self, now: float, endpoint: str, job_id: str) -> Job:
+        """Put a FAILED or TIMED_OUT job into the queue again, without its old output.
+
+        Raises:
+            InputError: There is no such endpoint, or the job is in another state (`details` has `status`).
+            JobNotFound: As `job`.
+        """
+        job = self.job(now, endpoint, job_id)
+        if job.status not in (JobStatus.FAILED, JobStatus.TIMED_OUT):
+            raise InputError(
+                f"job {job_id!r} is {job.status}, so it cannot be retried",
+                hint="only FAILED and TIMED_OUT jobs can be retried",
+                details={"status": job.status.value},
+                request_id=job_id,
+            )
+        fleet = self._fleets[endpoint]
+        del fleet.finished[job_id]
+        fleet.retried += 1
+        job.clear_attempt()
+        job.queued_at = now
+        job.attempt_limit = job.attempt + self._defaults.max_attempts
+        self._lifecycle.enqueue(now, fleet, job)
+        return job
+
+    def purge(self, now: float, endpoint: str) -> int:
+        """Cancel all jobs in the queue and return their number.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        fleet = self._fleet(endpoint)
+        jobs = list(fleet.queue)
+        for job in jobs:
+            self._lifecycle.cancel(now, fleet, job)
+        return len(jobs)
+
+    def health(self, endpoint: str) -> dict[str, dict[str, int]]:
+        """Return the counts of `/health`; those of finished jobs are totals since the endpoint was added.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        return self._fleet(endpoint).describe_health()
+
+    def workers(self, endpoint: str) -> tuple[Worker, ...]:
+        """Return the endpoint's workers, leaving ones included, oldest first.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        return tuple(self._fleet(endpoint).workers.values())
+
+    # ------------------------------------------------------------------ workers
+
+    def take(self, now: float, endpoint: str, worker_id: str, *, limit: int, job_in_progress: bool) -> list[Job]:
+        """Hand out up to `limit` jobs; none to workers that are leaving or not known.
+
+        A held poll asks again, with the same arguments, whenever the worker is woken. A job that was handed
+        out before counts as dropped when the worker says that it has none and no result follows.
+        """
+        worker = self._worker(endpoint, worker_id)
+        if worker is None:
+            return []
+        fleet = self._fleets[endpoint]
+        self._lifecycle.note_question(now, fleet, worker, limit=limit, has_jobs=job_in_progress)
+        if not worker.can_take_jobs or limit < 1:
+            return []
+        jobs = fleet.queue.pop(limit, unless=worker.stopping)
+        if not jobs:
+            fleet.park(worker)
+            return []
+        fleet.parked.pop(worker_id, None)
+        for job in jobs:
+            self._lifecycle.hand_out(now, fleet, worker, job)
+        return jobs
+
+    def finish(self, now: float, endpoint: str, worker_id: str, job_id: str, result: Mapping[str, Any]) -> bool:
+        """Take the result of a job; False when the job is not this worker's (any more) and it is ignored."""
+        worker = self._worker(endpoint, worker_id)
+        if worker is None:
+            return False
+        fleet = self._fleets[endpoint]
+        job = worker.jobs.get(job_id)
+        if job is None:
+            self._lifecycle.note_late_result(now, fleet, worker, job_id)
+        else:
+            job.has_output = "output" in result
+            job.output = result.get("output")
+            self._lifecycle.complete(now, fleet, job, error=_error_text(result.get("error")))
+        if result.get("stopPod"):
+            self._lifecycle.drain(now, fleet, worker)
+        return job is not None
+
+    def progress(self, now: float, endpoint: str, worker_id: str, job_id: str, value: Any) -> bool:
+        """Show `value` as the output of a running job; False when the job is not this worker's (any more)."""
+        job = self._job_of(endpoint, worker_id, job_id)
+        if job is not None:
+            self._lifecycle.show_progress(job, value)
+        return job is not None
+
+    def partial(self, now: float, endpoint: str, worker_id: str, job_id: str, chunk: Any) -> bool:
+        """Add a partial output to a running job; False when the job is not this worker's (any more)."""
+        job = self._job_of(endpoint, worker_id, job_id)
+        if job is not None:
+            self._lifecycle.add_chunk(job, chunk)
+        return job is not None
+
+    def stop_signals(self, now: float, endpoint: str, worker_id: str) -> list[str]:
+        """Return ids of jobs that the worker has to stop; each is returned once."""
+        worker = self._worker(endpoint, worker_id)
+        if worker is None:
+            return []
+        signals, worker.stop_signals = worker.stop_signals, []
+        return signals
+
+    def worker_exited(
+        self, now: float, endpoint: str, worker_id: str, *, exit_code: int, log_tail: Sequence[str]
+    ) -> None:
+        """Take note that a worker's process is gone, whoever wanted it; its jobs go back or fail."""
+        worker = self._worker(endpoint, worker_id)
+        if worker is None:
+            return
+        fleet = self._fleets[endpoint]
+        ended = WorkerExit(worker_id, exit_code, tuple(log_tail), worker.failed_check)
+        self._lifecycle.bury(now, fleet, worker, ended)
+        self._drop_if_over(fleet)
+
+    def unhealthy(self, now: float, endpoint: str, worker_id: str, check: str, reason: str) -> None:
+        """Take a worker that reported a failed check out of service; it exits by itself or is killed."""
+        worker = self._worker(endpoint, worker_id)
+        if worker is not None and worker.can_take_jobs:
+            failed_check = f"check {check!r} failed: {reason}"
+            self._lifecycle.distrust(now, self._fleets[endpoint], worker, failed_check=failed_check)
+
+    def _worker(self, endpoint: str, worker_id: str) -> Worker | None:
+        fleet = self._fleets.get(endpoint)
+        return None if fleet is None else fleet.workers.get(worker_id)
+
+    def _job_of(self, endpoint: str, worker_id: str, job_id: str) -> Job | None:
+        worker = self._worker(endpoint, worker_id)
+        return None if worker is None else worker.jobs.get(job_id)
+
+    # ------------------------------------------------------------------ time
+
+    def tick(self, now: float) -> None:
+        """Do what has become due by `now`."""
+        self._lifecycle.run_due(now)
+
+    def next_deadline(self) -> float | None:
+        """Return when `tick` has something to look at, None when time alone changes nothing."""
+        return self._lifecycle.next_deadline()
+
+    def effects(self) -> list[Effect]:
+        """Return what is to be done since the last call, in order."""
+        return self._lifecycle.drain_effects()
+
+
+def _error_text(error: Any) -> str | None:
+    """Return the error as text, as the job's field is documented; only a truthy one counts."""
+    if not error:
+        return None
+    return error if isinstance(error, str) else json.dumps(error, ensure_ascii=False, default=str)
