@@ -94,9 +94,10 @@ def find_dev_server(folder: Path) -> str | None:
         try:
             record = json.loads((parent / DEV_FILE).read_text())
             os.kill(record["pid"], 0)
-        except (OSError, ValueError, KeyError, TypeError):
+            url = str(record["url"])
+        except (OSError, OverflowError, ValueError, KeyError, TypeError):
             continue
-        return str(record["url"])
+        return url
     return None
 
 

@@ -39,6 +39,7 @@ _KEEPALIVE_SECONDS = 4.0
 FOREIGN_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
 """What aiohttp and the operating system raise when a request fails."""
 _NEVER_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_BAD_URL = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)
 _GATEWAY_STATUSES = frozenset({429, 502, 503, 504})
 
 
@@ -162,8 +163,8 @@ class Transport:
         except FOREIGN_ERRORS as exc:
             is_safe = request.is_repeatable or isinstance(exc, _NEVER_SENT)
             return _Failure(
-                _translate(exc, request.url, timeout),
-                is_worth_repeating=is_safe and not isinstance(exc, aiohttp.InvalidURL),
+                describe_foreign_error(exc, request.url, timeout),
+                is_worth_repeating=is_safe and not isinstance(exc, _BAD_URL),
                 cause=exc,
             )
 
@@ -177,7 +178,9 @@ class Transport:
         return self._session
 
 
-def _read_response(request: Request, status: int, headers: Mapping[str, str], body: bytes) -> _Success | _Failure:
+def _read_response(
+    request: Request, status: int, headers: Mapping[str, str], body: bytes
+) -> _Success | _Failure:
     try:
         data = orjson.loads(body)
         is_json = True
@@ -228,7 +231,9 @@ def _read_envelope(data: object) -> ErrorReport | None:
     return ErrorReport.from_dict(error) if isinstance(error, Mapping) and "message" in error else None
 
 
-def _describe_bare_status(family: type[FlashkitError], request: Request, status: int, text: str) -> ErrorReport:
+def _describe_bare_status(
+    family: type[FlashkitError], request: Request, status: int, text: str
+) -> ErrorReport:
     """Say what an answer without our envelope means; Runpod and proxies send all kinds of bodies."""
     path = request.url.partition("?")[0]
     said = f": {text[:200]}" if text else ""
@@ -246,10 +251,10 @@ def _describe_bare_status(family: type[FlashkitError], request: Request, status:
     )
 
 
-def _translate(exc: BaseException, url: str, timeout: float) -> FlashkitError:
+def describe_foreign_error(exc: BaseException, url: str, timeout: float) -> FlashkitError:
     """Return our exception for one of aiohttp or of the operating system."""
     origin = "/".join(url.split("/")[:3])
-    if isinstance(exc, aiohttp.InvalidURL):
+    if isinstance(exc, _BAD_URL):
         return ConfigurationError(
             f"{url!r} is not a URL", hint="set RUNPOD_ENDPOINT_BASE_URL to http(s)://host[:port]/v2"
         )
