@@ -49,6 +49,11 @@ def describe_job(job: Job) -> dict[str, Any]:
     return described
 
 
+def summarise_job(job: Job) -> dict[str, Any]:
+    """Return the job as lists show it: without its output, which may be large."""
+    return {key: value for key, value in describe_job(job).items() if key != "output"}
+
+
 def describe_worker(worker: Worker) -> dict[str, Any]:
     """Return a worker as `/_/state` shows it."""
     return {

@@ -30,6 +30,7 @@ from flashkit.emulator.answers import (
     http_status,
     internal_error,
     json_response,
+    summarise_job,
 )
 from flashkit.emulator.bodies import ClientGone, read_body
 from flashkit.emulator.dispatch import Dispatcher
@@ -170,7 +171,7 @@ class ClientRoutes:
         return json_response(self._platform.health(endpoint))
 
     async def _requests(self, request: Request, endpoint: str) -> Response:
-        jobs = [describe_job(job) for job in self._platform.jobs(endpoint)]
+        jobs = [summarise_job(job) for job in self._platform.jobs(endpoint)]
         return json_response({"requests": jobs})
 
     async def _relay(self, request: Request, endpoint: str) -> ASGIApp:
@@ -187,7 +188,7 @@ class ClientRoutes:
 
     def _describe_endpoint(self, name: str) -> dict[str, Any]:
         return {
-            "jobs": [describe_job(job) for job in self._platform.jobs(name)],
+            "jobs": [summarise_job(job) for job in self._platform.jobs(name)],
             "workers": [describe_worker(worker) for worker in self._platform.workers(name)],
             "health": self._platform.health(name),
         }

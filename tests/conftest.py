@@ -1,0 +1,57 @@
+"""Fixtures for all tests: endpoints with real worker processes, and emulators to run them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flashkit.emulator.server import Emulator, LocalEndpoint
+from flashkit.protocol import PlatformDefaults
+from flashkit.spec import EndpointSpec, Kind, WorkerBounds
+
+HANDLERS = Path(__file__).parent / "handlers"
+
+MakeEndpoint = Callable[..., LocalEndpoint]
+StartEmulator = Callable[..., Awaitable[Emulator]]
+
+
+@pytest.fixture(scope="session")
+def worker_environ() -> dict[str, str]:
+    """What workers under test get of this process's environment."""
+    return {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+
+
+@pytest.fixture(scope="session")
+def make_endpoint() -> MakeEndpoint:
+    """Build an endpoint whose workers run a file of `tests/handlers`."""
+
+    def make(name: str, handler: str, *arguments: str, workers: tuple[int, int] = (0, 1), **options: Any):
+        options = {"idle_timeout": 600, **options}
+        return LocalEndpoint(
+            spec=EndpointSpec(
+                name=name, kind=Kind.CPU, cpu="cpu3c-1-2", workers=WorkerBounds(*workers), **options
+            ),
+            command=(sys.executable, str(HANDLERS / f"{handler}.py"), *arguments),
+            cwd=HANDLERS,
+        )
+
+    return make
+
+
+@pytest.fixture
+async def start_emulator(tmp_path: Path, worker_environ: dict[str, str]) -> AsyncIterator[StartEmulator]:
+    """Start emulators that stop with the test."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*endpoints: LocalEndpoint, **options: Any) -> Emulator:
+            folder = tmp_path / f"state-{len(list(tmp_path.iterdir()))}"
+            options = {"defaults": PlatformDefaults(), "environ": worker_environ, **options}
+            return await stack.enter_async_context(Emulator(endpoints, state_dir=folder, **options))
+
+        yield start

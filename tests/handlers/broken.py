@@ -1,0 +1,3 @@
+"""A worker that never comes up."""
+
+raise ImportError("the weights are not where they should be")
