@@ -253,6 +253,22 @@ class Platform:
         """
         return self._fleet(endpoint).describe_health()
 
+    def jobs(self, endpoint: str) -> tuple[Job, ...]:
+        """Return the endpoint's jobs that are not forgotten yet, oldest first.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        return tuple(self._fleet(endpoint).jobs.values())
+
+    def jobs(self, endpoint: str) -> tuple[Job, ...]:
+        """Return the endpoint's jobs in any state, in the order of submission.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        return tuple(self._fleet(endpoint).jobs.values())
+
     def workers(self, endpoint: str) -> tuple[Worker, ...]:
         """Return the endpoint's workers, leaving ones included, oldest first.
 
