@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NoReturn
@@ -186,19 +186,39 @@ def _resolve_gpu(name: str) -> tuple[GpuType | GpuPool, ...]:
     for gpu in GpuType:
         if name.casefold() in (gpu.value.casefold(), gpu.name.casefold()):
             return (gpu,)
-    words = set(_words(name))
-    matches = tuple(gpu for gpu in GpuType if words and words <= set(_words(gpu.value)))
+    matches = _gpus_with_words(_words(name)) or _gpus_with_words(_split_into_known_words(name))
     pools = {GPUS[gpu].pool for gpu in matches}
     if len(pools) > 1:
         listing = ", ".join(gpu.value for gpu in matches)
         raise DefinitionError(f"gpu={name!r} fits several GPUs: {listing}", hint="write the one you mean")
     if not matches:
-        _fail_unknown("gpu", name, [*GpuType, *GpuPool])
+        _fail_unknown("gpu", name, [*GPU_NAMES, *GpuPool])
     return matches
+
+
+def _gpus_with_words(words: Sequence[str]) -> tuple[GpuType, ...]:
+    return tuple(gpu for gpu in GpuType if words and set(words) <= set(_words(gpu.value)))
+
+
+def _split_into_known_words(name: str) -> list[str]:
+    """Return "rtx", "4090" for "RTX4090" or "rtx40-90"; empty where something is left over."""
+    known = sorted({word for gpu in GpuType for word in _words(gpu.value)}, key=len, reverse=True)
+    compact = "".join(_words(name))
+    words = re.findall("|".join(known), compact)
+    return words if "".join(words) == compact else []
 
 
 def _words(name: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", name.casefold())
+
+
+def _short_gpu_name(gpu: GpuType) -> str:
+    return re.sub(r"NVIDIA |GeForce |Blackwell | Generation| Edition", "", gpu.value)
+
+
+_FAMILIES = ("A100", "H100", "RTX PRO 6000")
+GPU_NAMES: tuple[str, ...] = (*_FAMILIES, *map(_short_gpu_name, GpuType))
+"""GPUs as people call them: three names that stand for several models of one pool, then every model."""
 
 
 def resolve_datacenter(name: str) -> DataCenter:
@@ -244,7 +264,7 @@ def nearest_names(name: str, known: Iterable[str], *, limit: int = 3) -> list[st
 
 
 def _fail_unknown(option: str, name: object, known: Iterable[str]) -> NoReturn:
-    names = list(known)
+    names = [str(item) for item in known]
     near = nearest_names(str(name), names)
     raise DefinitionError(
         f"{option}={str(name)!r} is not known" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ""),

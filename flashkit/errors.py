@@ -27,6 +27,7 @@ gives the text that terminals print, so a person reads the same words everywhere
 from __future__ import annotations
 
 import json
+import os
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-_PACKAGE_ROOT = str(Path(__file__).parent)
+_PACKAGE_ROOT = str(Path(__file__).parent) + os.sep
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class ErrorReport:
 
     def to_json(self) -> str:
         """Return the JSON text that goes into a job's `error` field."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, default=str)
+        text = json.dumps(self.to_dict(), ensure_ascii=False, default=str)
+        return text.encode(errors="replace").decode()  # file names can bring characters that UTF-8 has not
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -160,7 +162,7 @@ class FlashkitError(Exception):
     @classmethod
     def from_report(cls, report: ErrorReport) -> Self:
         """Build the exception from a report that came over the wire, keeping every part of it."""
-        error = cls(report.message)
+        error = cls.__new__(cls, report.message)  # a subclass may ask its caller for other arguments
         error.report = report
         return error
 
@@ -272,12 +274,26 @@ def describe_exception(
     if isinstance(exc, FlashkitError):
         report = exc.report
     else:
-        report = ErrorReport(code="handler_error", message=str(exc) or repr(exc), type=type(exc).__name__)
-    where = report.where or locate(exc.__traceback__)
+        report = ErrorReport(code="handler_error", message=_message_of(exc), type=type(exc).__name__)
+    where = report.where or _syntax_place(exc) or locate(exc.__traceback__)
     details = dict(report.details)
     if with_traceback:
         details["traceback"] = user_traceback(exc)
     return replace(report, where=where, details=details, request_id=report.request_id or request_id)
+
+
+def _message_of(exc: BaseException) -> str:
+    try:
+        return str(exc) or repr(exc)
+    except Exception:  # noqa: BLE001 - the user's own __str__ may raise anything
+        return f"an exception whose text cannot be shown ({type(exc).__name__})"
+
+
+def _syntax_place(exc: BaseException) -> str | None:
+    """Return the line that does not parse: no frame of the traceback is in that file."""
+    if not isinstance(exc, SyntaxError) or not exc.filename:
+        return None
+    return f"{Path(exc.filename).name}:{exc.lineno}"
 
 
 def user_traceback(exc: BaseException) -> str:
@@ -299,5 +315,5 @@ def locate(trace: TracebackType | None) -> str | None:
 
 
 def _is_user_file(filename: str) -> bool:
-    is_library = any(part in filename for part in ("site-packages", "/lib/python", "<frozen", "importlib"))
+    is_library = any(part in filename for part in ("site-packages", "/lib/python3.", "<frozen"))
     return not (filename.startswith(_PACKAGE_ROOT) or is_library)
