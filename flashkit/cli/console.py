@@ -21,9 +21,10 @@ from flashkit.cli.apps import AppEndpoint
 from flashkit.emulator.events import Event, JobEvent, LogLine, WorkerEvent
 from flashkit.errors import ErrorReport
 from flashkit.protocol import JobStatus
-from flashkit.spec import EndpointSpec
+from flashkit.spec import EndpointSpec, Kind
 
-_LEVEL_RANKS = {"trace": 0, "debug": 0, "info": 1, "warn": 2, "warning": 2, "error": 3, "critical": 3}
+_SDK_GREETING = "--- Starting Serverless Worker"
+"""Printed by the runpod SDK, whatever its log level."""
 _STATUS_LOOKS = {
     JobStatus.IN_QUEUE: ("·", "dim"),
     JobStatus.IN_PROGRESS: ("▸", "cyan"),
@@ -42,7 +43,7 @@ class Screen:
 
     def __init__(self, *, log_level: str, console: Console | None = None) -> None:
         self._console = console or make_console()
-        self._level_rank = _LEVEL_RANKS[log_level]
+        self._is_chatty = log_level in ("debug", "info")
         self._name_width = _NAME_WIDTH
 
     def show_banner(
@@ -59,7 +60,8 @@ class Screen:
                 self._show_job(event)
             case WorkerEvent():
                 self._stamp(("·", "dim"), event.endpoint, describe_worker(event))
-            case LogLine() if self._is_shown(event.level):
+            case LogLine() if self._is_chatty or not event.text.startswith(_SDK_GREETING):
+                # RUNPOD_LOG_LEVEL holds the SDK's lines back in the worker; prints come at any level.
                 self._stamp(("│", "dim"), event.endpoint, Text(event.text))
             case _:
                 pass
@@ -76,15 +78,11 @@ class Screen:
         self._print(Text(report.render(), style="red"))
 
     def _show_job(self, event: JobEvent) -> None:
-        if event.status is JobStatus.IN_QUEUE and event.attempt == 0 and not self._is_shown("info"):
+        if event.status is JobStatus.IN_QUEUE and event.attempt == 0 and not self._is_chatty:
             return
         self._stamp(_STATUS_LOOKS[event.status], event.endpoint, describe_job(event))
         if event.error is not None:
             self._print(Text(_indent(event.error.render()), style="red"))
-
-    def _is_shown(self, level: str | None) -> bool:
-        """True for lines that the user's own code prints (they have no level) and for serious enough ones."""
-        return level is None or _LEVEL_RANKS.get(level.lower(), 1) >= self._level_rank
 
     def _stamp(self, mark: tuple[str, str], endpoint: str, text: Text) -> None:
         name = (f"{endpoint:<{self._name_width}}", "bold")
@@ -113,37 +111,48 @@ def describe_start(
         text.append_text(describe_endpoint(endpoint, url=url))
     reload_note = "saving a .py file restarts its workers" if is_reloading else "reload is off"
     text.append_text(
-        Text.assemble(("\nstate  ", "dim"), f"{state_dir}   ", (f"{reload_note} · Ctrl-C stops\n", "dim"))
+        Text.assemble(("\nstate  ", "dim"), f"{state_dir}  ", (f"{reload_note} · Ctrl-C stops\n", "dim"))
     )
     return text
 
 
 def describe_endpoint(endpoint: AppEndpoint, *, url: str) -> Text:
-    """Return the banner's three lines about one endpoint: what it is, its URL, how to try it."""
+    """Return the banner's three lines about one endpoint: how it is called, what it is, how to try it."""
     root = f"{url}/v2/{endpoint.name}"
     body = orjson.dumps({"input": endpoint.example}).decode()
     curl = f"curl -s {root}/runsync -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     return Text.assemble(
-        "\n  ", (endpoint.name, "bold green"), (endpoint.signature, ""), f"  {describe_spec(endpoint.spec)}",
-        (f"  {endpoint.where}\n", "dim"), "    ", (root, "cyan"), "\n    ", curl, "\n",
+        "\n  ", (endpoint.name, "bold green"), endpoint.signature, (f"  {endpoint.where}\n", "dim"),
+        "    ", (root, "cyan"), f"  {describe_spec(endpoint.spec)}\n",
+        "    ", (curl, "dim"), "\n",
     )  # fmt: skip
 
 
 def describe_spec(spec: EndpointSpec) -> str:
     """Return kind, compute, bounds and timeouts in a few words."""
-    compute = spec.cpu or " or ".join(spec.gpu)
-    if spec.gpu_count > 1 and spec.gpu:
-        compute = f"{spec.gpu_count} of {compute}"
-    bounds = f"workers {spec.workers.min}-{spec.workers.max}"
-    limits = f"idle {format_ms(spec.idle_timeout * 1000)}, job limit {format_ms(spec.execution_timeout_ms)}"
-    return f"{spec.kind} · {compute} · {bounds} · {limits}"
+    idle = format_ms(spec.idle_timeout * 1000)
+    limit = format_ms(spec.execution_timeout_ms)
+    workers = f"workers {spec.workers.min}-{spec.workers.max}"
+    return f"{_kind_words(spec)} · {_compute_words(spec)} · {workers} · idle {idle} · job limit {limit}"
+
+
+def _kind_words(spec: EndpointSpec) -> str:
+    return "tool" if spec.kind is Kind.CPU else spec.kind.value
+
+
+def _compute_words(spec: EndpointSpec) -> str:
+    if spec.cpu:
+        return spec.cpu
+    count = f"{spec.gpu_count} x " if spec.gpu_count > 1 else ""
+    others = f" (or {len(spec.gpu) - 1} more)" if len(spec.gpu) > 1 else ""
+    return f"{count}{spec.gpu[0]}{others}"
 
 
 def describe_job(event: JobEvent) -> Text:
     """Return the line about a job: status, then where its time went and how big it was."""
     style = _STATUS_LOOKS[event.status][1]
     facts = " · ".join(_job_facts(event))
-    return Text.assemble(event.job_id, "  ", (event.status, style), f"  {facts}" if facts else "")
+    return Text.assemble(short_id(event.job_id), "  ", (event.status, style), f"  {facts}" if facts else "")
 
 
 def describe_worker(event: WorkerEvent) -> Text:
@@ -151,6 +160,12 @@ def describe_worker(event: WorkerEvent) -> Text:
     style = _WORKER_LOOKS.get(event.what, "dim")
     detail = f": {event.detail}" if event.detail else ""
     return Text.assemble(("worker ", "dim"), (f"{event.worker_id} {event.what}", style), (detail, style))
+
+
+def short_id(job_id: str) -> str:
+    """Return enough of a job's id to tell it from the others on the screen; errors show all of it."""
+    prefix = "sync-" if job_id.startswith("sync-") else ""
+    return prefix + job_id.removeprefix("sync-")[:8]
 
 
 def format_ms(milliseconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class DevOptions:
 @click.option("--no-reload", is_flag=True, help="Do not watch files; exit 3 when the app does not import.")
 @click.option(
     "--log-level", default="warning", show_default=True, type=click.Choice(LOG_LEVELS),
-    help="Least serious log lines to show; what your code prints is always shown.",
+    help="Least serious log lines of the runpod SDK; what your code prints is always shown.",
 )  # fmt: skip
 def command(apps: tuple[Path, ...], *, port: int, host: str, no_reload: bool, log_level: str) -> int:
     """Run the endpoints of an app on this machine: queue, scaling, real worker processes, Runpod's HTTP API.
@@ -77,7 +78,18 @@ def command(apps: tuple[Path, ...], *, port: int, host: str, no_reload: bool, lo
     check_address(host, port)
     from flashkit.cli.serving import serve
 
-    return asyncio.run(serve(options))
+    with asyncio.Runner(loop_factory=quick_loop()) as runner:
+        return runner.run(serve(options))
+
+
+def quick_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's factory where uvloop is installed, else None for asyncio's own loop."""
+    try:
+        from uvloop import new_event_loop
+    except ModuleNotFoundError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = new_event_loop
+    return factory
 
 
 def find_app(folder: Path) -> Path:

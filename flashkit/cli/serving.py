@@ -17,13 +17,16 @@ from typing import Any
 
 import orjson
 
+from flashkit.cli import exit_code_for
 from flashkit.cli.apps import AppEndpoint, check_names, describe_app
-from flashkit.cli.console import Screen
+from flashkit.cli.console import Screen, make_console
 from flashkit.cli.dev import DevOptions
 from flashkit.emulator.server import Emulator
 from flashkit.errors import DefinitionError
 from flashkit.settings import DEV_FILE, Settings
 
+SHUTDOWN_GRACE_SECONDS = 10.0
+"""How long jobs may go on after the first Ctrl-C."""
 _IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages"})
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SQLITE = "sqlite:///"
@@ -36,6 +39,9 @@ async def serve(options: DevOptions) -> int:
     with stop_on_signals(stopping, screen):
         try:
             await DevServer(options, screen).run(stopping)
+        except DefinitionError as exc:
+            Screen(log_level=options.log_level, console=make_console(stderr=True)).show_problem(exc.report)
+            return exit_code_for(exc)
         except asyncio.CancelledError:
             screen.say("killed all workers")
             return 130
@@ -54,10 +60,14 @@ def stop_on_signals(stopping: asyncio.Event, screen: Screen) -> Iterator[None]:
         if stopping.is_set():
             task.cancel()
         else:
-            screen.say("stopping: jobs that run may finish; Ctrl-C again kills them")
+            screen.say(
+                f"stopping: running jobs have {SHUTDOWN_GRACE_SECONDS:g} s to finish; Ctrl-C again kills them"
+            )
             stopping.set()
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # started by nohup, it outlives the terminal
+        signals.append(signal.SIGHUP)
     for number in signals:
         loop.add_signal_handler(number, stop)
     try:
@@ -103,6 +113,7 @@ class DevServer:
             port=options.port,
             state_dir=options.state_dir,
             on_event=self._screen.show_event,
+            shutdown_grace=SHUTDOWN_GRACE_SECONDS,
         )
 
     async def _describe_all(self) -> None:
@@ -125,7 +136,10 @@ class DevServer:
     def _show_banner(self, emulator: Emulator) -> None:
         options = self._options
         self._screen.show_banner(
-            self._endpoints, url=emulator.url, state_dir=options.state_dir, is_reloading=options.is_reloading
+            self._endpoints,
+            url=emulator.url,
+            state_dir=options.state_dir.relative_to(options.folder),
+            is_reloading=options.is_reloading,
         )
         if options.host not in _LOOPBACK:
             self._screen.say(
@@ -157,7 +171,7 @@ class DevServer:
             self._screen.say(f"{names} changed, but {app.name} does not import: {kept}", style="red")
             return
         after = {endpoint.name for endpoint in self._found[app]}
-        await emulator.replace([endpoint.local for endpoint in self._found[app]])
+        await emulator.replace([endpoint.local for endpoint in self._found[app]], removed=before - after)
         self._screen.say(f"{names} changed: {describe_reload(before, after)}", style="bold")
 
 
