@@ -1,0 +1,133 @@
+"""The reference says all there is: generated pages are fresh, and nothing exists that it does not name."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+from doc_pages import ROOT
+
+import flashkit
+from flashkit.cli.commands import cli
+from flashkit.emulator.server import Emulator
+from flashkit.protocol import PlatformDefaults
+from flashkit.settings import Settings
+
+REFERENCE = ROOT / "docs" / "reference"
+SOURCES = [path.read_text() for path in (ROOT / "flashkit").rglob("*.py")]
+
+
+def read(name: str) -> str:
+    return (REFERENCE / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def reference_pages() -> ModuleType:
+    """The script that writes the pages."""
+    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "scripts" / "reference_pages.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_up_to_date(reference_pages: ModuleType):
+    assert reference_pages.stale_pages() == [], "run scripts/docs"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if page not in navigation] == []
+
+
+def test_every_command_and_option_is_documented():
+    page = read("cli.md")
+    context = click.Context(cli)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
+        assert command
+        assert f"## flashkit {name}\n" in page
+        options = [text for parameter in command.params for text in parameter.opts if text.startswith("-")]
+        assert [text for text in options if text not in page] == []
+
+
+@pytest.mark.parametrize("prefix", ["FLASHKIT_", "RUNPOD_"])
+def test_every_environment_variable_is_documented(prefix: str):
+    used = {name for text in SOURCES for name in re.findall(rf'"({prefix}[A-Z_]*[A-Z])"', text)}
+    page = read("settings.md")
+    assert [name for name in sorted(used) if f"`{name}`" not in page and name != "RUNPOD_API_URL"] == []
+
+
+def test_every_setting_is_documented():
+    page = read("settings.md")
+    assert [field.name for field in fields(Settings) if f"| `{field.name}` |" not in page] == []
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu", "embedding", "orchestrator"])
+def test_every_endpoint_option_is_documented(reference_pages: ModuleType, kind: str):
+    page = read("endpoint-options.md")
+    section = page.partition(f"## @{kind}_endpoint")[2].partition("\n## ")[0]
+    for name, option in reference_pages.decorator_options(kind).items():
+        assert f"| `{name}` | {option.default} | {option.meaning} |" in section
+
+
+def test_every_error_code_is_documented():
+    page = read("errors.md")
+    codes = {code for text in SOURCES for code in re.findall(r'\bcode(?:: [^=\n]+)? ?= ?"([a-z_]+)"', text)}
+    assert "worker_died" in codes
+    assert [code for code in sorted(codes) if f"`{code}`" not in page] == []
+
+
+def test_every_platform_default_is_documented():
+    page = read("platform-defaults.md")
+    assert [field.name for field in fields(PlatformDefaults) if f"| `{field.name}` |" not in page] == []
+
+
+async def test_every_route_is_documented(tmp_path: Path):
+    page = read("http-routes.md")
+    async with Emulator([], state_dir=tmp_path) as emulator:
+        application = emulator._application()
+    routes = [route.path for route in application._client_app.routes]
+    paths = [re.sub(r"\{path:path\}", "v1/…", path) for path in routes if path != "/"]
+    assert len(paths) > 10
+    assert [path for path in paths if path not in page] == []
+    assert [action for action in application._wire._actions if f"/{action}/" not in page] == []
+
+
+def test_every_export_is_in_the_python_reference():
+    page = read("python.md")
+    names = [name for name in flashkit.__all__ if name != "__version__"]
+    assert [name for name in names if not re.search(rf"\.{name}$", page, re.MULTILINE)] == []
+
+
+def test_every_decision_is_dated_and_listed():
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "index.md").read_text()
+    notes = sorted(folder.glob("0*.md"))
+    assert notes
+    for note in notes:
+        assert f"({note.name})" in index
+        assert re.search(r"^Date: \d{4}-\d{2}-\d{2}$", note.read_text(), re.MULTILINE)
+
+
+def measured_rows(text: str) -> dict[str, tuple[str, ...]]:
+    """Return the rows of tables that have the benchmarks' columns, by their first cell."""
+    table = text.partition("| Measured | flashkit | plain SDK |\n")[2].partition("\n\n")[0]
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in table.splitlines()[1:]]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_figures_of_the_readme_are_those_of_the_benchmarks_page():
+    shown = measured_rows((ROOT / "README.md").read_text())
+    assert shown
+    recorded = measured_rows((ROOT / "docs" / "benchmarks.md").read_text())
+    assert {name: recorded.get(name) for name in shown} == shown
