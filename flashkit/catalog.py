@@ -146,8 +146,8 @@ class Range:
     low: float
     high: float
 
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and self.low <= value <= self.high
 
 
 EXECUTION_TIMEOUT_MS = Range(5_000, 604_800_000)
@@ -251,9 +251,9 @@ def resolve_cuda(version: str) -> str:
     Raises:
         DefinitionError: It does not.
     """
-    if version not in CUDA_VERSIONS:
+    if str(version) not in CUDA_VERSIONS:
         _fail_unknown("min_cuda_version", version, CUDA_VERSIONS)
-    return version
+    return str(version)
 
 
 def nearest_names(name: str, known: Iterable[str], *, limit: int = 3) -> list[str]:

@@ -8,6 +8,7 @@ silently ignored costs money.
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -294,9 +295,9 @@ def _decorator(kind: Kind, options: dict[str, Any]) -> Callable[[Any], Endpoint[
         raise _at(exc, place) from None
 
     def decorate(target: Any) -> Endpoint[..., Any, ..., Any]:
-        name = values.pop("name", None) or _default_name(target)
+        named = values | {"name": values["name"] or _default_name(target)}
         try:
-            definition = define(target, EndpointSpec(name=name, kind=kind, **values))
+            definition = define(target, EndpointSpec(kind=kind, **named))
             _require_session(definition.spec, definition.function)
         except DefinitionError as exc:
             raise _at(exc, place) from None
@@ -321,7 +322,7 @@ def _spec_values(options: dict[str, Any]) -> dict[str, Any]:
     values["datacenters"] = tuple(map(catalog.resolve_datacenter, _as_tuple(options["datacenter"] or ())))
     values["volumes"] = _as_tuple(options["volume"] or ())
     values["workers"] = WorkerBounds.from_option(options["workers"])
-    values["env"] = dict(options["env"] or {})
+    values["env"] = options["env"] or {}
     if options.get("cpu") is not None:
         values["cpu"] = catalog.resolve_cpu(options["cpu"])
     if options.get("min_cuda_version") is not None:
@@ -346,7 +347,8 @@ def _default_name(target: Any) -> str:
 def _require_session(spec: EndpointSpec, function: Callable[..., Any]) -> None:
     if spec.kind is not Kind.ORCHESTRATOR:
         return
-    is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    user_function = inspect.unwrap(function)
+    is_async = inspect.iscoroutinefunction(user_function) or inspect.isasyncgenfunction(user_function)
     if not is_async or "session" not in inspect.signature(function).parameters:
         raise DefinitionError(
             f"orchestrator {spec.name!r} must be an async function with a parameter named `session`",
@@ -356,7 +358,7 @@ def _require_session(spec: EndpointSpec, function: Callable[..., Any]) -> None:
 
 def _caller() -> str:
     """Return `file.py:12` of the decorator call in the user's code."""
-    package = str(Path(__file__).parent)
+    package = str(Path(__file__).parent) + os.sep
     frame = sys._getframe(1)  # noqa: SLF001 - the documented way to the caller without building a whole stack
     while frame.f_back and frame.f_code.co_filename.startswith(package):
         frame = frame.f_back

@@ -45,17 +45,17 @@ class Endpoint(Generic[CallP, CallR, JobP, Output]):
     def __repr__(self) -> str:
         return f"<{self.spec.kind} endpoint {self.name!r} {self.definition.signature}>"
 
-    def __call__(self, *args: CallP.args, **kwargs: CallP.kwargs) -> CallR:
+    def __call__(self, /, *args: CallP.args, **kwargs: CallP.kwargs) -> CallR:
         """Call the user's function, or build the user's class, with nothing in between."""
         return self.definition.target(*args, **kwargs)  # type: ignore[no-any-return]  # as the user declared it
 
-    async def local(self, *args: JobP.args, **kwargs: JobP.kwargs) -> Output:
+    async def local(self, /, *args: JobP.args, **kwargs: JobP.kwargs) -> Output:
         """Run one job in this process as a worker would: setup, checked input, checked and encoded output."""
         from flashkit.worker.local import run_here
 
         return self.decode(await run_here(self.definition, self.contract.make_input(args, kwargs)))
 
-    async def remote(self, *args: JobP.args, **kwargs: JobP.kwargs) -> Output:
+    async def remote(self, /, *args: JobP.args, **kwargs: JobP.kwargs) -> Output:
         """Run one job on the configured platform and return its output in the declared type.
 
         Raises:
@@ -69,7 +69,7 @@ class Endpoint(Generic[CallP, CallR, JobP, Output]):
             output = await client.endpoint(self.name).call(self.contract.make_input(args, kwargs))
         return self.decode(output)
 
-    async def spawn(self, *args: JobP.args, **kwargs: JobP.kwargs) -> SpawnedJob[Output]:
+    async def spawn(self, /, *args: JobP.args, **kwargs: JobP.kwargs) -> SpawnedJob[Output]:
         """Submit one job and return its handle at once."""
         from flashkit.client import Client
 
@@ -77,7 +77,7 @@ class Endpoint(Generic[CallP, CallR, JobP, Output]):
             handle = await client.endpoint(self.name).run(self.contract.make_input(args, kwargs))
         return SpawnedJob(self, handle.id)
 
-    async def stream(self, *args: JobP.args, **kwargs: JobP.kwargs) -> AsyncIterator[Any]:
+    async def stream(self, /, *args: JobP.args, **kwargs: JobP.kwargs) -> AsyncIterator[Any]:
         """Submit one job and yield its partial outputs as they come."""
         from flashkit.client import Client
 

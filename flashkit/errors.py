@@ -206,6 +206,16 @@ class HandlerExit(HandlerError):
 
     code = "handler_exit"
 
+    @classmethod
+    def from_exit(cls, exc: SystemExit) -> Self:
+        """Build the error for a `sys.exit()`; it points at the line that called it."""
+        error = cls(
+            f"the handler called sys.exit({exc.code!r})",
+            hint="raise an exception to fail the job; the worker stays up for the next one",
+            details={"exit_code": exc.code},
+        )
+        return error.with_traceback(exc.__traceback__)
+
 
 class SetupError(HandlerError):
     """`setup()` or `warmup()` failed, so this worker cannot take jobs."""
@@ -275,7 +285,8 @@ def describe_exception(
         report = exc.report
     else:
         report = ErrorReport(code="handler_error", message=_message_of(exc), type=type(exc).__name__)
-    where = report.where or _syntax_place(exc) or locate(exc.__traceback__)
+    cause = exc.__cause__.__traceback__ if exc.__cause__ else None
+    where = report.where or _syntax_place(exc) or locate(exc.__traceback__) or locate(cause)
     details = dict(report.details)
     if with_traceback:
         details["traceback"] = user_traceback(exc)
@@ -298,11 +309,18 @@ def _syntax_place(exc: BaseException) -> str | None:
 
 def user_traceback(exc: BaseException) -> str:
     """Return the traceback from the first line of user code on; all of it where there is no user code."""
-    stack = traceback.TracebackException.from_exception(exc)
-    frames = list(stack.stack)
+    report = traceback.TracebackException.from_exception(exc)
+    link: traceback.TracebackException | None = report
+    while link is not None:
+        _start_at_user_code(link)
+        link = link.__cause__ or link.__context__
+    return "".join(report.format()).rstrip()
+
+
+def _start_at_user_code(report: traceback.TracebackException) -> None:
+    frames = list(report.stack)
     first = next((index for index, frame in enumerate(frames) if _is_user_file(frame.filename)), 0)
-    stack.stack = traceback.StackSummary.from_list(frames[first:])
-    return "".join(stack.format(chain=False)).rstrip()
+    report.stack = traceback.StackSummary.from_list(frames[first:])
 
 
 def locate(trace: TracebackType | None) -> str | None:

@@ -28,6 +28,8 @@ from flashkit.spec import EndpointSpec, Kind
 INJECTED: Mapping[Kind, str] = {Kind.ORCHESTRATOR: "session", Kind.EMBEDDING: "embed"}
 """Parameter that the worker fills in, by kind of endpoint; callers never send it."""
 LIFECYCLE_METHODS = ("setup", "warmup", "teardown")
+_EXAMPLE_DEPTH = 5
+"""Types that contain themselves have no complete example."""
 
 _GENERATOR_ORIGINS = (
     collections.abc.Iterator,
@@ -50,6 +52,8 @@ class Definition:
     """The function that handles a job; a plain (unbound) method for classes."""
     where: str
     """Place of the definition, as `app.py:12`."""
+    method: str | None = None
+    """Name of the method that handles a job, for classes."""
 
     @property
     def is_class(self) -> bool:
@@ -58,13 +62,11 @@ class Definition:
 
     @property
     def streams(self) -> bool:
-        """True when the handler yields partial outputs."""
-        return inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function)
-
-    @property
-    def is_async(self) -> bool:
-        """True when the handler runs on the event loop; others run in threads."""
-        return inspect.iscoroutinefunction(self.function) or inspect.isasyncgenfunction(self.function)
+        """True when the handler yields partial outputs, itself or through decorators that use `functools.wraps`."""
+        if inspect.iscoroutinefunction(self.function):
+            return False
+        function = inspect.unwrap(self.function)
+        return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
     @property
     def injected(self) -> str | None:
@@ -76,7 +78,7 @@ class Definition:
     def parameters(self) -> tuple[inspect.Parameter, ...]:
         """The parameters that a caller sends, in order."""
         listed = list(inspect.signature(self.function).parameters.values())
-        if self.is_class:
+        if self.method and not isinstance(inspect.getattr_static(self.target, self.method), staticmethod):
             listed = listed[1:]
         return tuple(parameter for parameter in listed if parameter.name != self.injected)
 
@@ -112,11 +114,12 @@ def define(target: Callable[..., Any], spec: EndpointSpec) -> Definition:
     """
     if not callable(target):
         raise DefinitionError(f"{target!r} is not a function or class", hint="decorate a function or class")
-    function = _handler_method(target, spec.name) if inspect.isclass(target) else target
-    code = inspect.unwrap(function).__code__ if hasattr(inspect.unwrap(function), "__code__") else None
+    method = _handler_method(target, spec.name) if inspect.isclass(target) else None
+    function = _plain_function(target, method)
+    code = getattr(inspect.unwrap(function), "__code__", None)
     where = f"{Path(code.co_filename).name}:{code.co_firstlineno}" if code else str(target)
-    definition = Definition(spec=spec, target=target, function=function, where=where)
-    for parameter in definition.parameters:
+    definition = Definition(spec=spec, target=target, function=function, where=where, method=method)
+    for parameter in _require_parameters(definition):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
             raise DefinitionError(
                 f"parameter {parameter.name!r} of endpoint {spec.name!r} has no name that a caller could send",
@@ -126,21 +129,38 @@ def define(target: Callable[..., Any], spec: EndpointSpec) -> Definition:
     return definition
 
 
-def _handler_method(cls: type, endpoint: str) -> Callable[..., Any]:
-    public = {
-        name: member
-        for name, member in inspect.getmembers(cls, inspect.isfunction)
+def _require_parameters(definition: Definition) -> tuple[inspect.Parameter, ...]:
+    try:
+        return definition.parameters
+    except (TypeError, ValueError) as exc:  # builtins, for example, have none that Python knows
+        raise DefinitionError(
+            f"the parameters of endpoint {definition.spec.name!r} cannot be found out: {exc}",
+            hint="decorate an ordinary function that calls it",
+        ) from exc
+
+
+def _handler_method(cls: type, endpoint: str) -> str:
+    if inspect.isroutine(getattr(cls, "run", None)):
+        return "run"
+    public = [
+        name
+        for name, _ in inspect.getmembers(cls, inspect.isfunction)
         if not name.startswith("_") and name not in LIFECYCLE_METHODS
-    }
-    if "run" in public:
-        return public["run"]
+    ]
     if len(public) != 1:
-        found = f"has {', '.join(sorted(public))}" if public else "has no public method"
+        found = f"has {', '.join(public)}" if public else "has no public method"
         raise DefinitionError(
             f"class {cls.__name__} of endpoint {endpoint!r} {found}, so it is not clear what handles a job",
             hint="name the method that handles a job `run`",
         )
-    return next(iter(public.values()))
+    return public[0]
+
+
+def _plain_function(target: Callable[..., Any], method: str | None) -> Callable[..., Any]:
+    if method is None:
+        return target
+    member = inspect.getattr_static(target, method)
+    return getattr(member, "__func__", member)  # type: ignore[no-any-return]  # static and class methods wrap it
 
 
 class Contract:
@@ -155,17 +175,8 @@ class Contract:
         Raises:
             DefinitionError: A parameter or the result has a type that pydantic cannot check.
         """
-        from pydantic import PydanticSchemaGenerationError
-
-        try:
-            self._input_adapter  # noqa: B018 - built on first use
-            self._output_adapter  # noqa: B018
-        except PydanticSchemaGenerationError as exc:
-            raise DefinitionError(
-                f"endpoint {self._definition.spec.name!r} has a type that cannot be checked: {exc}",
-                hint="annotate with plain types, dataclasses or pydantic models, or leave it out",
-                where=self._definition.where,
-            ) from exc
+        self._input_adapter  # noqa: B018 - built on first use
+        self._output_adapter  # noqa: B018
 
     def parse_input(self, data: Any) -> dict[str, Any]:
         """Return keyword arguments for the handler from a job's `input`.
@@ -173,14 +184,18 @@ class Contract:
         Raises:
             InputError: Missing, unknown or ill-typed values; `details["errors"]` lists them all.
         """
-        import orjson
         from pydantic import ValidationError
 
+        sole = self._sole_model
+        if sole and sole.default is not sole.empty and not data:
+            return {}
         try:
-            value = self._input_adapter.validate_json(orjson.dumps(data))
+            value = self._input_adapter.validate_json(encode_json(data))
         except ValidationError as exc:
             raise self._input_error(exc, data) from None
-        return {self._sole_model.name: value} if self._sole_model else value
+        except (TypeError, ValueError) as exc:
+            raise InputError(f"`input` of endpoint {self._definition.spec.name!r} cannot be read: {exc}") from exc
+        return {sole.name: value} if sole else value
 
     def encode_output(self, value: Any) -> bytes:
         """Return a result, or one yielded chunk, as JSON text.
@@ -188,8 +203,7 @@ class Contract:
         Raises:
             OutputError: It is not of the declared type, or has no JSON form.
         """
-        from pydantic import PydanticSchemaGenerationError, ValidationError
-        from pydantic_core import PydanticSerializationError
+        from pydantic import ValidationError
 
         adapter = self._output_adapter
         try:
@@ -199,7 +213,7 @@ class Contract:
             return bytes(adapter.dump_json(checked, fallback=_encode_other))
         except ValidationError as exc:
             raise self._output_error(exc) from None
-        except (PydanticSerializationError, PydanticSchemaGenerationError, TypeError, ValueError) as exc:
+        except (TypeError, ValueError) as exc:
             raise OutputError(
                 f"endpoint {self._definition.spec.name!r} returned a {type(value).__name__}, "
                 f"which has no JSON form: {exc}",
@@ -226,14 +240,11 @@ class Contract:
         Raises:
             InputError: The arguments do not fit, or one has no JSON form.
         """
-        import orjson
-        from pydantic_core import PydanticSerializationError
-
         arguments = self._definition.bind(args, kwargs)
-        data = arguments.get(self._sole_model.name) if self._sole_model else arguments
+        data = arguments.get(self._sole_model.name, {}) if self._sole_model else arguments
         try:
-            return orjson.loads(encode_json(data))
-        except (PydanticSerializationError, TypeError, ValueError) as exc:
+            return parse_json(encode_json(data))
+        except (TypeError, ValueError) as exc:
             raise InputError(
                 f"an argument of endpoint {self._definition.spec.name!r} has no JSON form: {exc}",
                 hint="send plain values, dataclasses, pydantic models, bytes or arrays",
@@ -241,7 +252,12 @@ class Contract:
 
     def example_input(self) -> Any:
         """Return an `input` that has the right shape, made from the required parameters."""
-        schema = self._input_adapter.json_schema()
+        from pydantic.errors import PydanticInvalidForJsonSchema
+
+        try:
+            schema = self._input_adapter.json_schema()
+        except PydanticInvalidForJsonSchema:
+            return {}
         return _example(schema, schema.get("$defs", {}))
 
     @cached_property
@@ -254,6 +270,8 @@ class Contract:
                 hint="import the types of parameters and results at run time, not under TYPE_CHECKING",
                 where=self._definition.where,
             ) from exc
+        except TypeError:
+            return {}  # a functools.partial or a callable object
 
     @cached_property
     def _sole_model(self) -> inspect.Parameter | None:
@@ -267,11 +285,12 @@ class Contract:
     def _input_adapter(self) -> Any:
         from typing import NotRequired
 
-        from pydantic import ConfigDict, TypeAdapter
+        from pydantic import ConfigDict
         from typing_extensions import TypedDict
 
         if self._sole_model:
-            return TypeAdapter(self._hints[self._sole_model.name])
+            config = ConfigDict(extra="forbid", populate_by_name=True, val_json_bytes="base64")
+            return self._build_adapter(self._hints[self._sole_model.name], config)
         fields: dict[str, Any] = {}
         open_ended = False
         for parameter in self._definition.parameters:
@@ -283,20 +302,32 @@ class Contract:
             fields[parameter.name] = annotation if required else NotRequired[annotation]
         make_shape: Any = TypedDict  # built from values, which type checkers do not follow
         shape = make_shape("Input", fields)
-        shape.__pydantic_config__ = ConfigDict(
-            extra="allow" if open_ended else "forbid", arbitrary_types_allowed=True, val_json_bytes="base64"
-        )
-        return TypeAdapter(shape)
+        extra: Any = "allow" if open_ended else "forbid"
+        config = ConfigDict(extra=extra, populate_by_name=True, val_json_bytes="base64")
+        return self._build_adapter(shape, config)
 
     @cached_property
     def _output_adapter(self) -> Any:
         annotation = self._hints.get("return", Any)
-        if self._definition.streams and typing.get_origin(annotation) in _GENERATOR_ORIGINS:
-            annotation = typing.get_args(annotation)[0]
-        return output_adapter(annotation)
+        if self._definition.streams:
+            annotation = _yielded_type(annotation)
+        return None if annotation is Any else self._build_adapter(annotation, _output_config())
+
+    def _build_adapter(self, annotation: Any, config: Any) -> Any:
+        from pydantic import PydanticUserError
+
+        try:
+            return _adapter(annotation, config)
+        except PydanticUserError as exc:
+            reason = str(exc).partition("\n")[0]
+            raise DefinitionError(
+                f"endpoint {self._definition.spec.name!r} has a type that cannot be checked: {reason}",
+                hint="annotate with plain types, dataclasses or pydantic models, or leave it out",
+                where=self._definition.where,
+            ) from exc
 
     def _input_error(self, exc: Any, data: Any) -> InputError:
-        if not isinstance(data, Mapping):
+        if not isinstance(data, Mapping) and not exc.errors()[0]["loc"]:
             return InputError(
                 f"`input` of endpoint {self._definition.spec.name!r} must be a JSON object, not {_describe(data)}",
                 hint=f"it takes {self._definition.signature}",
@@ -310,16 +341,22 @@ class Contract:
         )
 
     def _field_error(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        field = ".".join(str(part) for part in item["loc"])
+        field = ".".join(str(part) for part in item["loc"]) or "input"
         if item["type"] == "missing":
             message = f"`{field}` is missing"
         elif item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            near = nearest_names(field, [parameter.name for parameter in self._definition.parameters], limit=1)
+            near = nearest_names(field, self._field_names, limit=1)
             message = f"`{field}` is not a parameter" + (f"; did you mean `{near[0]}`?" if near else "")
         else:
             reason = item["msg"][:1].lower() + item["msg"][1:]
             message = f"`{field}` is {_describe(item['input'])}: {reason}"
         return {"field": field, "message": message}
+
+    @property
+    def _field_names(self) -> list[str]:
+        if self._sole_model:
+            return list(typing.get_type_hints(self._hints[self._sole_model.name]))
+        return [parameter.name for parameter in self._definition.parameters]
 
     def _output_error(self, exc: Any) -> OutputError:
         first = exc.errors(include_url=False)[0]
@@ -339,29 +376,58 @@ def encode_json(value: Any) -> bytes:
     return to_json(value, bytes_mode="base64", inf_nan_mode="null", fallback=_encode_other)
 
 
+def parse_json(text: bytes) -> Any:
+    """Return the values of a JSON text; unlike orjson's, its integers may be of any size."""
+    from pydantic_core import from_json
+
+    return from_json(text)
+
+
 def decode_json(data: Any, adapter: Any) -> Any:
     """Return plain JSON values as the adapter's type; as they are where there is none or they do not fit."""
-    import orjson
     from pydantic import ValidationError
 
     if adapter is None or data is None:
         return data
     try:
-        return adapter.validate_json(orjson.dumps(data))
+        return adapter.validate_json(encode_json(data))
     except ValidationError:
         return data
 
 
 def output_adapter(annotation: Any) -> Any:
-    """Return the pydantic adapter for a return annotation; None where it says nothing."""
-    from pydantic import ConfigDict, TypeAdapter
+    """Return the pydantic adapter for a return annotation; None where it says nothing that can be checked."""
+    from pydantic import PydanticUserError
 
-    if annotation is Any:
+    try:
+        return None if annotation is Any else _adapter(annotation, _output_config())
+    except PydanticUserError:
         return None
-    if _is_model(annotation):
-        return TypeAdapter(annotation)
-    config = ConfigDict(arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+
+def _output_config() -> Any:
+    from pydantic import ConfigDict
+
+    return ConfigDict(arbitrary_types_allowed=True, ser_json_bytes="base64", val_json_bytes="base64")
+
+
+def _adapter(annotation: Any, config: Any) -> Any:
+    """Return an adapter that uses `config` for the type and, unless it has its own, for what is in it."""
+    from pydantic import TypeAdapter
+    from typing_extensions import TypeAliasType
+
+    if _is_model(annotation):  # pydantic takes a config for dataclasses and TypedDicts only behind another name
+        annotation = TypeAliasType("Value", annotation)  # type: ignore[misc]  # built from a value
     return TypeAdapter(annotation, config=config)
+
+
+def _yielded_type(annotation: Any) -> Any:
+    """Return what a generator with this annotation yields; Any where it does not say."""
+    if annotation in _GENERATOR_ORIGINS:
+        return Any
+    if typing.get_origin(annotation) not in _GENERATOR_ORIGINS:
+        return annotation
+    return next(iter(typing.get_args(annotation)), Any)
 
 
 def _encode_other(value: Any) -> Any:
@@ -386,21 +452,24 @@ def _describe(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"  # noqa: PLR2004 - one line of a terminal
 
 
-def _example(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Any:
+def _example(schema: Mapping[str, Any], definitions: Mapping[str, Any], depth: int = 0) -> Any:
     """Return the simplest value that a JSON schema accepts, as far as its types say."""
+    if depth > _EXAMPLE_DEPTH:
+        return None
     if "$ref" in schema:
-        return _example(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+        return _example(definitions[schema["$ref"].rpartition("/")[2]], definitions, depth + 1)
     for key in ("anyOf", "oneOf", "allOf"):
         if key in schema:
-            return _example(schema[key][0], definitions)
+            return _example(schema[key][0], definitions, depth + 1)
     for key in ("default", "const"):
         if key in schema:
             return schema[key]
     if schema.get("enum"):
         return schema["enum"][0]
     if schema.get("type") == "array":
-        return [_example(schema.get("items", {}), definitions)]
+        item = _example(schema.get("items", {}), definitions, depth + 1)
+        return [] if item is None else [item]
     if schema.get("type") == "object":
         fields = schema.get("properties", {})
-        return {name: _example(fields[name], definitions) for name in schema.get("required", ())}
+        return {name: _example(fields[name], definitions, depth + 1) for name in schema.get("required", ())}
     return {"string": "text", "integer": 1, "number": 1.0, "boolean": True}.get(str(schema.get("type")))

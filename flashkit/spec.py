@@ -85,8 +85,8 @@ class WorkerBounds:
             DefinitionError: Not such numbers, min above max, or a max of 0.
         """
         if isinstance(workers, WorkerBounds):
-            return workers
-        numbers = (0, workers) if isinstance(workers, int) else tuple(workers)
+            workers = (workers.min, workers.max)
+        numbers = tuple(workers) if isinstance(workers, Sequence) else (0, workers)
         if len(numbers) != 2 or not all(_is_count(number) for number in numbers):  # noqa: PLR2004
             raise DefinitionError(
                 f"workers={workers!r} is not a pair of whole numbers", hint="write workers=(min, max)"
@@ -128,8 +128,9 @@ class EndpointSpec:
     weights: Weights | None = None
 
     def __post_init__(self) -> None:
-        for check in (_check_name, _check_compute, _check_counts, _check_timeouts, _check_env, _check_volumes):
+        for check in _CHECKS:
             check(self)
+        object.__setattr__(self, "env", dict(self.env))  # later changes of the caller's own mapping are not ours
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain JSON values."""
@@ -200,6 +201,18 @@ def _check_timeouts(spec: EndpointSpec) -> None:
             )
 
 
+def _check_types(spec: EndpointSpec) -> None:
+    for option, value, allowed, example in (
+        ("env", spec.env, Mapping, 'env={"LOG_LEVEL": "debug"}'),
+        ("weights", spec.weights, Weights | None, 'weights=Weights("organisation/name")'),
+        *(("volume", volume, NetworkVolume, 'volume=NetworkVolume("models", size=50)') for volume in spec.volumes),
+    ):
+        if not isinstance(value, allowed):
+            raise DefinitionError(
+                f"{option}={value!r} of endpoint {spec.name!r} has the wrong type", hint=f"write {example}"
+            )
+
+
 def _check_env(spec: EndpointSpec) -> None:
     for key, value in spec.env.items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -216,3 +229,6 @@ def _check_volumes(spec: EndpointSpec) -> None:
                 f"{', '.join(spec.datacenters)}",
                 hint="a volume is reachable in its own data centre only: make the two agree",
             )
+
+
+_CHECKS = (_check_name, _check_compute, _check_counts, _check_timeouts, _check_types, _check_env, _check_volumes)
