@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
-from flashkit.errors import HandlerError
+from flashkit.errors import HandlerError, HandlerExit
 
 _current: ContextVar[JobContext | None] = ContextVar("flashkit_current_job", default=None)
 
@@ -22,6 +23,7 @@ class JobContext:
         self._cancelled = False
         self._report_progress = report_progress
         self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
 
     @property
     def cancelled(self) -> bool:
@@ -30,7 +32,10 @@ class JobContext:
 
     def progress(self, value: Any) -> None:
         """Show `value` as the job's output while it runs. Updates arrive in order, before the result."""
-        self._loop.call_soon_threadsafe(self._report_progress, value)
+        if threading.get_ident() == self._loop_thread:
+            self._report_progress(value)  # at once: a handler that never waits gives the loop no turn
+        else:
+            self._loop.call_soon_threadsafe(self._report_progress, value)
 
     def restart_worker(self) -> None:
         """Ask the platform to replace this worker after the job."""
@@ -60,6 +65,19 @@ def current_job_id() -> str | None:
     """Return the id of the current job, or None outside of one."""
     job = _current.get()
     return job.id if job else None
+
+
+def contain(function: Callable[[], Any]) -> Any:
+    """Call the function in a thread, turning what no future can carry (SystemExit, StopIteration) into errors.
+
+    A StopIteration would leave the code that awaits the thread waiting for ever.
+    """
+    try:
+        return function()
+    except SystemExit as exc:
+        raise HandlerExit.from_exit(exc) from exc
+    except StopIteration as exc:
+        raise RuntimeError("the handler raised StopIteration").with_traceback(exc.__traceback__) from exc
 
 
 def enter_job(job: JobContext) -> None:

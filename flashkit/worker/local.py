@@ -7,14 +7,12 @@ import uuid
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import orjson
-
 from flashkit.errors import FlashkitError, HandlerError
-from flashkit.handler import Definition
+from flashkit.handler import Definition, parse_json
 from flashkit.settings import Settings
 from flashkit.worker.runtime import Runtime
 
-_runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, Runtime]] = WeakKeyDictionary()
+_runtimes: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, asyncio.Task[Runtime]]] = WeakKeyDictionary()
 
 
 async def run_here(definition: Definition, data: Any) -> Any:
@@ -26,17 +24,27 @@ async def run_here(definition: Definition, data: Any) -> Any:
         SetupError: It could not be set up.
         HandlerError: The handler failed; `report` says how.
     """
-    runtimes = _runtimes.setdefault(asyncio.get_running_loop(), {})
-    runtime = runtimes.get(id(definition))
-    if runtime is None:
-        runtime = Runtime(definition, Settings.from_environment())
-        await runtime.start()
-        runtimes[id(definition)] = runtime
+    runtime = await _ready_runtime(definition)
     job = {"id": f"local-{uuid.uuid4()}", "input": data}
     outcome = await asyncio.create_task(runtime.run(job, emit=_ignore))
     if outcome.error is not None:
         raise _error_class(outcome.error.type).from_report(outcome.error)
-    return orjson.loads(outcome.output or b"null")
+    return parse_json(outcome.output or b"null")
+
+
+async def _ready_runtime(definition: Definition) -> Runtime:
+    """Return the endpoint's runtime on this loop; calls at the same time wait for one set-up."""
+    runtimes = _runtimes.setdefault(asyncio.get_running_loop(), {})
+    task = runtimes.get(id(definition))
+    if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+        task = runtimes[id(definition)] = asyncio.create_task(_start(definition))
+    return await asyncio.shield(task)
+
+
+async def _start(definition: Definition) -> Runtime:
+    runtime = Runtime(definition, Settings.from_environment())
+    await runtime.start()
+    return runtime
 
 
 async def _ignore(chunk: bytes) -> None:

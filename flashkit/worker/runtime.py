@@ -15,8 +15,9 @@ import asyncio
 import contextvars
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -35,7 +36,7 @@ from flashkit.handler import Contract, Definition, encode_json
 from flashkit.protocol import RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
 from flashkit.settings import Settings
 from flashkit.spec import Kind
-from flashkit.worker.job import JobContext, enter_job
+from flashkit.worker.job import JobContext, contain, enter_job
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,9 @@ class Runtime:
         """
         try:
             await self._build()
-        except (Exception, SystemExit) as exc:
+        except BaseException as exc:
+            if isinstance(exc, asyncio.CancelledError) and _is_cancelled_from_outside():
+                raise
             report = describe_exception(exc, with_traceback=self.settings.show_tracebacks)
             error = SetupError(
                 f"endpoint {self.definition.spec.name!r} could not be set up: {report.type}: {report.message}",
@@ -112,7 +115,7 @@ class Runtime:
         if teardown is not None:
             try:
                 await self._call(teardown)
-            except Exception:
+            except (Exception, SystemExit):
                 log.exception("teardown of %s failed", self.definition.spec.name)
         if self._sessions is not None:
             await self._sessions.close()
@@ -141,7 +144,7 @@ class Runtime:
         try:
             output = await self._run_handler(job, context, emit, collected)
             return Outcome(output, restart_worker=context.worker_restart_requested)
-        except (Exception, SystemExit, asyncio.CancelledError) as exc:
+        except BaseException as exc:  # KeyboardInterrupt and its like end this job only
             if isinstance(exc, asyncio.CancelledError) and _is_cancelled_from_outside():
                 raise
             return Outcome(
@@ -185,17 +188,18 @@ class Runtime:
             output = self.contract.encode_output(result)
             _check_size(output, context.id)
             return output
-        async for chunk in self._iterate(self._bound_handler, context, arguments):
-            text = self.contract.encode_output(chunk)
-            collected.add(text)
-            await emit(text)
+        async with aclosing(self._iterate(context, arguments)) as chunks:
+            async for chunk in chunks:
+                text = self.contract.encode_output(chunk)
+                collected.add(text)
+                await emit(text)
         return collected.to_json()
 
     @property
     def _bound_handler(self) -> Callable[..., Any]:
-        if not self.definition.is_class:
+        if self.definition.method is None:
             return self.definition.function
-        return getattr(self._instance, self.definition.function.__name__)  # type: ignore[no-any-return]  # user code
+        return getattr(self._instance, self.definition.method)  # type: ignore[no-any-return]  # user code
 
     async def _call(self, function: Callable[[], Any], context: JobContext | None = None) -> Any:
         """Call a sync function in a thread, an async one here; await whatever awaitable comes back."""
@@ -204,31 +208,30 @@ class Runtime:
         result = await self._in_thread(function, context)
         return await result if inspect.isawaitable(result) else result
 
-    async def _iterate(
-        self, function: Callable[..., Any], context: JobContext, arguments: Mapping[str, Any]
-    ) -> AsyncIterator[Any]:
-        if inspect.isasyncgenfunction(function):
-            stream = function(**arguments)
-            try:
+    async def _iterate(self, context: JobContext, arguments: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """Yield what the handler's generator yields; it is closed, its `finally` blocks included, before this is."""
+        handler = partial(self._bound_handler, **arguments)
+        is_generator = inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler)
+        stream = handler() if is_generator else await self._call(handler, context)
+        if inspect.isasyncgen(stream):
+            async with aclosing(stream):
                 async for chunk in stream:
                     yield chunk
+        elif isinstance(stream, Iterator):
+            try:
+                while (chunk := await self._in_thread(partial(next, stream, _DONE), context)) is not _DONE:
+                    yield chunk
             finally:
-                await stream.aclose()
-            return
-        iterator = function(**arguments)
-        try:
-            while (chunk := await self._in_thread(partial(next, iterator, _DONE), context)) is not _DONE:
-                yield chunk
-        finally:
-            iterator.close()
+                if inspect.isgenerator(stream):
+                    await self._in_thread(stream.close)  # in the thread that ran it
+        else:
+            yield stream  # a decorator around the generator function gave something else back
 
     async def _in_thread(self, function: Callable[[], Any], context: JobContext | None = None) -> Any:
         """Run in the pool. When cancelled, wait for the thread, because it cannot be interrupted."""
         variables = contextvars.copy_context()
         self._busy_threads += 1
-        future = asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(variables.run, _guard_exit, function)
-        )
+        future = asyncio.get_running_loop().run_in_executor(self._threads, partial(variables.run, contain, function))
         future.add_done_callback(self._thread_done)
         try:
             return await asyncio.shield(future)
@@ -245,9 +248,10 @@ class Runtime:
 
     def _describe_failure(self, exc: BaseException, context: JobContext) -> ErrorReport:
         if isinstance(exc, SystemExit):
-            exc = _exit_error(exc)
+            exc = HandlerExit.from_exit(exc)
         elif isinstance(exc, asyncio.CancelledError):
-            exc = HandlerError("the handler was cancelled by its own code, not by the platform")
+            error = HandlerError("the handler was cancelled by its own code, not by the platform")
+            exc = error.with_traceback(exc.__traceback__)
         if isinstance(exc, FlashkitError):
             log.error("job %s failed: %s", context.id, exc)
         else:
@@ -285,24 +289,6 @@ class _Collected:
 def _is_cancelled_from_outside() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _guard_exit(function: Callable[[], Any]) -> Any:
-    """Turn what a thread cannot carry to the event loop (SystemExit, StopIteration) into errors it can."""
-    try:
-        return function()
-    except SystemExit as exc:
-        raise _exit_error(exc) from exc
-    except StopIteration as exc:
-        raise RuntimeError("the handler raised StopIteration") from exc
-
-
-def _exit_error(exc: SystemExit) -> HandlerExit:
-    return HandlerExit(
-        f"the handler called sys.exit({exc.code!r})",
-        hint="raise an exception to fail the job; the worker stays up for the next one",
-        details={"exit_code": exc.code},
-    )
 
 
 def _check_size(output: bytes, job_id: str) -> None:
