@@ -66,7 +66,7 @@ class Journal:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._thread, function, *arguments)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, OSError) as exc:
             raise SessionError(
                 f"the session journal {str(self._path)!r} cannot be used: {exc}",
                 hint="check the disk and the file; FLASHKIT_STATE names another one",
@@ -75,11 +75,14 @@ class Journal:
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self._path, timeout=10.0, isolation_level=None)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(_SCHEMA)
-            self._connection = connection
+            self._connection = sqlite3.connect(self._path, timeout=10.0, isolation_level=None)
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._connection.execute("PRAGMA synchronous=FULL")
+                self._connection.execute(_SCHEMA)
+            except sqlite3.Error:
+                self._close()
+                raise
         return self._connection
 
     def _read(self, session: str) -> dict[str, Record]:

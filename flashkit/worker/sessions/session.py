@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import re
 import time
@@ -12,9 +13,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from flashkit.client import Client
-from flashkit.errors import InputError, JobTimedOut, SessionError
-from flashkit.handler import Contract, Definition, decode_json, encode_json, output_adapter
+from flashkit.errors import HandlerExit, InputError, SessionError
+from flashkit.handler import Contract, Definition, decode_json, encode_json, output_adapter, parse_json
 from flashkit.settings import Settings
+from flashkit.worker.job import contain
 from flashkit.worker.sessions.journal import Journal, Record, open_journal
 
 P = ParamSpec("P")
@@ -43,6 +45,7 @@ class Session:
         self._completed = dict(completed)
         self._client = client
         self._counts: Counter[str] = Counter()
+        self._used: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<session {self.id!r}, {len(self._completed)} steps done>"
@@ -54,13 +57,13 @@ class Session:
 
     @overload
     def step(
-        self, name: str, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+        self, name: str, function: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, T]: ...
     @overload
     def step(
-        self, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, T]: ...
-    def step(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """Run `function(*args, **kwargs)` once in the life of the session and return what it returned.
 
         Sync functions run in a thread. The result must have a JSON form; it comes back in the type that
@@ -73,18 +76,24 @@ class Session:
             *args: Its arguments.
             **kwargs: Its keyword arguments.
         """
+        if not isinstance(name, str) or not callable(function):
+            raise SessionError(
+                f"session.step({name!r}, {function!r}) does not name a step and its function",
+                hint='write session.step("name", function, *arguments)',
+            )
         key = self._next_key(name)
         adapter = output_adapter(_return_annotation(function))
 
         async def run() -> Any:
             if inspect.iscoroutinefunction(function):
                 return await function(*args, **kwargs)
-            return await asyncio.to_thread(function, *args, **kwargs)
+            result = await asyncio.to_thread(contain, functools.partial(function, *args, **kwargs))
+            return await result if inspect.isawaitable(result) else result
 
         return self._once(key, run, lambda data: decode_json(data, adapter))
 
     def call(
-        self, endpoint: Callee[P, T], *args: Any, timeout: float | None = None, **kwargs: Any
+        self, endpoint: Callee[P, T], /, *args: Any, timeout: float | None = None, **kwargs: Any
     ) -> Coroutine[Any, Any, T]:
         """Run one job of another endpoint, once in the life of the session, and return its output.
 
@@ -118,28 +127,31 @@ class Session:
                 others and is raised.
         """
         if partial:
-            results = await asyncio.gather(*calls, return_exceptions=True)
-            return [_raise_if_cancelled(result) for result in results]
+            return await asyncio.gather(*calls, return_exceptions=True)
         async with _Group() as group:
             tasks = [group.start(call) for call in calls]
         return [task.result() for task in tasks]
 
     def _next_key(self, name: str) -> str:
         self._counts[name] += 1
-        count = self._counts[name]
-        return name if count == 1 else f"{name}#{count}"
+        key = name if self._counts[name] == 1 else f"{name}#{self._counts[name]}"
+        if key in self._used:  # a step that the user named like the second use of another one
+            return self._next_key(name)
+        self._used.add(key)
+        return key
 
     async def _once(self, key: str, run: Callable[[], Awaitable[Any]], decode: Callable[[Any], Any]) -> Any:
-        import orjson
-
         record = self._completed.get(key)
         if record is None:
             started = time.monotonic()
-            result = await run()
+            try:
+                result = await run()
+            except SystemExit as exc:  # in a task of `gather` it would end the worker
+                raise HandlerExit.from_exit(exc) from exc
             output = _encode_step(key, result)
             record = await self._journal.write(self.id, Record(key, output, time.monotonic() - started))
             self._completed[key] = record
-        return decode(orjson.loads(record.output))
+        return decode(parse_json(record.output))
 
 
 class SessionFactory:
@@ -196,18 +208,13 @@ class _Group:
                 await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
         finally:
             pending = [task for task in self._tasks if not task.done()]
+            finished = [task for task in self._tasks if task not in pending]
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
-        for task in self._tasks:
+        for task in finished:  # not those that failed because they were cancelled
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
-
-
-def _raise_if_cancelled(result: Any) -> Any:
-    if isinstance(result, asyncio.CancelledError):
-        raise JobTimedOut("a call of this session was cancelled")
-    return result
 
 
 def _encode_step(key: str, result: Any) -> bytes:
@@ -221,6 +228,8 @@ def _encode_step(key: str, result: Any) -> bytes:
 
 
 def _return_annotation(function: Callable[..., Any]) -> Any:
+    if inspect.isclass(function):
+        return function
     try:
         return typing.get_type_hints(function, include_extras=True).get("return", Any)
     except (NameError, TypeError):
