@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 import logging
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol
 
-from flashkit.errors import ConfigurationError, FlashkitError, describe_exception
+from flashkit.errors import ConfigurationError, FlashkitError, describe_exception, user_traceback
 from flashkit.handler import Contract, Definition
 from flashkit.settings import Settings
 from flashkit.worker.output import attribute_output
@@ -25,7 +26,6 @@ EXIT_IMPORT: Final = 3
 """The app could not be imported."""
 
 
-@runtime_checkable
 class Defined(Protocol):
     """Anything that a decorator gave back."""
 
@@ -66,12 +66,34 @@ def load_app(app: str) -> ModuleType:
     """
     if not app.endswith(".py"):
         sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(app)
+        return _import_module(app)
     path = Path(app).resolve()
     if not path.is_file():
         raise ConfigurationError(f"there is no file {app!r}", hint="name the Python file that defines your endpoints")
     sys.path.insert(0, str(path.parent))
-    return importlib.import_module(path.stem)
+    return _import_file(path)
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{name}.".startswith(f"{exc.name}."):
+            raise  # it is there, but imports something that is not
+        raise ConfigurationError(
+            f"there is no module {name!r}", hint="name a Python file, or a module below the current folder"
+        ) from exc
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file under its own name, or another one where that is taken: by `queue`, say, or `types`."""
+    name = path.stem if path.stem not in sys.modules else f"app_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigurationError(f"{path.name} cannot be imported", hint="name a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def find_endpoint(app: str, name: str) -> Defined:
@@ -91,7 +113,7 @@ def list_endpoints(module: ModuleType) -> dict[str, Defined]:
     """Return the module's endpoints by attribute name, each once."""
     found: dict[int, tuple[str, Defined]] = {}
     for attribute, value in vars(module).items():
-        if isinstance(value, Defined) and isinstance(value.definition, Definition):
+        if isinstance(inspect.getattr_static(value, "definition", None), Definition):  # runs no code of the user's
             found.setdefault(id(value), (attribute, value))
     return dict(found.values())
 
@@ -129,7 +151,7 @@ def _calls_runpod(app: str) -> bool:
     path = Path(app)
     if path.suffix != ".py" or not path.is_file():
         return False
-    calls = (node.func for node in ast.walk(ast.parse(path.read_text(), app)) if isinstance(node, ast.Call))
+    calls = (node.func for node in ast.walk(ast.parse(path.read_bytes(), app)) if isinstance(node, ast.Call))
     return any(ast.unparse(call).endswith("serverless.start") for call in calls)
 
 
@@ -148,6 +170,9 @@ def _run(target: str) -> int:
         endpoint = find_endpoint(app, name)
     except FlashkitError as exc:
         print(exc.report.render(), file=sys.stderr)  # noqa: T201
+        return EXIT_IMPORT
+    except Exception as exc:  # noqa: BLE001 - whatever the user's module raises
+        print(user_traceback(exc), file=sys.stderr)  # noqa: T201
         return EXIT_IMPORT
     try:
         serve(endpoint)
