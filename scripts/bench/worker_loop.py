@@ -19,6 +19,7 @@ from pathlib import Path
 
 import aiohttp
 import psutil
+import uvloop
 from measure import print_result
 
 from flashkit.emulator.events import Event, WorkerEvent
@@ -143,7 +144,7 @@ async def measure(starts: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--starts", type=int, default=5, help="cold starts of each kind of worker")
-    figures = asyncio.run(measure(parser.parse_args().starts))
+    figures = uvloop.run(measure(parser.parse_args().starts))
     for name, value in figures.items():
         print(f"{name:22} {value:.3f}")
     print_result("worker_loop", figures)
