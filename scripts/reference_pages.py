@@ -142,11 +142,12 @@ Starts one worker. `flashkit dev` and images use it; it needs no extra.
 
 | Command | What it does |
 | --- | --- |
-| `python -m flashkit.worker APP.py:NAME` | Runs the endpoint with this attribute name or endpoint name, until the platform stops it. |
-| `python -m flashkit.worker --describe APP.py` | Prints the app's endpoints as one line of JSON and starts nothing. |
+| `python -m flashkit.worker APP.py:NAME` | Runs the endpoint of this name until the platform stops it. |
+| `python -m flashkit.worker --describe APP.py` | Prints the app's endpoints as JSON and starts nothing. |
 
-Exit codes: 0 stopped by the platform; 1 setup failed or a result could not be delivered; 2 the command line is wrong, or no
-platform started the process; 3 the app or the endpoint was not found.
+NAME is the endpoint's name or that of its variable. Exit codes: 0 stopped by the platform; 1 setup failed or a result
+could not be delivered; 2 the command line is wrong, or no platform started the process; 3 the app or the endpoint was
+not found.
 """
 
 
@@ -199,7 +200,7 @@ def settings_page() -> str:
         table(["Variable", "Field", "Default", "Meaning"], _settings_rows()),
         WHERE_JOBS_GO.format(url=settings.RUNPOD_API_URL),
         "## What the platform sets for each worker\n",
-        "The runpod SDK reads these. `flashkit dev` sets them as Runpod does, and refuses an endpoint's `env` that names one.\n",
+        "The runpod SDK reads these. An endpoint's `env` that names one of them is refused.\n",
         table(["Variable", "Value under `flashkit dev`"], _worker_url_rows()),
         "## What flashkit dev adds for local workers\n",
         table(["Variable", "Value"], [*_local_worker_rows()]),
@@ -246,8 +247,8 @@ def _local_worker_rows() -> Iterator[tuple[str, str]]:
 
 KINDS = ("cpu", "gpu", "embedding", "orchestrator")
 OPTIONS_INTRO = """
-Options of `@cpu_endpoint`, `@gpu_endpoint`, `@embedding_endpoint` and `@orchestrator_endpoint`. All are keyword-only and are
-checked when the app file is imported. An option that does not exist is refused with the nearest name.
+Options of `@cpu_endpoint`, `@gpu_endpoint`, `@embedding_endpoint` and `@orchestrator_endpoint`. All are keyword-only
+and are checked when the app file is imported. An option that does not exist is refused with the nearest name.
 """
 
 
@@ -264,7 +265,10 @@ def endpoint_options_page() -> str:
     """Return which decorator has which option, and each decorator's own words and defaults."""
     by_kind = {kind: decorator_options(kind) for kind in KINDS}
     names = list(dict.fromkeys(name for options in by_kind.values() for name in options))
-    overview = [[code(name), *(by_kind[kind][name].default if name in by_kind[kind] else "" for kind in KINDS)] for name in names]
+    overview = [
+        [code(name), *(by_kind[kind][name].default if name in by_kind[kind] else "" for kind in KINDS)]
+        for name in names
+    ]
     sections = [
         f"## @{kind}_endpoint\n\n{_summary(kind)}\n\n"
         + table(["Option", "Default", "Meaning"], [(code(o.name), o.default, o.meaning) for o in options.values()])
@@ -322,16 +326,18 @@ def _range_rows() -> str:
         ("`execution_timeout_ms`", catalog.EXECUTION_TIMEOUT_MS, "milliseconds"),
         ("`NetworkVolume(size=…)`", catalog.VOLUME_SIZE_GB, "GB"),
     )
-    return table(["Option", "From", "To", "Unit"], [(n, f"{r.low:,.0f}", f"{r.high:,.0f}", unit) for n, r, unit in rows])
+    return table(
+        ["Option", "From", "To", "Unit"], [(n, f"{r.low:,.0f}", f"{r.high:,.0f}", unit) for n, r, unit in rows]
+    )
 
 
 # ------------------------------------------------------------------ errors
 
 
 ERRORS_INTRO = """
-Every error has a code that does not change. In HTTP answers it is `error.code`; in a failed job the field `error` is the
-same object as JSON text; in Python it is `exception.report.code`. [What to do about errors](../how-to/errors.md) goes
-through the common ones.
+Every error has a code that does not change. In HTTP answers it is `error.code`; in a failed job the field `error` is
+the same object as JSON text; in Python it is `exception.report.code`.
+[Understand an error](../how-to/errors.md) goes through the common ones.
 """
 
 ENVELOPE = """## The envelope
@@ -356,8 +362,8 @@ def errors_page() -> str:
         "## Exceptions\n",
         table(["Code", "Class", "Meaning"], classes),
         "## Codes in reports only\n",
-        "The platform, a worker or the client writes these; in Python they arrive in the `report` of the class named here.\n",
-        table(["Code", "Arrives as", "Meaning", "Written in"], report_rows()),
+        "The platform or a worker writes these. In Python they arrive as `report` of a job's or a platform's error.\n",
+        table(["Code", "Type", "Meaning", "Written in"], report_rows()),
     )
 
 
@@ -381,7 +387,7 @@ def report_rows() -> list[tuple[str, str, str, str]]:
     known = {error.code for error in exception_classes()}
     rows: dict[str, tuple[str, str, str, str]] = {}
     for path, tree in python_sources():
-        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
             for call in (node for node in ast.walk(function) if _is_report(node)):
                 for name in _literals(call, "code", position=0):
                     if name not in known:
@@ -417,7 +423,9 @@ MEANINGS: Mapping[str, str] = {
 """For codes whose function's docstring speaks of something wider."""
 
 
-def _report_row(name: str, call: ast.Call | ast.AST, function: ast.FunctionDef, path: Path) -> tuple[str, str, str, str]:
+def _report_row(
+    name: str, call: ast.AST, function: ast.FunctionDef | ast.AsyncFunctionDef, path: Path
+) -> tuple[str, str, str, str]:
     types = _literals(call, "type")
     words = MEANINGS.get(name) or (ast.get_docstring(function) or "").partition("\n")[0].removeprefix("Report ")
     if not words:
@@ -429,9 +437,9 @@ def _report_row(name: str, call: ast.Call | ast.AST, function: ast.FunctionDef, 
 
 
 DEFAULTS_INTRO = """
-Runpod documents most of what its platform does. The rest had to be chosen for the local one; each choice has a name. In
-Python they are `flashkit.protocol.PlatformDefaults`, which `Emulator(defaults=…)` takes. Times are seconds unless the name
-says otherwise.
+Runpod documents most of what its platform does. The rest had to be chosen for the local one; each choice has a name.
+In Python they are `flashkit.protocol.PlatformDefaults`, which `Emulator(defaults=…)` takes. Times are seconds unless
+the name says otherwise.
 """
 
 
@@ -496,16 +504,22 @@ def _limit_rows() -> Iterator[tuple[str, str, str]]:
 def hardware_page() -> str:
     """Return the names that endpoints may pin, from the dated catalogue."""
     gpus = [
-        (code(f"GpuType.{gpu.type.name}"), gpu.type.value, code(gpu.pool.value), str(gpu.vram_gb), _price(gpu.usd_per_second))
+        (
+            code(f"GpuType.{gpu.type.name}"),
+            gpu.type.value,
+            code(gpu.pool.value),
+            str(gpu.vram_gb),
+            _price(gpu.usd_per_second),
+        )
         for gpu in catalog.GPUS.values()
     ]
     return page(
         "GPUs, CPUs and data centres",
         f"Facts about Runpod, last compared with their sources on **{catalog.READ_ON}**. The sources are named in "
         "`flashkit/catalog.py`. Runpod's own catalogue is newer than this page.",
-        "## GPUs\n\n`gpu=` takes enum members, device names, pools, and fragments that fit GPUs of one pool only: `\"A100\"` "
-        "stands for both A100 models. A fragment that fits several pools is refused with the list. Prices are flex prices in "
-        "US dollars for a second, from the docs' table of 2026-06-08.\n",
+        "## GPUs\n\n`gpu=` takes enum members, device names, pools, and fragments that fit GPUs of one pool only: "
+        '`"A100"` stands for both A100 models. A fragment that fits several pools is refused with the list. Prices are '
+        "flex prices in US dollars for a second, from the docs' table of 2026-06-08.\n",
         table(["Name", "Device", "Pool", "GB", "USD/s"], gpus),
         "## GPU pools\n",
         table(["Name", "GPUs"], [(code(f"GpuPool.{pool.name}"), _members(pool)) for pool in catalog.GpuPool]),
@@ -513,7 +527,9 @@ def hardware_page() -> str:
         "\n".join(f"- {code(name)}" for name in catalog.CPU_FLAVORS) + "\n",
         "## Data centres\n\n`datacenter=` takes these in any case, with `-` or `_`.\n",
         "\n".join(f"- {code(f'DataCenter.{dc.name}')}" for dc in catalog.DataCenter) + "\n",
-        "## CUDA\n\n`min_cuda_version=` takes: " + ", ".join(code(version) for version in catalog.CUDA_VERSIONS) + ".\n",
+        "## CUDA\n\n`min_cuda_version=` takes: "
+        + ", ".join(code(version) for version in catalog.CUDA_VERSIONS)
+        + ".\n",
     )
 
 

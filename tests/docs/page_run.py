@@ -109,7 +109,13 @@ class PageRun:
     def _shell(self, block: Block) -> subprocess.CompletedProcess[str]:
         command = ["bash", "-ec", block.source.replace(DOCUMENTED_URL, self._dev_url)]
         return subprocess.run(
-            command, cwd=self.folder, env=self._env(), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+            command,
+            cwd=self.folder,
+            env=self._env(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
         )
 
     def _start_shell(self, block: Block) -> None:
@@ -141,9 +147,7 @@ class PageRun:
         printed = _normal_lines(self._printed.replace(self._dev_url, DOCUMENTED_URL))
         expected = _normal_lines(block.source)
         if not _matches(expected, printed):
-            raise AssertionError(
-                f"{block} shows another output\n" + "\n".join(difflib.ndiff(expected, printed))
-            )
+            raise AssertionError(f"{block} shows another output\n" + "\n".join(difflib.ndiff(expected, printed)))
 
     def _env(self) -> dict[str, str]:
         scripts = str(Path(sys.executable).parent)
