@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from flashkit.emulator.server import Emulator, LocalEndpoint
 from flashkit.protocol import PlatformDefaults
@@ -34,9 +35,7 @@ def make_endpoint() -> MakeEndpoint:
     def make(name: str, handler: str, *arguments: str, workers: tuple[int, int] = (0, 1), **options: Any):
         options = {"idle_timeout": 600, **options}
         return LocalEndpoint(
-            spec=EndpointSpec(
-                name=name, kind=Kind.CPU, cpu="cpu3c-1-2", workers=WorkerBounds(*workers), **options
-            ),
+            spec=EndpointSpec(name=name, kind=Kind.CPU, cpu="cpu3c-1-2", workers=WorkerBounds(*workers), **options),
             command=(sys.executable, str(HANDLERS / f"{handler}.py"), *arguments),
             cwd=HANDLERS,
         )
@@ -44,9 +43,9 @@ def make_endpoint() -> MakeEndpoint:
     return make
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def start_emulator(tmp_path: Path, worker_environ: dict[str, str]) -> AsyncIterator[StartEmulator]:
-    """Start emulators that stop with the test."""
+    """Start emulators that stop with the test, in the event loop that a module's tests share."""
     async with AsyncExitStack() as stack:
 
         async def start(*endpoints: LocalEndpoint, **options: Any) -> Emulator:

@@ -83,7 +83,7 @@ class ClientRoutes:
             ("GET", "openai/{path:path}", self._relay),
             ("POST", "openai/{path:path}", self._relay),
         )
-        return Starlette(
+        application = Starlette(
             routes=[
                 *(
                     Route(f"/v2/{{endpoint}}/{path}", self._guard(handler), methods=[method])
@@ -99,6 +99,8 @@ class ClientRoutes:
                 Exception: _confess,
             },
         )
+        application.router.redirect_slashes = False  # a redirect would turn a POST into a second request
+        return application
 
     def _guard(self, handler: EndpointHandler) -> Callable[[Request], Awaitable[ASGIApp]]:
         async def guarded(request: Request) -> ASGIApp:

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -103,23 +104,27 @@ class Emulator:
         self.dispatcher = Dispatcher(
             self.platform, processes=self._supervisor, send_webhook=self._webhooks.send, on_event=self._on_event
         )
-        await self._supervisor.open()
-        self._server = _Server(self._application(), listener)
-        await self._server.start()
-        await self.replace(self._endpoints)
+        server = _Server(self._application(), listener)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(server.stop)
+            stack.push_async_callback(self._webhooks.close)
+            stack.push_async_callback(self._stop_workers)
+            await server.start()
+            await self._supervisor.open()
+            await self.replace(self._endpoints)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let the workers finish for a moment, kill those that do not, then stop listening."""
+        await self._stack.aclose()
+
+    async def _stop_workers(self) -> None:
         self._supervisor.terminate_all()  # before the polls are answered: no worker asks for another job
         self.dispatcher.close()
-        try:
-            await self._supervisor.close(grace_seconds=self._shutdown_grace)
-        finally:
-            await self._webhooks.close()
-            await self._server.stop()
+        await self._supervisor.close(grace_seconds=self._shutdown_grace)
 
     async def replace(self, endpoints: Sequence[LocalEndpoint], *, removed: Collection[str] = ()) -> None:
         """Load endpoints anew, while all others go on.

@@ -7,6 +7,7 @@ must point to a loopback address, redirects are not followed and proxies are not
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
 import logging
 import reprlib
@@ -107,8 +108,9 @@ class WebhookSender:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TRY_SECONDS))
         headers = {"Content-Type": "application/json"}
+        data = io.BytesIO(body)  # sent in pieces, while plain bytes would go in one
         try:
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+            async with self._session.post(url, data=data, headers=headers, allow_redirects=False) as answer:
                 return str(answer.status)
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             return f"nothing: {exc!r}"

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 
 import runpod
 
@@ -64,11 +65,6 @@ async def flood(job, job_input):
     return "flooded"
 
 
-async def long_line(job, job_input):
-    print("y" * job_input["bytes"], flush=True)
-    return "printed"
-
-
 async def exit_process(job, job_input):
     sys.exit(3)
 
@@ -81,8 +77,7 @@ async def exit_hard(job, job_input):
 async def die_once(job, job_input):
     """Kill the worker on the first attempt, and say on the second that there was one."""
     try:
-        with open(job_input["marker"], "x"):
-            pass
+        Path(job_input["marker"]).touch(exist_ok=False)
     except FileExistsError:
         return "second attempt"
     os.kill(os.getpid(), signal.SIGKILL)
@@ -104,7 +99,7 @@ ACTIONS = {
     action.__name__: action
     for action in (
         echo, show_job, empty, error_dict, fail, unserialisable, not_a_number, large, sleep, progress, flood,
-        long_line, exit_process, exit_hard, die_once, leave_child, recycle,
+        exit_process, exit_hard, die_once, leave_child, recycle,
     )
 }  # fmt: skip
 

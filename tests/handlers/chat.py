@@ -25,13 +25,16 @@ async def handler(job):
     if body["model"] != "tiny":
         yield {"error": json.dumps({"code": "input_invalid", "message": f"no model {body['model']!r}"})}
         return
-    if body["model"] == "tiny" and body["messages"][-1]["content"] == "break":
+    question = body["messages"][-1]["content"]
+    if question == "break":
         raise RuntimeError("the engine broke")
     if not body.get("stream"):
         yield completion("hello world")
         return
     for word in ("hel", "lo ", "wor", "ld"):
         yield part(word)
+        if question == "break later":
+            raise RuntimeError("the engine broke")
         await asyncio.sleep(body.get("seed") or 0)
     yield "data: [DONE]\n\n"
 

@@ -4,14 +4,14 @@ import asyncio
 
 import runpod
 
-running = 0
+running = set()
 
 
 async def handler(job):
-    global running
-    running += 1
+    running.add(job["id"])
     await asyncio.sleep(job["input"]["seconds"])
-    seen, running = running, running - 1
+    seen = len(running)
+    running.remove(job["id"])
     return {"running": seen}
 
 
