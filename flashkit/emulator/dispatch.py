@@ -244,6 +244,8 @@ class Dispatcher:
         self.apply(self.platform.tick)
 
     def _start_worker(self, effect: StartWorker) -> None:
+        if self.is_closing:  # the floor of workers does not count any more
+            return
         self._starting[effect.worker_id] = self._clock()
         self._tell_of_worker(effect.endpoint, effect.worker_id, "starting")
         self._processes.start(effect.endpoint, effect.worker_id)
