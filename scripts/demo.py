@@ -35,7 +35,7 @@ from flashkit.settings import Settings
 ROOT = Path(__file__).parent.parent
 STATE = ROOT / ".flashkit"
 QUESTION = "Why does flashkit run workers as separate processes, and what happens to a job when its worker dies?"
-BAR_WIDTH = 46
+BAR_WIDTH = 44
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
@@ -60,14 +60,14 @@ class Timeline:
     def table(self) -> Table:
         """Return one row a job, in the order in which they were submitted."""
         span = max((end for end, _ in self.ended_jobs), default=1.0)
-        table = Table(box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for heading, justify in (("endpoint", "left"), ("worker", "left"), ("queue", "right"), ("cold start", "right")):
             table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # the two words rich knows
         table.add_column("run", justify="right")
-        table.add_column(f"0 s{'':{BAR_WIDTH - 12}}{span:6.1f} s")
+        table.add_column(f"0 s{span:{BAR_WIDTH - 5}.0f} s", no_wrap=True, width=BAR_WIDTH + 1)
         for end, job in sorted(self.ended_jobs, key=lambda item: _submitted(*item)):
             table.add_row(
-                job.endpoint, job.worker_id or "", _ms(job.delay_ms), _ms(job.cold_start_ms), _ms(job.execution_ms),
+                job.endpoint, _short(job.worker_id), _ms(job.delay_ms), _ms(job.cold_start_ms), _ms(job.execution_ms),
                 _bar(end, job, span),
             )  # fmt: skip
         return table
@@ -75,6 +75,11 @@ class Timeline:
 
 def _submitted(end: float, job: JobEvent) -> float:
     return end - ((job.delay_ms or 0) + (job.execution_ms or 0)) / 1000
+
+
+def _short(worker_id: str | None) -> str:
+    """Return a worker's id without the part that only sets apart runs of the emulator."""
+    return (worker_id or "").rpartition("-")[0]
 
 
 def _ms(value: int | None) -> str:

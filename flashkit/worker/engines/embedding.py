@@ -37,10 +37,12 @@ class EmbeddingEngine:
         try:
             import torch
             from transformers import AutoModel, AutoTokenizer
+            from transformers.utils import logging as transformers_logging
         except ImportError as exc:
             raise ConfigurationError(
                 f"embedding needs the package {exc.name!r}", hint="pip install 'flashkit-serverless[embedding]'"
             ) from exc
+        transformers_logging.disable_progress_bar()  # a bar that redraws itself is noise in a worker's log
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModel.from_pretrained(folder).to(device).eval()
