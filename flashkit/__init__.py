@@ -57,18 +57,54 @@ _HOMES = {
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604 - every name in the table above is a string
+__all__ = [
+    "Client",
+    "ConfigurationError",
+    "DataCenter",
+    "DefinitionError",
+    "Endpoint",
+    "EndpointSpec",
+    "ErrorReport",
+    "FlashkitError",
+    "GpuPool",
+    "GpuType",
+    "HandlerError",
+    "InputError",
+    "JobCancelled",
+    "JobContext",
+    "JobError",
+    "JobFailed",
+    "JobHandle",
+    "JobNotFound",
+    "JobTimedOut",
+    "Kind",
+    "NetworkVolume",
+    "OutputError",
+    "PlatformError",
+    "ScalerType",
+    "Session",
+    "SessionError",
+    "Settings",
+    "Weights",
+    "WorkerBounds",
     "__version__",
-    *sorted(_HOME_OF),
+    "cpu_endpoint",
+    "current_job",
+    "embedding_endpoint",
+    "gpu_endpoint",
+    "orchestrator_endpoint",
+    "serve",
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'flashkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"flashkit.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers would believe that every name exists
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module 'flashkit' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"flashkit.{_HOME_OF[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
