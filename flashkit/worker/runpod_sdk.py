@@ -205,12 +205,13 @@ class _EventLoop:
     async def run(self) -> None:
         """Set up, then serve jobs until SIGTERM, SIGINT or a job that asks for a new worker."""
         from runpod.http_client import AsyncClientSession
+        from runpod.serverless.modules import rp_http
 
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self.kill_worker)
         async with AsyncClientSession() as session:
-            poster = ResultPoster(session)
+            poster = ResultPoster(session, done_url=rp_http.JOB_DONE_URL, stream_url=rp_http.JOB_STREAM_URL)
             if await self._set_up(session, poster):
                 await self._serve(session, poster)
         if self.runtime.has_stuck_threads:
@@ -378,12 +379,10 @@ class ProgressQueue:
 class ResultPoster:
     """Delivers results to the platform; what cannot be delivered ends in a clear FAILED or a new worker."""
 
-    def __init__(self, session: Any) -> None:
-        from runpod.serverless.modules import rp_http
-
+    def __init__(self, session: Any, *, done_url: str, stream_url: str) -> None:
         self._session = session
-        self._done_url = rp_http.JOB_DONE_URL
-        self._stream_url = rp_http.JOB_STREAM_URL
+        self._done_url = done_url
+        self._stream_url = stream_url
         self.exit_code = 0
 
     async def post_result(self, job_id: str, outcome: Outcome, *, is_stream: bool = False) -> None:
