@@ -1,0 +1,1 @@
+"""The steps of the research agent: plain functions that know nothing about endpoints."""
