@@ -13,107 +13,32 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import click
+from package_source import (
+    ROOT,
+    Undocumented,
+    assigned_name,
+    attribute_docs,
+    capitalise,
+    class_attribute_docs,
+    code,
+    exception_classes,
+    first_line,
+    on_one_line,
+    page,
+    python_sources,
+    report_rows,
+    table,
+)
 
 import flashkit
 from flashkit import catalog, cli, decorators, protocol, settings
 from flashkit.cli.commands import cli as command_group
-from flashkit.errors import FlashkitError
 
-ROOT = Path(__file__).parent.parent
 PAGES_FOLDER = ROOT / "docs" / "reference"
-NOTICE = "<!-- Written by scripts/docs from the code: change the code, not this page. -->\n"
 HELP_WIDTH = 88
-
-
-class Undocumented(Exception):
-    """The code has something that the reference cannot describe."""
-
-
-# ------------------------------------------------------------------ Markdown
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; bars in cells are escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-
-
-def code(value: object) -> str:
-    """Return the value as inline code."""
-    return f"`{value}`"
-
-
-def on_one_line(text: str) -> str:
-    """Return one paragraph of a docstring on one line."""
-    return re.sub(r"\s+", " ", text).strip()
-
-
-def capitalise(text: str) -> str:
-    """Return the text with its first letter in upper case."""
-    return text[:1].upper() + text[1:]
-
-
-def page(title: str, intro: str, *sections: str) -> str:
-    """Return a whole page."""
-    return "\n".join([NOTICE, f"# {title}\n", intro.strip() + "\n", *sections]).rstrip() + "\n"
-
-
-# ------------------------------------------------------------------ reading source
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """A name with the string that stands below it in the source."""
-
-    name: str
-    text: str
-    """The whole docstring, on one line."""
-
-
-def attribute_docs(body: Sequence[ast.stmt]) -> dict[str, str]:
-    """Return docstrings of assignments, by name, for a module's or class's body."""
-    found = {}
-    for statement, following in zip(body, [*body[1:], ast.Pass()], strict=True):
-        name = _assigned_name(statement)
-        if name and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            found[name] = on_one_line(str(following.value.value))
-    return found
-
-
-def _assigned_name(statement: ast.stmt) -> str | None:
-    target = statement.target if isinstance(statement, ast.AnnAssign) else None
-    if isinstance(statement, ast.Assign):
-        target = statement.targets[0]
-    return target.id if isinstance(target, ast.Name) else None
-
-
-def class_attribute_docs(cls: type) -> dict[str, str]:
-    """Return docstrings of a class's attributes, by name."""
-    tree = ast.parse(inspect.getsource(cls))
-    assert isinstance(tree.body[0], ast.ClassDef)
-    return attribute_docs(tree.body[0].body)
-
-
-def first_line(owner: object) -> str:
-    """Return the first line of a docstring.
-
-    Raises:
-        Undocumented: There is none.
-    """
-    text = inspect.getdoc(owner)
-    if not text:
-        raise Undocumented(f"{owner!r} has no docstring")
-    return text.splitlines()[0]
-
-
-def python_sources() -> Iterator[tuple[Path, ast.Module]]:
-    """Yield the package's modules with their syntax trees."""
-    for path in sorted((ROOT / "flashkit").rglob("*.py")):
-        yield path.relative_to(ROOT), ast.parse(path.read_text())
 
 
 # ------------------------------------------------------------------ command line
@@ -121,17 +46,18 @@ def python_sources() -> Iterator[tuple[Path, ast.Module]]:
 
 def cli_page() -> str:
     """Return every command's help as the terminal shows it, and the exit codes."""
-    sections = [f"## flashkit\n\n```text\n{_help(command_group, 'flashkit')}\n```\n"]
-    context = click.Context(command_group)
+    context = _group_context()
+    sections = [f"## flashkit\n\n```text\n{command_group.get_help(context)}\n```\n"]
     for name in command_group.list_commands(context):
         command = command_group.get_command(context, name)
         assert command is not None
-        sections.append(f"## flashkit {name}\n\n```text\n{_help(command, f'flashkit {name}')}\n```\n")
+        text = command.get_help(click.Context(command, info_name=name, parent=context))
+        sections.append(f"## flashkit {name}\n\n```text\n{text}\n```\n")
     return page(
         "Command line",
         "`flashkit` is installed by the extra `dev`: `pip install 'flashkit-serverless[dev]'`.",
         *sections,
-        f"## Exit codes\n\n{_exit_codes()}\n",
+        f"## Exit codes\n\n{_exit_codes()}",
         WORKER_COMMAND,
     )
 
@@ -151,9 +77,13 @@ not found.
 """
 
 
-def _help(command: click.Command, name: str) -> str:
-    context = click.Context(command, info_name=name, terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH)
-    return command.get_help(context).rstrip()
+def _group_context() -> click.Context:
+    settings_of_group = {
+        "terminal_width": HELP_WIDTH,
+        "max_content_width": HELP_WIDTH,
+        **command_group.context_settings,
+    }
+    return click.Context(command_group, info_name="flashkit", **settings_of_group)
 
 
 def _exit_codes() -> str:
@@ -367,72 +297,6 @@ def errors_page() -> str:
     )
 
 
-def exception_classes() -> list[type[FlashkitError]]:
-    """Return every exception class of the package, parents first."""
-    import flashkit.cli.dev
-    import flashkit.emulator.server  # noqa: F401 - their subclasses register themselves
-
-    found: list[type[FlashkitError]] = []
-    pending = [FlashkitError]
-    while pending:
-        cls = pending.pop(0)
-        if cls.__module__.startswith("flashkit."):
-            found.append(cls)
-            pending.extend(cls.__subclasses__())
-    return found
-
-
-def report_rows() -> list[tuple[str, str, str, str]]:
-    """Return the codes that are written as literals into reports, with the words of the function that does it."""
-    known = {error.code for error in exception_classes()}
-    rows: dict[str, tuple[str, str, str, str]] = {}
-    for path, tree in python_sources():
-        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
-            for call in (node for node in ast.walk(function) if _is_report(node)):
-                for name in _literals(call, "code", position=0):
-                    if name not in known:
-                        rows.setdefault(name, _report_row(name, call, function, path))
-    return sorted(rows.values())
-
-
-def _is_report(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("ErrorReport", "cls")
-
-
-def _literals(call: ast.AST, name: str, *, position: int | None = None) -> list[str]:
-    assert isinstance(call, ast.Call)
-    values = [keyword.value for keyword in call.keywords if keyword.arg == name]
-    if position is not None and len(call.args) > position:
-        values.append(call.args[position])
-    branches = [part for value in values for part in _branches(value)]
-    return [node.value for node in branches if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-
-
-def _branches(value: ast.expr) -> list[ast.expr]:
-    return [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
-
-
-MEANINGS: Mapping[str, str] = {
-    "job_cancelled": "An OpenAI request's job was cancelled.",
-    "method_not_allowed": "The local platform has the path, but not for this method.",
-    "output_too_large": "The platform refused a result or a partial output for its size.",
-    "platform_stopping": "The local platform shut down while an OpenAI request waited.",
-    "result_refused": "The platform refused a result; the job is FAILED instead of lost.",
-    "internal_error": "The local platform itself failed; its log has the traceback.",
-}
-"""For codes whose function's docstring speaks of something wider."""
-
-
-def _report_row(
-    name: str, call: ast.AST, function: ast.FunctionDef | ast.AsyncFunctionDef, path: Path
-) -> tuple[str, str, str, str]:
-    types = _literals(call, "type")
-    words = MEANINGS.get(name) or (ast.get_docstring(function) or "").partition("\n")[0].removeprefix("Report ")
-    if not words:
-        raise Undocumented(f"nothing says what the error code {name!r} means ({path})")
-    return code(name), code(types[0]) if types else "", capitalise(words), code(path)
-
-
 # ------------------------------------------------------------------ platform defaults
 
 
@@ -477,7 +341,7 @@ def chosen_constants() -> Iterator[tuple[str, str, str, str]]:
             continue
         docs = attribute_docs(tree.body)
         for statement in tree.body:
-            name = _assigned_name(statement)
+            name = assigned_name(statement)
             text = docs.get(name or "", "")
             if name and text.startswith("Undocumented"):
                 assert isinstance(statement, ast.AnnAssign | ast.Assign)

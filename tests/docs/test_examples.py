@@ -88,7 +88,7 @@ def test_commands_in_shell_blocks_exist(block: Block):
 
 def check_flashkit_command(words: list[str]) -> None:
     """Parse the words as click would, without touching files or running anything."""
-    context = click.Context(cli, info_name="flashkit")
+    context = click.Context(cli, info_name="flashkit", **cli.context_settings)
     if words[0].startswith("-"):
         cli.make_parser(context).parse_args(words)
         return

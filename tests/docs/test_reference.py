@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
-import sys
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -30,13 +29,9 @@ def read(name: str) -> str:
 @pytest.fixture(scope="module")
 def reference_pages() -> ModuleType:
     """The script that writes the pages."""
-    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "scripts" / "reference_pages.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        return importlib.import_module("reference_pages")
 
 
 def test_generated_pages_are_up_to_date(reference_pages: ModuleType):
@@ -51,7 +46,7 @@ def test_every_page_is_in_the_navigation():
 
 def test_every_command_and_option_is_documented():
     page = read("cli.md")
-    context = click.Context(cli)
+    context = click.Context(cli, **cli.context_settings)
     for name in cli.list_commands(context):
         command = cli.get_command(context, name)
         assert command
@@ -96,10 +91,13 @@ async def test_every_route_is_documented(tmp_path: Path):
     page = read("http-routes.md")
     async with Emulator([], state_dir=tmp_path) as emulator:
         application = emulator._application()
-    routes = [route.path for route in application._client_app.routes]
-    paths = [re.sub(r"\{path:path\}", "v1/…", path) for path in routes if path != "/"]
-    assert len(paths) > 10
-    assert [path for path in paths if path not in page] == []
+    routes = [
+        f"| `{method} {route.path.replace('{path:path}', 'v1/…')}"
+        for route in application._client_app.routes
+        for method in route.methods - {"HEAD"}
+    ]
+    assert len(routes) > 10
+    assert [route for route in routes if route not in page] == []
     assert [action for action in application._wire._actions if f"/{action}/" not in page] == []
 
 
