@@ -122,7 +122,9 @@ async def ask(project: Path, question: str, env: Mapping[str, str]) -> tuple[Any
     """Run the agent's endpoints, submit the question, and return the report and the timeline."""
     endpoints = await describe_app(project / "app.py", env=env)
     timeline = Timeline(Screen(log_level="warning", console=console))
-    async with Emulator([each.local for each in endpoints], state_dir=STATE / "demo-state", on_event=timeline) as emulator:
+    async with Emulator(
+        [each.local for each in endpoints], state_dir=STATE / "demo-state", on_event=timeline
+    ) as emulator:
         timeline.screen.show_banner(endpoints, url=emulator.url, state_dir=STATE / "demo-state", is_reloading=False)
         console.print(f"[bold]question[/]  {question}\n")
         async with Client(Settings(base_url=f"{emulator.url}/v2")) as client:

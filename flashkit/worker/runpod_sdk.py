@@ -75,7 +75,7 @@ def serve_jobs(runtime: Runtime) -> None:
 
 def import_sdk() -> Any:
     """Return the module `runpod.serverless`, imported without the parts that only cost time."""
-    placeholders = [_LazyModule(name) for name in _NOT_FOR_WORKERS if name not in sys.modules]
+    placeholders: list[types.ModuleType] = [_LazyModule(name) for name in _NOT_FOR_WORKERS if name not in sys.modules]
     placeholders.append(_NoCpuInfo("cpuinfo"))
     sys.modules.update({placeholder.__name__: placeholder for placeholder in placeholders})
     try:
@@ -88,7 +88,7 @@ def import_sdk() -> Any:
 
 
 class _LazyModule(types.ModuleType):
-    """Stands for a module until somebody uses it. (importlib's LazyLoader loads on `import` already.)"""
+    """Stands for a module until somebody uses it; importlib's own LazyLoader loads on `import` already."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__path__":  # the import system looks around

@@ -6,7 +6,11 @@ and the loop included) with `import runpod` alone.
 
 from measure import median_cpu_seconds, print_result, python
 
-WORKER = "import flashkit.worker.main, flashkit.worker.runtime, pydantic; from flashkit.worker import runpod_sdk; runpod_sdk.import_sdk()"
+WORKER = """
+import flashkit.worker.main, flashkit.worker.runtime, pydantic
+from flashkit.worker import runpod_sdk
+runpod_sdk.import_sdk()
+"""
 
 
 def main() -> None:

@@ -58,7 +58,12 @@ def endpoint(name: str) -> LocalEndpoint:
         "flashkit": (sys.executable, "-m", "flashkit.worker", f"flashkit_handler.py:noop_{concurrency}"),
     }[kind]
     spec = EndpointSpec(
-        name=name, kind=Kind.CPU, cpu="cpu3c-2-4", workers=WorkerBounds(0, 1), idle_timeout=3600, concurrency=int(concurrency)
+        name=name,
+        kind=Kind.CPU,
+        cpu="cpu3c-2-4",
+        workers=WorkerBounds(0, 1),
+        idle_timeout=3600,
+        concurrency=int(concurrency),
     )
     return LocalEndpoint(spec=spec, command=command, cwd=HERE / "handlers")
 

@@ -109,10 +109,14 @@ async def test_streams_arrive_while_they_run_and_are_collected_at_the_end(interp
     assert await lab.client.endpoint("letters").call({"text": "abc"}, timeout=30) == ["a", "b", "c"]
 
     handle = await count.run({"n": 5, "fail_at": 2})
-    received = []
-    with pytest.raises(JobFailed, match="failed at 2"):
+    received: list[int] = []
+
+    async def read_all() -> None:
         async for chunk in handle.stream():
-            received.append(chunk)
+            received.append(chunk)  # noqa: PERF401 - what came before the failure counts
+
+    with pytest.raises(JobFailed, match="failed at 2"):
+        await read_all()
     assert received == [0, 1]
     state = await handle.status()
     assert (state.status, state.output) == (JobStatus.FAILED, [0, 1])
