@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from flashkit.emulator.server import Emulator, LocalEndpoint
 from flashkit.protocol import PlatformDefaults
@@ -43,9 +42,9 @@ def make_endpoint() -> MakeEndpoint:
     return make
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest.fixture
 async def start_emulator(tmp_path: Path, worker_environ: dict[str, str]) -> AsyncIterator[StartEmulator]:
-    """Start emulators that stop with the test, in the event loop that a module's tests share."""
+    """Start emulators that stop with the test."""
     async with AsyncExitStack() as stack:
 
         async def start(*endpoints: LocalEndpoint, **options: Any) -> Emulator:

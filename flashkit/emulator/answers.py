@@ -26,6 +26,12 @@ class Unauthorized(PlatformError):
     code = "unauthorized"
 
 
+class ForeignOrigin(PlatformError):
+    """A browser sends the request for a page that is not of this machine."""
+
+    code = "origin_refused"
+
+
 class RouteUnknown(InputError):
     """There is nothing under this path, or not for this method."""
 
@@ -72,6 +78,8 @@ def http_status(error: FlashkitError, defaults: PlatformDefaults) -> int:
         return 404
     if isinstance(error, Unauthorized):
         return 401
+    if isinstance(error, ForeignOrigin):
+        return 403
     return 400 if isinstance(error, InputError) else 500
 
 

@@ -74,7 +74,7 @@ class Bells:
     def ring(self, name: str) -> None:
         """Complete everything that listens to this name."""
         for future in self._listeners.pop(name, ()):
-            finish(future)
+            _complete(future)
 
     def ring_all(self) -> None:
         """Complete everything that listens to anything."""
@@ -82,7 +82,7 @@ class Bells:
             self.ring(name)
 
 
-def finish(future: asyncio.Future[None]) -> None:
+def _complete(future: asyncio.Future[None]) -> None:
     """Complete the future unless somebody else did."""
     if not future.done():
         future.set_result(None)
@@ -90,7 +90,7 @@ def finish(future: asyncio.Future[None]) -> None:
 
 async def _wait(bells: Bells, name: str, seconds: float | None) -> None:
     bell = bells.listen(name)
-    timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, finish, bell)
+    timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, _complete, bell)
     try:
         await bell
     finally:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hmac
+import reprlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from flashkit.emulator.answers import (
+    ForeignOrigin,
     RouteUnknown,
     Unauthorized,
     describe_job,
@@ -36,10 +39,11 @@ from flashkit.emulator.bodies import ClientGone, read_body
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.openai import submit_relayed
 from flashkit.emulator.platform import Job
-from flashkit.emulator.submissions import read_submission, read_wait_ms
+from flashkit.emulator.submissions import read_query_ms, read_submission, read_wait_ms
 from flashkit.emulator.supervisor import LocalEndpoint
+from flashkit.emulator.webhooks import is_loopback
 from flashkit.errors import ErrorReport, FlashkitError
-from flashkit.protocol import RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, PlatformDefaults
+from flashkit.protocol import RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, TTL_MS, PlatformDefaults
 
 _CLIENT_GONE: Final = 499
 """Nobody reads it: the status for requests whose sender hung up."""
@@ -104,6 +108,7 @@ class ClientRoutes:
 
     def _guard(self, handler: EndpointHandler) -> Callable[[Request], Awaitable[ASGIApp]]:
         async def guarded(request: Request) -> ASGIApp:
+            _check_origin(request)
             self._check_key(request)
             name = request.path_params["endpoint"]
             if name not in self._endpoints:
@@ -149,7 +154,12 @@ class ClientRoutes:
         return self._dispatcher.apply(self._platform.job, endpoint, job_id)
 
     async def _status(self, request: Request, endpoint: str) -> Response:
-        return json_response(describe_job(self._job(endpoint, request.path_params["job_id"])))
+        job_id, ttl = request.path_params["job_id"], request.query_params.get("ttl")
+        if ttl is None:
+            return json_response(describe_job(self._job(endpoint, job_id)))
+        seconds = read_query_ms("ttl", ttl, 1, TTL_MS[1]) / 1000
+        job = self._dispatcher.apply(self._platform.keep_result, endpoint, job_id, seconds=seconds)
+        return json_response(describe_job(job))
 
     async def _stream(self, request: Request, endpoint: str) -> Response:
         job_id = request.path_params["job_id"]
@@ -212,6 +222,16 @@ class ClientRoutes:
             hint=f"use {allowed} for this path" if allowed else "GET / lists the endpoints and their URLs",
         )
         return error_response(report, status=exc.status_code, headers=exc.headers)
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse what a web page of another machine makes a browser send: anybody's page could run jobs here."""
+    origin = request.headers.get("origin")
+    if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
+        raise ForeignOrigin(
+            f"a web page of {reprlib.repr(origin)} may not use this platform",
+            hint="open the page from http://localhost, or send the request from your server",
+        )
 
 
 def _unknown_endpoint(name: str, known: Iterable[str]) -> RouteUnknown:

@@ -174,7 +174,7 @@ class Supervisor:
         exit_code = CANNOT_START
         try:
             exit_code = await self._run_process(worker)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:  # a value that no program can be given is a ValueError
             self._take_line(worker, f"the worker could not be started: {exc}".encode())
         finally:
             del self._workers[worker.worker_id]
@@ -184,7 +184,7 @@ class Supervisor:
         read_end, write_end = os.pipe()
         try:
             process = await self._spawn(worker, output=write_end)
-        except OSError:
+        except (OSError, ValueError):
             os.close(read_end)
             raise
         finally:

@@ -42,7 +42,7 @@ def check_webhook(url: object, *, allow_remote: bool) -> str:
             hint="write http://127.0.0.1:8000/path",
             details=_FIELD,
         )
-    if not (allow_remote or _is_loopback(host)):
+    if not (allow_remote or is_loopback(host)):
         raise InputError(
             f"webhook={reprlib.repr(url)} points away from this machine, and a local platform sends nothing there",
             hint="use a http://127.0.0.1 URL, or start the emulator with allow_remote_webhooks=True",
@@ -60,7 +60,8 @@ def _host_of(url: str) -> str | None:
     return parts.hostname if parts.scheme in ("http", "https") else None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether the host is this machine by its name or number; no name is looked up."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -12,7 +12,6 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-import pytest_asyncio
 
 from flashkit.emulator.events import Event, JobEvent, LogLine, WorkerEvent
 from flashkit.emulator.server import Emulator
@@ -56,7 +55,7 @@ def events() -> Events:
     return Events()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def http() -> AsyncIterator[Callable[..., Any]]:
     """Send a request: `await http("GET", url)`; the body of the answer is read as JSON."""
     async with aiohttp.ClientSession() as session:

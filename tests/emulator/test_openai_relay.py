@@ -9,16 +9,13 @@ import time
 import aiohttp
 import openai
 import pytest
-import pytest_asyncio
 
 from flashkit.emulator.server import Emulator
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def emulator(tmp_path_factory, make_endpoint, worker_environ):
     async with Emulator(
         [make_endpoint("chat", "chat"), make_endpoint("quiet", "silent", workers=(1, 1))],
@@ -29,7 +26,7 @@ async def emulator(tmp_path_factory, make_endpoint, worker_environ):
         yield emulator
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest.fixture
 async def client(emulator):
     url = f"{emulator.url}/v2/chat/openai/v1"
     async with openai.AsyncOpenAI(base_url=url, api_key="dummy", max_retries=0, timeout=30) as client:

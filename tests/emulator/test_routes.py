@@ -6,18 +6,15 @@ import asyncio
 import logging
 
 import pytest
-import pytest_asyncio
 import runpod
 
 from flashkit.emulator.server import Emulator
 from flashkit.protocol import PlatformDefaults
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
 MEGABYTE = 1024 * 1024
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def emulator(tmp_path_factory, make_endpoint, worker_environ, events):
     endpoints = [make_endpoint("quiet", "silent"), make_endpoint("web-retrieval", "silent")]
     async with Emulator(
@@ -288,6 +285,25 @@ async def test_results_are_forgotten_after_their_retention(start_emulator, make_
     assert (await http("GET", f"{root}/status/{job_id}")).status == 200
     await wait_until(lambda: not emulator.platform.jobs("quiet"), seconds=2)
     assert (await http("GET", f"{root}/status/{job_id}")).status == 404
+
+
+async def test_a_status_request_can_shorten_the_retention(http, root, emulator, wait_until):
+    job_id = await submit(http, root)
+    await take_and_finish(http, emulator, {"output": 1})
+    assert (await http("GET", f"{root}/status/{job_id}?ttl=200")).body["output"] == 1
+    await wait_until(lambda: job_id not in {job.id for job in emulator.platform.jobs("quiet")}, seconds=2)
+    assert (await http("GET", f"{root}/status/{job_id}?ttl=0")).status == 400
+
+
+async def test_a_web_page_of_another_machine_cannot_run_jobs(http, root, emulator):
+    """A browser would send such a request from any page that the developer opens."""
+    for origin in ("https://example.com", "null"):
+        answer = await http("POST", f"{root}/run", data=b'{"input": 1}', headers={"Origin": origin})
+        assert answer.status == 403
+        assert answer.error["code"] == "origin_refused"
+    headers = {"Origin": "http://localhost:3000"}
+    assert (await http("POST", f"{root}/run", json={"input": 1}, headers=headers)).status == 200
+    await http("POST", f"{root}/purge-queue")
 
 
 async def test_a_job_past_its_time_to_live_is_gone_and_its_waiter_is_told(start_emulator, make_endpoint, http):

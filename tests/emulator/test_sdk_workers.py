@@ -11,17 +11,14 @@ import time
 
 import psutil
 import pytest
-import pytest_asyncio
 import runpod
 
 from flashkit.emulator.server import Emulator
 from flashkit.errors import ErrorReport
 from flashkit.protocol import PlatformDefaults
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def emulator(tmp_path_factory, make_endpoint, worker_environ, events):
     endpoints = [
         make_endpoint("actions", "actions"),

@@ -20,8 +20,6 @@ from flashkit.emulator.supervisor import LINE_LIMIT_BYTES, LineSplitter, parse_l
 from flashkit.errors import ConfigurationError, ErrorReport
 from flashkit.protocol import PlatformDefaults
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
 HANDLERS = Path(__file__).parents[1] / "handlers"
 
 
@@ -87,13 +85,23 @@ async def test_a_worker_that_cannot_be_imported_fails_waiting_jobs_with_its_last
     assert report.details["log_tail"][-1] == "ImportError: the weights are not where they should be"
 
 
-async def test_a_command_that_does_not_exist_fails_waiting_jobs_with_its_name(start_emulator, make_endpoint, http):
-    local = dataclasses.replace(make_endpoint("nothing", "silent"), command=("no-such-program",))
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"command": ("no-such-program",)}, "no-such-program"),
+        ({"cwd": Path("/no/such/folder")}, "/no/such/folder"),
+        ({"env": {"TOKEN": "a\0b"}}, "null byte"),
+    ],
+)
+async def test_a_worker_that_cannot_be_started_fails_waiting_jobs_with_the_reason(
+    start_emulator, make_endpoint, http, change, named
+):
+    local = dataclasses.replace(make_endpoint("nothing", "silent"), **change)
     emulator = await start_emulator(local, defaults=PlatformDefaults(failed_starts=1))
     answer = await http("POST", f"{emulator.url}/v2/nothing/runsync", json={"input": 1})
     report = ErrorReport.from_job_error(answer.body["error"])
     assert report.code == "worker_start_failed"
-    assert "no-such-program" in report.details["log_tail"][-1]
+    assert named in report.details["log_tail"][-1]
 
 
 async def test_a_flood_of_output_neither_blocks_the_emulator_nor_fills_it(start_emulator, make_endpoint, http):

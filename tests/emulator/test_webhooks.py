@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-import pytest_asyncio
 from aiohttp import web
 
 from flashkit.protocol import PlatformDefaults
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DEFAULTS = PlatformDefaults(webhook_delay=0.1, poll_hold=1.0)
 
@@ -29,7 +26,7 @@ class Receiver:
         return web.Response(status=status, headers={"Location": f"{self.url}?redirected"})
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest.fixture
 async def receiver():
     receiver = Receiver()
     application = web.Application()
@@ -43,7 +40,7 @@ async def receiver():
     await runner.cleanup()
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest.fixture
 async def emulator(start_emulator, make_endpoint):
     return await start_emulator(make_endpoint("quiet", "silent", workers=(1, 1)), defaults=DEFAULTS, shutdown_grace=0.5)
 

@@ -9,13 +9,10 @@ import time
 import aiohttp
 import orjson
 import pytest
-import pytest_asyncio
 
 from flashkit.emulator.events import WorkerEvent
 from flashkit.emulator.server import Emulator
 from flashkit.protocol import PlatformDefaults
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 MEGABYTE = 1024 * 1024
 FORM = {"Content-Type": "application/x-www-form-urlencoded", "charset": "utf-8"}
@@ -54,7 +51,7 @@ class Player:
         return (await self.http("GET", f"{self.root}/status/{job_id}")).body
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
+@pytest.fixture(scope="module")
 async def emulator(tmp_path_factory, worker_environ, events):
     async with Emulator(
         [],
@@ -67,7 +64,7 @@ async def emulator(tmp_path_factory, worker_environ, events):
         yield emulator
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest.fixture
 async def player(emulator, http, make_endpoint, request):
     """A worker of an endpoint that only this test uses."""
     name = f"wire-{len(emulator.platform.specs)}-{abs(hash(request.node.name)) % 10**6}"
