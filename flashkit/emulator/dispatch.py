@@ -16,6 +16,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.events import Event, JobEvent, WorkerEvent, WorkerMoment
+from flashkit.emulator.failures import WorkerExit
 from flashkit.emulator.platform import (
     DrainWorker,
     Job,
@@ -212,7 +213,8 @@ class Dispatcher:
         self._draining.discard(worker_id)
         self._starting.pop(worker_id, None)
         self._cold.pop(worker_id, None)
-        self._tell_of_worker(endpoint, worker_id, "exited", f"exit code {exit_code}")
+        ended = WorkerExit(worker_id, exit_code, log_tail)
+        self._tell_of_worker(endpoint, worker_id, "exited", ended.signal_name or f"exit code {exit_code}")
         self.apply(self.platform.worker_exited, endpoint, worker_id, exit_code=exit_code, log_tail=log_tail)
 
     def close(self) -> None:

@@ -54,7 +54,7 @@ class Emulator:
         defaults: The platform's behaviour where it is not documented, and its limits.
         state_dir: Folder for the workers' home directories.
         on_event: Called with everything that happens, in the event loop; it must be quick.
-        api_key: When set, clients must send it.
+        api_key: When set, clients must send it; workers get it for calls to other endpoints.
         allow_remote_webhooks: Let webhooks leave this machine.
         shutdown_grace: Seconds that workers get to finish their jobs at the end.
         environ: Where PATH and the like of the workers come from; this process's by default.
@@ -92,12 +92,13 @@ class Emulator:
             ConfigurationError: The port is taken or the address is not of this machine.
         """
         listener = _listen(*self._address)
-        self.url = "http://{}:{}".format(*listener.getsockname()[:2])
+        self.url = _url_of(listener)
         self._webhooks = WebhookSender(self._defaults)
         self._supervisor = Supervisor(
             base_url=self.url,
             state_dir=self._state_dir,
             environ=self._environ,
+            api_key=self._options.api_key,
             on_log=self._tell,
             on_exit=self._worker_exited,
         )
@@ -237,6 +238,14 @@ def _listen(host: str, port: int) -> socket.socket:
         raise _cannot_listen(host, port, exc) from exc
     listener.setblocking(False)  # noqa: FBT003
     return listener
+
+
+def _url_of(listener: socket.socket) -> str:
+    """Return the URL for clients on this machine, also where the server listens on every address."""
+    host, port = listener.getsockname()[:2]
+    if host == "0.0.0.0":  # noqa: S104 - compared, not bound
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _cannot_listen(host: str, port: int, exc: OSError) -> ConfigurationError:

@@ -113,6 +113,7 @@ class Supervisor:
         base_url: str,
         state_dir: Path,
         environ: Mapping[str, str],
+        api_key: str | None,
         on_log: Callable[[LogLine], None],
         on_exit: OnExit,
     ) -> None:
@@ -120,6 +121,7 @@ class Supervisor:
         self._base_url = base_url
         self._state_dir = state_dir
         self._environ = environ
+        self._credentials = {} if api_key is None else {"RUNPOD_API_KEY": api_key}
         self._on_log = on_log
         self._on_exit = on_exit
         self._reaper = ReaperProcess()
@@ -212,7 +214,7 @@ class Supervisor:
             stdout=output,
             stderr=output,
             cwd=local.cwd,
-            env=worker_environment(local, urls, home=home.resolve(), environ=self._environ),
+            env=worker_environment(local, {**urls, **self._credentials}, home=home.resolve(), environ=self._environ),
             start_new_session=True,
         )
 
@@ -247,9 +249,16 @@ async def _finish_or_cancel(task: asyncio.Future[None], seconds: float) -> None:
 
 
 def worker_environment(
-    local: LocalEndpoint, urls: Mapping[str, str], *, home: Path, environ: Mapping[str, str]
+    local: LocalEndpoint, platform: Mapping[str, str], *, home: Path, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the whole environment of a worker: what it needs, and nothing of the developer's account."""
+    """Return the whole environment of a worker: what it needs, and nothing of the developer's account.
+
+    Args:
+        local: The endpoint, whose own variables go before those of the developer's shell.
+        platform: What leads the worker to this platform; nothing goes before it.
+        home: An empty folder, as the SDK prefers the account key that it finds at home.
+        environ: The developer's shell.
+    """
     kept = {name: environ[name] for name in _KEPT_VARIABLES if name in environ}
     own = {
         name: value for name, value in environ.items() if name.startswith(_OWN_PREFIX) and name not in _NOT_FOR_WORKERS
@@ -263,7 +272,7 @@ def worker_environment(
         "HOME": str(home),
         **local.spec.env,
         **local.env,
-        **urls,
+        **platform,
     }
 
 
