@@ -111,17 +111,24 @@ class Lifecycle:
         self._wake(now, fleet, jobs=1)
         self.scale(now, fleet)
 
-    def hand_out(self, now: float, fleet: Fleet, worker: Worker, job: Job) -> None:
-        """Give a job that was taken out of the queue to a worker."""
-        job.status = JobStatus.IN_PROGRESS
-        job.started_at = now
-        job.attempt += 1
-        job.worker_id = worker.id
-        worker.jobs[job.id] = job
-        worker.idle_since = None
-        fleet.running += 1
-        self._timers.set(job, job.due_at)
-        self._changed(job)
+    def hand_out(self, now: float, fleet: Fleet, worker: Worker, *, limit: int) -> list[Job]:
+        """Give a worker that asks for work up to `limit` jobs, or remember that it waits for one."""
+        jobs = fleet.queue.pop(limit, unless=worker.stopping)
+        if jobs:
+            fleet.parked.pop(worker.id, None)
+            worker.idle_since = None
+        else:
+            fleet.park(worker)
+        for job in jobs:
+            job.status = JobStatus.IN_PROGRESS
+            job.started_at = now
+            job.attempt += 1
+            job.worker_id = worker.id
+            worker.jobs[job.id] = job
+            fleet.running += 1
+            self._timers.set(job, job.due_at)
+            self._changed(job)
+        return jobs
 
     def complete(self, now: float, fleet: Fleet, job: Job, *, error: str | None) -> None:
         """End a running job with what its worker says."""
@@ -136,6 +143,12 @@ class Lifecycle:
             return
         self._leave_place(now, fleet, job)
         self._end(now, fleet, job, JobStatus.CANCELLED)
+
+    def keep_result(self, now: float, job: Job, *, seconds: float) -> None:
+        """Forget a job this long from now, or from its end if that is to come, unless it is forgotten sooner."""
+        age = 0.0 if job.finished_at is None else now - job.finished_at
+        job.retention = min(job.retention, age + seconds)
+        self._timers.set(job, job.due_at)
 
     def note_late_result(self, now: float, fleet: Fleet, worker: Worker, job_id: str) -> None:
         """Take note that a worker is done with a job that was taken away from it."""
@@ -241,7 +254,7 @@ class Lifecycle:
         worker.widest_limit = max(worker.widest_limit, limit) if has_jobs else limit
         if not has_jobs and not worker.is_leaving:
             self._note_missing_jobs(now, worker)
-        if worker.ready_at is None:
+        if worker.ready_at is None and worker.can_take_jobs:
             self._note_ready(now, fleet, worker)
 
     def drain(self, now: float, fleet: Fleet, worker: Worker) -> None:
@@ -325,13 +338,10 @@ class Lifecycle:
 
     def _note_ready(self, now: float, fleet: Fleet, worker: Worker) -> None:
         worker.ready_at = worker.idle_since = now
-        if worker.is_leaving:
-            return
         fleet.initializing.discard(worker.id)
         fleet.failed_starts = 0
         fleet.may_start_at = None
         self._set_worker_timer(fleet, worker)
-        self.scale(now, fleet)
 
     def _note_relief(self, now: float, fleet: Fleet, worker: Worker) -> None:
         """Start the idle time of a worker that has lost its last job."""

@@ -187,6 +187,17 @@ class Platform:
             )
         return job
 
+    def keep_result(self, now: float, endpoint: str, job_id: str, *, seconds: float) -> Job:
+        """Return the job, and keep its result no longer than this: `/status?ttl=`.
+
+        Raises:
+            InputError: There is no such endpoint.
+            JobNotFound: As `job`.
+        """
+        job = self.job(now, endpoint, job_id)
+        self._lifecycle.keep_result(now, job, seconds=seconds)
+        return job
+
     def read_stream(self, now: float, endpoint: str, job_id: str) -> list[Any]:
         """Return the partial outputs that nobody has read yet, and count them as read.
 
@@ -254,14 +265,6 @@ class Platform:
         return self._fleet(endpoint).describe_health()
 
     def jobs(self, endpoint: str) -> tuple[Job, ...]:
-        """Return the endpoint's jobs that are not forgotten yet, oldest first.
-
-        Raises:
-            InputError: There is no such endpoint.
-        """
-        return tuple(self._fleet(endpoint).jobs.values())
-
-    def jobs(self, endpoint: str) -> tuple[Job, ...]:
         """Return the endpoint's jobs in any state, in the order of submission.
 
         Raises:
@@ -289,16 +292,12 @@ class Platform:
         if worker is None:
             return []
         fleet = self._fleets[endpoint]
+        is_new = worker.ready_at is None
         self._lifecycle.note_question(now, fleet, worker, limit=limit, has_jobs=job_in_progress)
-        if not worker.can_take_jobs or limit < 1:
-            return []
-        jobs = fleet.queue.pop(limit, unless=worker.stopping)
-        if not jobs:
-            fleet.park(worker)
-            return []
-        fleet.parked.pop(worker_id, None)
-        for job in jobs:
-            self._lifecycle.hand_out(now, fleet, worker, job)
+        is_served = worker.can_take_jobs and limit > 0
+        jobs = self._lifecycle.hand_out(now, fleet, worker, limit=limit) if is_served else []
+        if is_new:  # the scaler waited for it, and looks at what it leaves
+            self._lifecycle.scale(now, fleet)
         return jobs
 
     def finish(self, now: float, endpoint: str, worker_id: str, job_id: str, result: Mapping[str, Any]) -> bool:

@@ -1,0 +1,519 @@
+"""The platform against a naive model of it, with worker processes that live, lie, hang and die.
+
+The model keeps each job's times and looks at all of them whenever time passes; the platform has heaps, queues
+and counters. After every step both must tell the same, and every job must be in exactly one place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from flashkit.emulator.lifecycle import DROP_GRACE, POLL_SLACK
+from flashkit.emulator.platform import (
+    DrainWorker,
+    Job,
+    JobChanged,
+    JobRequest,
+    KillWorker,
+    Platform,
+    SendWebhook,
+    StartWorker,
+    WakeWorker,
+    Worker,
+)
+from flashkit.errors import ErrorReport, InputError, JobNotFound
+from flashkit.protocol import JobStatus, PlatformDefaults
+from flashkit.spec import EndpointSpec, Kind, ScalerType, WorkerBounds
+
+DEFAULTS = PlatformDefaults(
+    ttl_ms=150_000, run_retention=40.0, runsync_retention=10.0, max_attempts=2, failed_starts=2, drain_grace=12.0
+)
+STEPS = st.sampled_from([0.0, 0.04, 0.5, 1.0, 3.0, 5.0, 12.0, 30.0, 100.0])
+RETRIABLE = (JobStatus.FAILED, JobStatus.TIMED_OUT)
+
+
+@dataclass(eq=False)
+class ModelJob:
+    """What a job must look like."""
+
+    id: str
+    submitted_at: float
+    timeout: float
+    ttl: float
+    retention: float
+    status: JobStatus = JobStatus.IN_QUEUE
+    owner: str | None = None
+    attempt: int = 0
+    attempt_limit: int = DEFAULTS.max_attempts
+    started_at: float = math.inf
+    finished_at: float = math.inf
+    dropped_at: float = math.inf
+    is_gone: bool = False
+    unread: list[int] = field(default_factory=list)
+
+    def end(self, status: JobStatus, now: float) -> None:
+        self.status, self.finished_at, self.dropped_at = status, now, math.inf
+
+    def wait(self) -> None:
+        self.status, self.owner, self.unread = JobStatus.IN_QUEUE, None, []
+        self.started_at = self.finished_at = self.dropped_at = math.inf
+
+    def let_time_pass(self, now: float) -> None:
+        running = self.status is JobStatus.IN_PROGRESS
+        if now >= self.submitted_at + self.ttl or now >= self.finished_at + self.retention:
+            self.is_gone = True
+        elif running and now >= self.started_at + self.timeout:
+            self.end(JobStatus.TIMED_OUT, now)
+        elif running and now >= self.dropped_at:
+            self.end(JobStatus.FAILED, now)
+
+
+@dataclass(eq=False)
+class Process:
+    """A worker process as it is, whatever the platform thinks of it."""
+
+    id: str
+    concurrency: int
+    running: dict[str, int] = field(default_factory=dict)
+    """Job id to the attempt that it runs."""
+    has_lost_jobs: bool = False
+    is_draining: bool = False
+
+
+class PlatformMachine(RuleBasedStateMachine):
+    """One endpoint under every event that can come, in any order."""
+
+    @initialize(
+        bounds=st.sampled_from([(0, 1), (0, 3), (1, 2), (2, 4)]),
+        scaler=st.sampled_from([(ScalerType.QUEUE_DELAY, 4), (ScalerType.REQUEST_COUNT, 2)]),
+        concurrency=st.sampled_from([1, 1, 2, 4]),
+    )
+    def start(self, bounds: tuple[int, int], scaler: tuple[ScalerType, int], concurrency: int) -> None:
+        serial = iter(range(1_000_000))
+        self.now = 0.0
+        self.platform = Platform(DEFAULTS, new_id=lambda: f"id{next(serial)}")
+        self.spec = EndpointSpec(
+            name="e",
+            kind=Kind.CPU,
+            cpu="cpu5c-2-4",
+            workers=WorkerBounds(*bounds),
+            scaler_type=scaler[0],
+            scaler_value=scaler[1],
+            execution_timeout_ms=20_000,
+        )
+        self.concurrency = concurrency
+        self.model: dict[str, ModelJob] = {}
+        self.processes: dict[str, Process] = {}
+        self.started: set[str] = set()
+        self.totals: Counter[JobStatus] = Counter()
+        self.retried = 0
+        self.chunk = 0
+        self.platform.add_endpoint(self.now, self.spec)
+        self.settle()
+
+    # ------------------------------------------------------------------ clients
+
+    @rule(
+        sync=st.booleans(),
+        low=st.sampled_from([False, False, True]),
+        timeout=st.sampled_from([None, 5_000, 60_000]),
+        ttl=st.sampled_from([None, None, 10_000, 30_000]),
+        webhook=st.sampled_from([None, "http://127.0.0.1/hook"]),
+    )
+    def submit(self, sync: bool, low: bool, timeout: int | None, ttl: int | None, webhook: str | None) -> None:
+        request = JobRequest({}, low_priority=low, execution_timeout_ms=timeout, ttl_ms=ttl, webhook=webhook)
+        job = self.platform.submit(self.now, "e", request, sync=sync)
+        self.model[job.id] = ModelJob(
+            id=job.id,
+            submitted_at=self.now,
+            timeout=(timeout or self.spec.execution_timeout_ms) / 1000,
+            ttl=(ttl or DEFAULTS.ttl_ms) / 1000,
+            retention=DEFAULTS.runsync_retention if sync else DEFAULTS.run_retention,
+        )
+        self.settle()
+
+    def pick(self, data: st.DataObject) -> ModelJob | None:
+        known = [job for job in self.model.values() if not job.is_gone]
+        return data.draw(st.sampled_from(known)) if known else None
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job = self.pick(data)
+        if job is None:
+            return
+        if not job.status.is_final:
+            job.end(JobStatus.CANCELLED, self.now)
+            self.totals[JobStatus.CANCELLED] += 1
+        assert self.platform.cancel(self.now, "e", job.id).status is job.status
+        self.settle()
+
+    @rule(data=st.data())
+    def retry(self, data: st.DataObject) -> None:
+        job = self.pick(data)
+        if job is None:
+            return
+        if job.status not in RETRIABLE:
+            with pytest.raises(InputError):
+                self.platform.retry(self.now, "e", job.id)
+            return
+        job.wait()
+        job.attempt_limit = job.attempt + DEFAULTS.max_attempts
+        self.retried += 1
+        self.platform.retry(self.now, "e", job.id)
+        self.settle()
+
+    @rule()
+    def purge(self) -> None:
+        waiting = [job for job in self.known() if job.status is JobStatus.IN_QUEUE]
+        for job in waiting:
+            job.end(JobStatus.CANCELLED, self.now)
+            self.totals[JobStatus.CANCELLED] += 1
+        assert self.platform.purge(self.now, "e") == len(waiting)
+        self.settle()
+
+    @rule(data=st.data())
+    def read_stream(self, data: st.DataObject) -> None:
+        job = self.pick(data)
+        if job is None:
+            return
+        assert self.platform.read_stream(self.now, "e", job.id) == job.unread
+        job.unread = []
+
+    @rule()
+    def reload(self) -> None:
+        self.platform.replace_endpoint(self.now, self.spec)
+        assert all(worker.is_leaving for worker in self.workers() if worker.started_at < self.now)
+        self.settle()
+
+    # ------------------------------------------------------------------ workers
+
+    def draw_process(self, data: st.DataObject) -> Process:
+        return data.draw(st.sampled_from(list(self.processes.values())))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def take(self, data: st.DataObject) -> None:
+        self.ask_for_work(self.draw_process(data))
+
+    @precondition(lambda self: self.processes)
+    @rule()
+    def all_take(self) -> None:
+        for process in list(self.processes.values()):
+            self.ask_for_work(process)
+
+    def ask_for_work(self, process: Process) -> None:
+        limit = process.concurrency - len(process.running)
+        if limit < 1:
+            return
+        owned = {job.id: job for job in self.known() if self.is_owned(job, process)}
+        stale = {job_id for job_id in process.running if job_id not in owned}
+        if not process.running and not process.is_draining:
+            for job in owned.values():
+                job.dropped_at = min(job.dropped_at, self.now + DROP_GRACE)
+        queue = [job.id for job in self.fleet.queue]
+        jobs = self.platform.take(self.now, "e", process.id, limit=limit, job_in_progress=bool(process.running))
+        worker = self.fleet.workers[process.id]
+        if not process.has_lost_jobs:
+            assert stale <= set(worker.stopping), "nobody knows that these have ended"
+            assert stale or not worker.stopping, "free slots show that all have ended"
+        expected = (
+            [] if not worker.can_take_jobs else [job_id for job_id in queue if job_id not in worker.stopping][:limit]
+        )
+        assert [job.id for job in jobs] == expected
+        for job in jobs:
+            self.accept(process, job)
+        self.settle()
+
+    def accept(self, process: Process, job: Job) -> None:
+        model = self.model[job.id]
+        assert model.status is JobStatus.IN_QUEUE
+        assert not process.is_draining
+        assert process.has_lost_jobs or job.id not in process.running, "two attempts in one worker"
+        model.status, model.owner, model.started_at = JobStatus.IN_PROGRESS, process.id, self.now
+        model.attempt += 1
+        assert job.attempt == model.attempt
+        process.running[job.id] = model.attempt
+
+    @precondition(lambda self: any(process.running for process in self.processes.values()))
+    @rule(data=st.data(), outcome=st.sampled_from(["output", "error", "refresh"]))
+    def finish(self, data: st.DataObject, outcome: str) -> None:
+        process = self.draw_busy(data)
+        job_id = data.draw(st.sampled_from(list(process.running)))
+        attempt = process.running.pop(job_id)
+        job = self.model[job_id]
+        is_current = self.is_owned(job, process) and attempt == job.attempt
+        result = {"error": "broken"} if outcome == "error" else {"output": attempt}
+        if outcome == "refresh":
+            result["stopPod"] = True
+        assert self.platform.finish(self.now, "e", process.id, job_id, result) is is_current
+        if is_current:
+            job.end(JobStatus.FAILED if outcome == "error" else JobStatus.COMPLETED, self.now)
+            self.totals[job.status] += 1
+        self.settle()
+        assert outcome != "refresh" or process.is_draining
+
+    def draw_busy(self, data: st.DataObject) -> Process:
+        return data.draw(st.sampled_from([p for p in self.processes.values() if p.running]))
+
+    @precondition(lambda self: any(process.running for process in self.processes.values()))
+    @rule(data=st.data())
+    def stream(self, data: st.DataObject) -> None:
+        process = self.draw_busy(data)
+        job_id = data.draw(st.sampled_from(list(process.running)))
+        job = self.model[job_id]
+        is_current = self.is_owned(job, process)
+        self.chunk += 1
+        assert self.platform.partial(self.now, "e", process.id, job_id, self.chunk) is is_current
+        assert self.platform.progress(self.now, "e", process.id, job_id, self.chunk) is is_current
+        if is_current:
+            job.unread.append(self.chunk)
+            job.dropped_at = math.inf
+        self.settle()
+
+    @precondition(lambda self: self.model and self.processes)
+    @rule(data=st.data())
+    def foreign_result(self, data: st.DataObject) -> None:
+        process = self.draw_process(data)
+        job = data.draw(st.sampled_from(list(self.model.values())))
+        if job.id not in process.running and not self.is_owned(job, process):
+            stopping = dict(self.fleet.workers[process.id].stopping)
+            if job.id not in stopping:
+                assert not self.platform.finish(self.now, "e", process.id, job.id, {"output": "foreign"})
+        assert not self.platform.finish(self.now, "e", "nobody", job.id, {"output": "foreign"})
+        assert self.platform.take(self.now, "e", "nobody", limit=9, job_in_progress=False) == []
+        self.settle()
+
+    @precondition(lambda self: any(process.running for process in self.processes.values()))
+    @rule(data=st.data())
+    def lose_job(self, data: st.DataObject) -> None:
+        process = self.draw_busy(data)
+        job_id = data.draw(st.sampled_from(list(process.running)))
+        if self.is_owned(self.model[job_id], process):
+            process.has_lost_jobs = True
+        del process.running[job_id]
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), obeys=st.booleans())
+    def poll_stops(self, data: st.DataObject, obeys: bool) -> None:
+        process = self.draw_process(data)
+        for job_id in self.platform.stop_signals(self.now, "e", process.id):
+            assert not self.is_owned(self.model[job_id], process) or process.has_lost_jobs
+            if obeys:
+                process.running.pop(job_id, None)
+        assert self.platform.stop_signals(self.now, "e", process.id) == []
+        self.settle()
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data(), code=st.sampled_from([0, 1, -9]))
+    def exit(self, data: st.DataObject, code: int) -> None:
+        self.bury(self.draw_process(data), code)
+        self.settle()
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def report_unhealthy(self, data: st.DataObject) -> None:
+        self.platform.unhealthy(self.now, "e", self.draw_process(data).id, "disk", "full")
+        self.settle()
+
+    # ------------------------------------------------------------------ time
+
+    @rule(seconds=STEPS)
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        self.tick()
+        for _ in range(10_000):
+            due = self.platform.next_deadline()
+            if due is None or due > end:
+                break
+            self.check_nothing_happens_before(due)
+            self.now = due
+            self.tick()
+        else:
+            raise AssertionError("time does not pass")
+        self.now = end
+        self.tick()
+
+    def check_nothing_happens_before(self, due: float) -> None:
+        if due <= self.now:
+            return
+        self.now += (due - self.now) / 2
+        self.platform.tick(self.now)
+        assert self.platform.effects() == []
+        self.check_jobs()
+
+    def tick(self) -> None:
+        self.platform.tick(self.now)
+        for job in self.known():
+            before = job.status
+            job.let_time_pass(self.now)
+            if job.is_gone and not before.is_final:
+                self.totals[JobStatus.TIMED_OUT] += 1
+            elif job.status is not before:
+                self.totals[job.status] += 1
+        due = self.platform.next_deadline()
+        assert due is None or due > self.now, "what was due has been done"
+        self.settle()
+
+    # ------------------------------------------------------------------ effects
+
+    def settle(self) -> None:
+        """Carry out effects like a supervisor: kills take effect at once, drains whenever the worker likes."""
+        while effects := self.platform.effects():
+            wakes = [effect.worker_id for effect in effects if isinstance(effect, WakeWorker)]
+            to_stop = {worker.id for worker in self.workers() if worker.stop_signals}
+            assert len(set(wakes) - to_stop) <= len(self.fleet.queue), "more workers woken than jobs wait"
+            for effect in effects:
+                self.carry_out(effect)
+
+    def carry_out(self, effect: object) -> None:
+        match effect:
+            case StartWorker(endpoint="e", worker_id=worker_id):
+                assert worker_id not in self.started
+                self.started.add(worker_id)
+                self.processes[worker_id] = Process(worker_id, self.concurrency)
+            case DrainWorker(endpoint="e", worker_id=worker_id):
+                assert not self.processes[worker_id].is_draining
+                self.processes[worker_id].is_draining = True
+            case KillWorker(endpoint="e", worker_id=worker_id):
+                self.processes[worker_id].is_draining = True
+                self.bury(self.processes[worker_id], -9)
+            case WakeWorker(worker_id=worker_id):
+                assert worker_id in self.processes
+            case JobChanged(job=job) | SendWebhook(job=job):
+                assert job.id in self.model
+            case _:
+                raise AssertionError(effect)
+
+    def bury(self, process: Process, code: int) -> None:
+        worker = self.fleet.workers[process.id]
+        is_failed_start = worker.ready_at is None and not worker.is_leaving
+        del self.processes[process.id]
+        for job in self.known():
+            if self.is_owned(job, process):
+                job.attempt_limit += worker.is_leaving
+                if job.attempt >= job.attempt_limit:
+                    job.end(JobStatus.FAILED, self.now)
+                    self.totals[JobStatus.FAILED] += 1
+                else:
+                    job.wait()
+                    self.retried += 1
+        self.platform.worker_exited(self.now, "e", process.id, exit_code=code, log_tail=["last words"])
+        if is_failed_start and self.fleet.failed_starts >= DEFAULTS.failed_starts and not self.fleet.has_ready_worker:
+            for job in self.known():
+                if job.status is JobStatus.IN_QUEUE:
+                    job.end(JobStatus.FAILED, self.now)
+                    self.totals[JobStatus.FAILED] += 1
+
+    # ------------------------------------------------------------------ what must always hold
+
+    @property
+    def fleet(self):
+        return self.platform._fleets["e"]
+
+    def known(self) -> list[ModelJob]:
+        return [job for job in self.model.values() if not job.is_gone]
+
+    def workers(self) -> tuple[Worker, ...]:
+        return self.platform.workers("e")
+
+    def is_owned(self, job: ModelJob, process: Process) -> bool:
+        return not job.is_gone and job.status is JobStatus.IN_PROGRESS and job.owner == process.id
+
+    @invariant()
+    def check_jobs(self) -> None:
+        for model in self.model.values():
+            if model.is_gone:
+                with pytest.raises(JobNotFound):
+                    self.platform.job(self.now, "e", model.id)
+                continue
+            job = self.platform.job(self.now, "e", model.id)
+            assert (job.status, job.attempt, job.chunks) == (model.status, model.attempt, model.unread)
+            assert model.owner is None or job.worker_id == model.owner
+            if job.error and job.error != "broken":
+                assert ErrorReport.from_job_error(job.error).request_id == job.id
+
+    @invariant()
+    def check_places(self) -> None:
+        fleet = self.fleet
+        places = Counter(job.id for job in fleet.queue)
+        places.update(list(fleet.finished))
+        for worker in fleet.workers.values():
+            places.update(list(worker.jobs))
+        assert places == Counter(list(fleet.jobs)), "every job is in exactly one place"
+        assert all(job.status is JobStatus.IN_QUEUE for job in fleet.queue)
+        assert all(job.status.is_final for job in fleet.finished.values())
+        assert all(
+            (job.status, job.worker_id) == (JobStatus.IN_PROGRESS, worker.id)
+            for worker in fleet.workers.values()
+            for job in worker.jobs.values()
+        )
+
+    @invariant()
+    def check_counts(self) -> None:
+        states = Counter(job.status for job in self.known())
+        fleet, health = self.fleet, self.platform.health("e")
+        assert health["jobs"] == {
+            "completed": self.totals[JobStatus.COMPLETED],
+            "failed": self.totals[JobStatus.FAILED] + self.totals[JobStatus.TIMED_OUT],
+            "inProgress": states[JobStatus.IN_PROGRESS],
+            "inQueue": states[JobStatus.IN_QUEUE],
+            "retried": self.retried,
+        }
+        gone = sum(job.is_gone for job in self.model.values())
+        assert fleet.submitted == len(fleet.queue) + fleet.running + len(fleet.finished) + gone
+        shown = health["workers"]
+        leaving = sum(worker.is_leaving for worker in self.workers())
+        assert shown["ready"] + shown["initializing"] + shown["unhealthy"] == len(self.processes) - leaving
+
+    @invariant()
+    def check_workers(self) -> None:
+        fleet, bounds = self.fleet, self.spec.workers
+        assert set(fleet.workers) == set(self.processes)
+        assert len(fleet.active) <= bounds.max
+        assert len(fleet.workers) <= 2 * bounds.max
+        assert set(fleet.active) == {worker.id for worker in self.workers() if not worker.is_leaving}
+        is_held_back = fleet.may_start_at is not None and self.now < fleet.may_start_at
+        assert len(fleet.active) >= bounds.min or is_held_back or len(fleet.workers) == 2 * bounds.max
+        grace = DEFAULTS.stop_grace + DEFAULTS.poll_hold + POLL_SLACK
+        for worker in fleet.workers.values():
+            assert worker.exit_due_at is None or worker.exit_due_at > self.now
+            assert worker.is_leaving or all(stop.since + grace > self.now for stop in worker.stopping.values())
+
+    @invariant()
+    def check_memory(self) -> None:
+        timers = self.platform._lifecycle._timers
+        assert len(timers) <= len(self.fleet.jobs) + len(self.fleet.workers) + 1
+        assert len(timers._heap) <= 2 * len(timers) + 65
+
+    def teardown(self) -> None:
+        """When every worker dies as soon as it starts, no job stays in progress, and in the end none is left."""
+        if not hasattr(self, "platform"):
+            return
+        for _ in range(40):
+            for process in list(self.processes.values()):
+                self.bury(process, 1)
+                self.settle()
+            self.pass_time(5.0)
+            assert not any(job.status is JobStatus.IN_PROGRESS for job in self.known())
+        assert self.known() == []
+        assert self.fleet.jobs == {}
+        self.check_counts()
+
+
+TestPlatformMachine = PlatformMachine.TestCase
+TestPlatformMachine.settings = settings(
+    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
