@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
-from flashkit.errors import HandlerError, HandlerExit
+from flashkit.errors import HandlerError
 
 _current: ContextVar[JobContext | None] = ContextVar("flashkit_current_job", default=None)
 
@@ -67,17 +68,21 @@ def current_job_id() -> str | None:
     return job.id if job else None
 
 
-def contain(function: Callable[[], Any]) -> Any:
-    """Call the function in a thread, turning what no future can carry (SystemExit, StopIteration) into errors.
+def contain(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Call the function in a thread and return what gives its result, or raises its exception, on the loop.
 
-    A StopIteration would leave the code that awaits the thread waiting for ever.
+    A future would not carry every exception: one with StopIteration is never done, and a TimeoutError
+    arrives without its traceback.
     """
     try:
-        return function()
-    except SystemExit as exc:
-        raise HandlerExit.from_exit(exc) from exc
-    except StopIteration as exc:
-        raise RuntimeError("the handler raised StopIteration").with_traceback(exc.__traceback__) from exc
+        value = function()
+    except BaseException as exc:  # noqa: BLE001 - it is raised again, where the thread is awaited
+        return functools.partial(_raise, exc)
+    return lambda: value
+
+
+def _raise(exc: BaseException) -> NoReturn:
+    raise exc
 
 
 def enter_job(job: JobContext) -> None:

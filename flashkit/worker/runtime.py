@@ -100,7 +100,8 @@ class Runtime:
         except BaseException as exc:
             if isinstance(exc, asyncio.CancelledError) and _is_cancelled_from_outside():
                 raise
-            report = describe_exception(exc, with_traceback=self.settings.show_tracebacks)
+            failure = HandlerExit.from_exit(exc) if isinstance(exc, SystemExit) else exc
+            report = describe_exception(failure, with_traceback=self.settings.show_tracebacks)
             error = SetupError(
                 f"endpoint {self.definition.spec.name!r} could not be set up: {report.type}: {report.message}",
                 hint=report.hint or "look at the worker's log for the traceback",
@@ -234,17 +235,16 @@ class Runtime:
         future = asyncio.get_running_loop().run_in_executor(self._threads, partial(variables.run, contain, function))
         future.add_done_callback(self._thread_done)
         try:
-            return await asyncio.shield(future)
+            outcome = await asyncio.shield(future)
         except asyncio.CancelledError:
             if context is not None:
                 context.mark_cancelled()
             await asyncio.wait([future])
             raise
+        return outcome()
 
     def _thread_done(self, future: asyncio.Future[Any]) -> None:
         self._busy_threads -= 1
-        if not future.cancelled():
-            future.exception()  # looked at, so that asyncio does not report it a second time
 
     def _describe_failure(self, exc: BaseException, context: JobContext) -> ErrorReport:
         if isinstance(exc, SystemExit):

@@ -87,7 +87,8 @@ class Session:
         async def run() -> Any:
             if inspect.iscoroutinefunction(function):
                 return await function(*args, **kwargs)
-            result = await asyncio.to_thread(contain, functools.partial(function, *args, **kwargs))
+            outcome = await asyncio.to_thread(contain, functools.partial(function, *args, **kwargs))
+            result = outcome()
             return await result if inspect.isawaitable(result) else result
 
         return self._once(key, run, lambda data: decode_json(data, adapter))
