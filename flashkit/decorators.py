@@ -223,7 +223,7 @@ def embedding_endpoint(
         ... async def vectors(texts: list[str], embed) -> list[list[float]]:
         ...     return (await embed(texts)).tolist()
         >>> vectors
-        <embedding endpoint 'vectors' (texts: list[str]) -> ...>
+        <embedding endpoint 'vectors' (texts: list[str])>
     """
     options = dict(locals())
     return _decorator(Kind.EMBEDDING, options)  # type: ignore[return-value]  # the protocol states the types

@@ -93,9 +93,17 @@ class Session:
 
         return self._once(key, run, lambda data: decode_json(data, adapter))
 
+    @overload
     def call(
         self, endpoint: Callee[P, T], /, *args: Any, timeout: float | None = None, **kwargs: Any
-    ) -> Coroutine[Any, Any, T]:
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def call(
+        self, endpoint: type[Any], /, *args: Any, timeout: float | None = None, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]: ...  # mypy takes no note of class decorators: to it, the class is still a class
+    def call(
+        self, endpoint: Any, /, *args: Any, timeout: float | None = None, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
         """Run one job of another endpoint, once in the life of the session, and return its output.
 
         Args:
