@@ -319,7 +319,9 @@ def user_traceback(exc: BaseException) -> str:
 
 def _start_at_user_code(report: traceback.TracebackException) -> None:
     frames = list(report.stack)
-    first = next((index for index, frame in enumerate(frames) if _is_user_file(frame.filename)), 0)
+    without_user_code = len(frames) if hasattr(report, "lineno") else 0  # a SyntaxError names its line itself
+    user_frames = (index for index, frame in enumerate(frames) if _is_user_file(frame.filename))
+    first = next(user_frames, without_user_code)
     report.stack = traceback.StackSummary.from_list(frames[first:])
 
 
