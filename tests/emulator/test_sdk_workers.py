@@ -38,7 +38,7 @@ async def emulator(tmp_path_factory, make_endpoint, worker_environ, events):
         environ=worker_environ,
         on_event=events,
         shutdown_grace=3.0,
-        defaults=PlatformDefaults(max_attempts=2, failed_starts=1, stop_grace=0.5),
+        defaults=PlatformDefaults(max_attempts=2, failed_starts=1, stop_grace=2.5),
     ) as emulator:
         yield emulator
 
