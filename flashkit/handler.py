@@ -333,9 +333,11 @@ class Contract:
                 hint=f"it takes {self._definition.signature}",
             )
         errors = [self._field_error(item) for item in exc.errors(include_url=False)]
+        misspelt = (item["message"] for item in errors if "did you mean" in item["message"])
+        first = next(misspelt, errors[0]["message"])  # a misspelt name is why another one is missing
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         return InputError(
-            f"endpoint {self._definition.spec.name!r}: {errors[0]['message']}{more}",
+            f"endpoint {self._definition.spec.name!r}: {first}{more}",
             hint=f"it takes {self._definition.signature}",
             details={"errors": errors},
         )

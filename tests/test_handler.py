@@ -106,6 +106,13 @@ def test_an_unknown_value_is_refused_with_the_nearest_parameter():
     assert _refused(tool, {"zzz": 1}).message == "endpoint 'tool': `zzz` is not a parameter"
 
 
+def test_a_misspelt_name_is_said_before_the_one_that_is_missing_for_it():
+    def tool(text: str): ...
+
+    report = _refused(tool, {"txet": "a"})
+    assert report.message == "endpoint 'tool': `txet` is not a parameter; did you mean `text`? (and 1 more)"
+
+
 def test_every_problem_is_listed_and_the_first_one_said():
     def tool(a: int, b: int, c: list[int]): ...
 
