@@ -178,9 +178,7 @@ class Transport:
         return self._session
 
 
-def _read_response(
-    request: Request, status: int, headers: Mapping[str, str], body: bytes
-) -> _Success | _Failure:
+def _read_response(request: Request, status: int, headers: Mapping[str, str], body: bytes) -> _Success | _Failure:
     try:
         data = orjson.loads(body)
         is_json = True
@@ -231,9 +229,7 @@ def _read_envelope(data: object) -> ErrorReport | None:
     return ErrorReport.from_dict(error) if isinstance(error, Mapping) and "message" in error else None
 
 
-def _describe_bare_status(
-    family: type[FlashkitError], request: Request, status: int, text: str
-) -> ErrorReport:
+def _describe_bare_status(family: type[FlashkitError], request: Request, status: int, text: str) -> ErrorReport:
     """Say what an answer without our envelope means; Runpod and proxies send all kinds of bodies."""
     path = request.url.partition("?")[0]
     said = f": {text[:200]}" if text else ""

@@ -62,10 +62,7 @@ class Script:
 
     @property
     def routes(self):
-        return [
-            f"{method} {path.partition('?')[0].removeprefix('/v2/e/')}"
-            for method, path, _, _ in self.requests
-        ]
+        return [f"{method} {path.partition('?')[0].removeprefix('/v2/e/')}" for method, path, _, _ in self.requests]
 
 
 def hang_up(request):
@@ -146,9 +143,7 @@ def failed(error, job_id="j1"):
 
 async def test_a_job_is_submitted_followed_and_its_output_returned(platform):
     p = await platform(queued(), running(output="half way"), completed({"answer": 42}))
-    job = await p.endpoint.run(
-        {"x": 1}, execution_timeout_ms=5_000, ttl_ms=60_000, webhook="http://127.0.0.1:1/hook"
-    )
+    job = await p.endpoint.run({"x": 1}, execution_timeout_ms=5_000, ttl_ms=60_000, webhook="http://127.0.0.1:1/hook")
     assert (await job.status()).output == "half way"
     state = await job.wait(timeout=5)
     assert state == JobState("j1", JobStatus.COMPLETED, {"answer": 42}, None, 3, 7, "w1")
@@ -175,7 +170,7 @@ async def test_a_pydantic_model_is_sent_as_its_json(platform):
 
 async def test_an_input_that_is_not_json_is_refused_before_it_is_sent(platform):
     p = await platform(queued())
-    with pytest.raises(InputError, match="a object is not a JSON value|JSON"):
+    with pytest.raises(InputError, match="cannot be sent as JSON"):
         await p.endpoint.run({"x": object()})
     assert p.script.requests == []
 
@@ -241,9 +236,7 @@ async def test_nonsense_with_status_200_is_a_platform_error(platform, body):
 
 
 async def test_the_error_of_a_flashkit_worker_arrives_whole(platform):
-    report = (
-        '{"code":"handler_error","type":"ValueError","message":"bad","where":"app.py:9 in f","hint":"fix it"}'
-    )
+    report = '{"code":"handler_error","type":"ValueError","message":"bad","where":"app.py:9 in f","hint":"fix it"}'
     p = await platform(failed(report))
     with pytest.raises(JobFailed, match="bad") as caught:
         await p.endpoint.job("j1").output()
@@ -357,9 +350,7 @@ async def test_repeating_ends_after_five_tries(platform):
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_retry_after_is_honoured(platform, form):
-    value = (
-        "0.4" if form == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
-    )
+    value = "0.4" if form == "seconds" else format_datetime(datetime.now(UTC) + timedelta(seconds=2), usegmt=True)
     p = await platform(
         lambda _: web.Response(status=429, headers={"Retry-After": value}),
         completed(1),
@@ -413,9 +404,7 @@ def test_every_exception_of_aiohttp_is_translated():
         assert issubclass(error, FOREIGN_ERRORS)
 
 
-@pytest.mark.parametrize(
-    "exc", [aiohttp.ServerDisconnectedError(), aiohttp.ClientPayloadError(), OSError("gone")]
-)
+@pytest.mark.parametrize("exc", [aiohttp.ServerDisconnectedError(), aiohttp.ClientPayloadError(), OSError("gone")])
 def test_a_broken_connection_is_named_even_when_the_exception_has_no_words(exc):
     error = describe_foreign_error(exc, "http://127.0.0.1:1/v2/e/run", 1.0)
     assert type(error) is PlatformError
@@ -520,9 +509,7 @@ async def test_a_failed_call_cancels_nothing(platform):
 
 
 async def test_a_job_that_could_not_be_cancelled_is_logged_and_raises_nothing(platform, caplog):
-    p = await platform(
-        lambda request: web.json_response({}, status=500) if "cancel" in request.path else hang(request)
-    )
+    p = await platform(lambda request: web.json_response({}, status=500) if "cancel" in request.path else hang(request))
     p.script.answers.insert(0, running())
     with pytest.raises(JobTimedOut):
         await p.endpoint.call({}, timeout=0.2)
@@ -546,7 +533,7 @@ async def test_runsync_without_a_limit_waits_until_the_end(platform):
 
 async def test_a_wait_for_a_job_that_has_no_answer_yet_raises_that_it_is_unfinished(platform):
     p = await platform(hang)
-    with pytest.raises(JobTimedOut, match="after 0.1 s"):
+    with pytest.raises(JobTimedOut, match=r"after 0\.1 s"):
         await p.endpoint.job("j1").wait(timeout=0.1)
 
 
@@ -563,8 +550,8 @@ async def read_all(stream):
 
 async def test_a_stream_yields_every_partial_output_in_order(platform):
     p = await platform(
-        queued(), chunks("IN_QUEUE"), chunks("IN_PROGRESS", "a", {"b": 1}), chunks("COMPLETED", None), chunks("COMPLETED"),
-        completed([]),
+        queued(), chunks("IN_QUEUE"), chunks("IN_PROGRESS", "a", {"b": 1}), chunks("COMPLETED", None),
+        chunks("COMPLETED"), completed([]),
     )  # fmt: skip
     assert await read_all(p.endpoint.stream({})) == ["a", {"b": 1}, None]
     assert "POST cancel/j1" not in p.script.routes
@@ -582,11 +569,10 @@ async def test_a_stream_ends_for_every_final_state_and_says_why(platform, status
     p = await platform(
         queued(), chunks("IN_PROGRESS", 1), chunks(status), {"id": "j1", "status": status, "error": "bad"}
     )
-    got = []
+    items = p.endpoint.stream({})
+    assert await anext(items) == 1
     with pytest.raises(family):
-        async for item in p.endpoint.stream({}):
-            got.append(item)
-    assert got == [1]
+        await anext(items)
     await p.client.close()
     assert "POST cancel/j1" not in p.script.routes
 
@@ -613,8 +599,8 @@ async def test_closing_the_client_cancels_the_jobs_of_streams_that_nobody_reads_
 
 async def test_an_idle_stream_is_asked_less_and_less_and_quickly_again_after_a_chunk(platform):
     p = await platform(
-        queued(), *[chunks("IN_PROGRESS")] * 7, chunks("IN_PROGRESS", "x"), chunks("IN_PROGRESS"), chunks("COMPLETED"),
-        completed([]),
+        queued(), *[chunks("IN_PROGRESS")] * 7, chunks("IN_PROGRESS", "x"), chunks("IN_PROGRESS"),
+        chunks("COMPLETED"), completed([]),
     )  # fmt: skip
     assert await read_all(p.endpoint.stream({})) == ["x"]
     gaps = [later - earlier for earlier, later in zip(p.script.times[1:], p.script.times[2:], strict=False)]
@@ -632,3 +618,53 @@ async def test_many_calls_share_one_client(platform):
     started = time.monotonic()
     assert await asyncio.gather(*(p.endpoint.call({}) for _ in range(200))) == [1] * 200
     assert time.monotonic() - started < 5
+
+
+# ---- the local platform, with real workers -----------------------------------------------------------------
+
+
+@pytest.fixture
+async def actions(start_emulator, make_endpoint):
+    emulator = await start_emulator(make_endpoint("actions", "actions"), make_endpoint("streaming", "streaming"))
+    async with Client(Settings(base_url=f"{emulator.url}/v2")) as client:
+        yield client
+
+
+async def test_calls_streams_failures_and_cancellations_work_on_the_local_platform(actions):
+    endpoint = actions.endpoint("actions")
+    assert await endpoint.call({"do": "echo", "value": {"ä": [1, None]}}) == {"ä": [1, None]}
+    assert await endpoint.runsync({"do": "echo", "value": 0}, wait=30) == 0
+    with pytest.raises(JobFailed, match="the input made no sense") as caught:
+        await endpoint.call({"do": "fail"})
+    assert caught.value.report.type == "ValueError"
+
+    job = await endpoint.run({"do": "sleep", "seconds": 60})
+    assert (await job.cancel()).status is JobStatus.CANCELLED
+    with pytest.raises(JobCancelled):
+        await job.output(timeout=5)
+    with pytest.raises(InputError):
+        await job.retry()
+    with pytest.raises(JobNotFound):
+        await endpoint.job("no-such-job").status()
+    with pytest.raises(ConfigurationError, match="actions, streaming"):
+        await actions.endpoint("acts").job("no-such-job").status()
+    assert (await endpoint.health())["jobs"]["completed"] == 2
+    assert await endpoint.purge_queue() == 0
+
+    parts = [part async for part in actions.endpoint("streaming").stream({"count": 3, "pause": 0.1})]
+    assert parts == [{"number": 0}, {"number": 1}, {"number": 2}]
+    got = []
+    with pytest.raises(JobFailed, match="broke in the middle"):  # noqa: PT012
+        async for part in actions.endpoint("streaming").stream({"count": 3, "fail_at": 2}):
+            got.append(part)  # noqa: PERF401
+    assert got == [{"number": 0}, {"number": 1}]
+
+
+async def test_an_abandoned_call_is_cancelled_on_the_local_platform(actions):
+    endpoint = actions.endpoint("actions")
+    await endpoint.call({"do": "echo"})
+    with pytest.raises(JobTimedOut):
+        await endpoint.call({"do": "sleep", "seconds": 60}, timeout=1.2)
+    await actions.close()
+    health = await endpoint.health()
+    assert (health["jobs"]["inProgress"], health["jobs"]["inQueue"]) == (0, 0)

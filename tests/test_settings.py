@@ -51,10 +51,7 @@ def test_a_running_dev_server_of_a_folder_above_is_found_and_preferred_to_runpod
 def test_an_explicit_base_url_is_preferred_to_everything(tmp_path):
     write_record(tmp_path, record_for(os.getpid()))
     env = {"RUNPOD_ENDPOINT_BASE_URL": "https://proxy.example/v2/", "RUNPOD_API_KEY": "secret"}
-    assert (
-        Settings.from_environment(env, folder=tmp_path).endpoint_url("agent")
-        == "https://proxy.example/v2/agent"
-    )
+    assert Settings.from_environment(env, folder=tmp_path).endpoint_url("agent") == "https://proxy.example/v2/agent"
 
 
 def test_the_record_of_a_dead_dev_server_is_passed_over(tmp_path):
@@ -62,9 +59,7 @@ def test_the_record_of_a_dead_dev_server_is_passed_over(tmp_path):
     assert find_dev_server(tmp_path) is None
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"url": "http://127.0.0.1:1"}', '{"pid": 1}', '{"pid": "x"}']
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"url": "http://127.0.0.1:1"}', '{"pid": 1}', '{"pid": "x"}'])
 def test_a_damaged_record_is_passed_over(tmp_path, text):
     write_record(tmp_path, text)
     assert find_dev_server(tmp_path) is None
@@ -85,9 +80,7 @@ def test_a_wrong_map_of_endpoints_is_refused_by_name_and_value(tmp_path, text):
     assert repr(text) in caught.value.report.message
 
 
-@pytest.mark.parametrize(
-    ("text", "value"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("no", False)]
-)
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("no", False)])
 def test_flags_have_the_usual_spellings(tmp_path, text, value):
     assert Settings.from_environment({"FLASHKIT_TRACEBACKS": text}, folder=tmp_path).show_tracebacks is value
 

@@ -46,9 +46,7 @@ class Screen:
         self._is_chatty = log_level in ("debug", "info")
         self._name_width = _NAME_WIDTH
 
-    def show_banner(
-        self, endpoints: Sequence[AppEndpoint], *, url: str, state_dir: Path, is_reloading: bool
-    ) -> None:
+    def show_banner(self, endpoints: Sequence[AppEndpoint], *, url: str, state_dir: Path, is_reloading: bool) -> None:
         """Print what runs, where, and how to try it."""
         self._name_width = max([_NAME_WIDTH, *(len(endpoint.name) for endpoint in endpoints)])
         self._print(describe_start(endpoints, url=url, state_dir=state_dir, is_reloading=is_reloading))
@@ -100,19 +98,13 @@ def make_console(*, stderr: bool = False) -> Console:
     return Console(file=stream, highlight=False, markup=False, emoji=False)
 
 
-def describe_start(
-    endpoints: Sequence[AppEndpoint], *, url: str, state_dir: Path, is_reloading: bool
-) -> Text:
+def describe_start(endpoints: Sequence[AppEndpoint], *, url: str, state_dir: Path, is_reloading: bool) -> Text:
     """Return the banner."""
-    text = Text.assemble(
-        ("flashkit ", "bold"), f"{__version__} · local platform at ", (url, "bold cyan"), "\n"
-    )
+    text = Text.assemble(("flashkit ", "bold"), f"{__version__} · local platform at ", (url, "bold cyan"), "\n")
     for endpoint in endpoints:
         text.append_text(describe_endpoint(endpoint, url=url))
     reload_note = "saving a .py file restarts its workers" if is_reloading else "reload is off"
-    text.append_text(
-        Text.assemble(("\nstate  ", "dim"), f"{state_dir}  ", (f"{reload_note} · Ctrl-C stops\n", "dim"))
-    )
+    text.append_text(Text.assemble(("\nstate  ", "dim"), f"{state_dir}  ", (f"{reload_note} · Ctrl-C stops\n", "dim")))
     return text
 
 
@@ -189,11 +181,9 @@ def format_bytes(size: int) -> str:
 
 
 def _job_facts(event: JobEvent) -> list[str]:
-    facts = []
-    if event.attempt > 1:
-        facts.append(f"attempt {event.attempt}")
     if event.status is JobStatus.IN_QUEUE:
-        return [*facts, format_bytes(event.input_bytes)]
+        return [f"again, after attempt {event.attempt}" if event.attempt else format_bytes(event.input_bytes)]
+    facts = [f"attempt {event.attempt}"] if event.attempt > 1 else []
     if event.delay_ms is not None:
         facts.append(f"queue {format_ms(event.delay_ms)}")
     if event.cold_start_ms is not None:

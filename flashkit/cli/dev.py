@@ -19,7 +19,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 _USUAL_NAMES = ("app.py", "main.py", "handler.py", "src/app.py", "src/handler.py")
 
 
-class PortTaken(ConfigurationError):  # noqa: N818 - named like the rest of the tree
+class PortTaken(ConfigurationError):
     """Another process listens on the port."""
 
     code = PORT_TAKEN
@@ -49,9 +49,7 @@ class DevOptions:
 
 
 @click.command("dev")
-@click.argument(
-    "apps", nargs=-1, metavar="[APP.py]...", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("apps", nargs=-1, metavar="[APP.py]...", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--port", default=8484, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
 )
@@ -101,9 +99,7 @@ def find_app(folder: Path) -> Path:
     for name in _USUAL_NAMES:
         if (folder / name).is_file():
             return folder / name
-    raise click.UsageError(
-        f"there is no app.py here; name your app's file: flashkit dev APP.py (in {folder})"
-    )
+    raise click.UsageError(f"there is no app.py here; name your app's file: flashkit dev APP.py (in {folder})")
 
 
 def check_address(host: str, port: int) -> None:
@@ -130,6 +126,4 @@ def address_error(exc: OSError, host: str, port: int) -> ConfigurationError:
             hint=f"pass another one with --port {port + 1}, or stop the process that has it",
         )
     reason = exc.strerror or str(exc)
-    return ConfigurationError(
-        f"cannot listen on {host} port {port}: {reason}", hint="change --host or --port"
-    )
+    return ConfigurationError(f"cannot listen on {host} port {port}: {reason}", hint="change --host or --port")

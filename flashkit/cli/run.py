@@ -20,13 +20,9 @@ from flashkit.settings import Settings
 @click.command("run")
 @click.argument("endpoint")
 @click.argument("json_text", metavar="[JSON]", required=False)
-@click.option(
-    "--input-file", type=click.File("rb"), help="Read the JSON from a file, or from - (standard input)."
-)
+@click.option("--input-file", type=click.File("rb"), help="Read the JSON from a file, or from - (standard input).")
 @click.option("--stream", "is_streaming", is_flag=True, help="Print partial outputs as they come.")
-@click.option(
-    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait this long; 0 prints the job's id."
-)
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait this long; 0 prints the job's id.")
 @click.option("--json", "is_raw", is_flag=True, help="Print JSON on one line, strings quoted too.")
 @click.option("--url", help="The platform's address, instead of the running `flashkit dev` or Runpod.")
 def command(
@@ -78,9 +74,7 @@ async def _run_job(
     write(output)
 
 
-async def _stream_job(
-    settings: Settings, endpoint: str, job_input: Any, write: Callable[[Any], None]
-) -> None:
+async def _stream_job(settings: Settings, endpoint: str, job_input: Any, write: Callable[[Any], None]) -> None:
     from flashkit.client import Client
 
     is_text = False

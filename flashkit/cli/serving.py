@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,59 +22,64 @@ from flashkit.cli import exit_code_for
 from flashkit.cli.apps import AppEndpoint, check_names, describe_app
 from flashkit.cli.console import Screen, make_console
 from flashkit.cli.dev import DevOptions
+from flashkit.cli.watching import SourceWatch
 from flashkit.emulator.server import Emulator
 from flashkit.errors import DefinitionError
 from flashkit.settings import DEV_FILE, Settings
 
 SHUTDOWN_GRACE_SECONDS = 10.0
 """How long jobs may go on after the first Ctrl-C."""
-_IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages"})
+EXIT_KILLED = 130
+"""The shell's code for a process that Ctrl-C ended."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _SQLITE = "sqlite:///"
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What Ctrl-C asks for: the first time to stop, the second time to kill."""
+
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    killing: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 async def serve(options: DevOptions) -> int:
     """Run the platform until it is told to stop, and return the exit code."""
     screen = Screen(log_level=options.log_level)
-    stopping = asyncio.Event()
-    with stop_on_signals(stopping, screen):
+    with listen_to_signals(screen) as signals:
         try:
-            await DevServer(options, screen).run(stopping)
+            await DevServer(options, screen).run(signals)
         except DefinitionError as exc:
             Screen(log_level=options.log_level, console=make_console(stderr=True)).show_problem(exc.report)
             return exit_code_for(exc)
-        except asyncio.CancelledError:
-            screen.say("killed all workers")
-            return 130
-    screen.say("stopped")
-    return 0
+        is_killed = signals.killing.is_set()
+        screen.say("killed" if is_killed else "stopped")
+    return EXIT_KILLED if is_killed else 0
 
 
 @contextlib.contextmanager
-def stop_on_signals(stopping: asyncio.Event, screen: Screen) -> Iterator[None]:
-    """Set the event at the first signal, and cancel the current task at the next, which kills at once."""
-    task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - a coroutine runs in a task
+def listen_to_signals(screen: Screen) -> Iterator[Signals]:
+    """Turn the signals that end a process into wishes, for as long as the block lasts."""
     loop = asyncio.get_running_loop()
+    signals = Signals()
 
-    def stop() -> None:
-        if stopping.is_set():
-            task.cancel()
+    def take() -> None:
+        if signals.stopping.is_set():
+            signals.killing.set()
         else:
-            screen.say(
-                f"stopping: running jobs have {SHUTDOWN_GRACE_SECONDS:g} s to finish; Ctrl-C again kills them"
-            )
-            stopping.set()
+            grace = f"{SHUTDOWN_GRACE_SECONDS:g} s"
+            screen.say(f"stopping: running jobs have {grace} to finish; Ctrl-C again kills them")
+            signals.stopping.set()
 
-    signals = [signal.SIGINT, signal.SIGTERM]
+    numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # started by nohup, it outlives the terminal
-        signals.append(signal.SIGHUP)
-    for number in signals:
-        loop.add_signal_handler(number, stop)
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, take)
     try:
-        yield
+        yield signals
     finally:
-        for number in signals:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
@@ -90,20 +96,31 @@ class DevServer:
     def _endpoints(self) -> list[AppEndpoint]:
         return [endpoint for endpoints in self._found.values() for endpoint in endpoints]
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Serve until `stopping` is set.
+    async def run(self, signals: Signals) -> None:
+        """Serve until the signals say stop.
 
         Raises:
             DefinitionError: An app does not import, and files are not watched.
             ConfigurationError: The port cannot be had.
         """
-        await run_unless(stopping, self._describe_all())
-        if stopping.is_set():
-            return
-        async with self._make_emulator() as emulator:
-            with running_record(self._options.folder / DEV_FILE, emulator.url):
-                self._show_banner(emulator)
-                await run_unless(stopping, self._reload_for_ever(emulator, stopping))
+        async with SourceWatch(self._options.watched_folders) as watch:
+            await run_unless(signals.stopping, self._describe_all())
+            if signals.stopping.is_set():
+                return
+            async with self._open_emulator(signals) as emulator:
+                with running_record(self._options.folder / DEV_FILE, emulator.url):
+                    self._show_banner(emulator)
+                    await run_unless(signals.stopping, self._reload_for_ever(emulator, watch))
+
+    @contextlib.asynccontextmanager
+    async def _open_emulator(self, signals: Signals) -> AsyncIterator[Emulator]:
+        emulator = self._make_emulator()
+        await emulator.__aenter__()
+        try:
+            yield emulator
+        finally:
+            # Its end gives jobs time to finish; cancelled, it kills every worker at once.
+            await run_unless(signals.killing, emulator.__aexit__(None, None, None))
 
     def _make_emulator(self) -> Emulator:
         options = self._options
@@ -127,9 +144,7 @@ class DevServer:
 
     async def _describe(self, app: Path) -> None:
         found = await describe_app(app, env=self._env)
-        others = [
-            endpoint for path, endpoints in self._found.items() if path != app for endpoint in endpoints
-        ]
+        others = [endpoint for path, endpoints in self._found.items() if path != app for endpoint in endpoints]
         check_names([*others, *found])
         self._found[app] = found
 
@@ -142,32 +157,30 @@ class DevServer:
             is_reloading=options.is_reloading,
         )
         if options.host not in _LOOPBACK:
-            self._screen.say(
-                f"{options.host} may be reached by other machines: they can run your jobs", style="yellow"
-            )
+            self._screen.say(f"{options.host} may be reached by other machines: they can run your jobs", style="yellow")
         for app in (app for app, endpoints in self._found.items() if not endpoints):
-            self._screen.say(
-                f"{app.name} has no endpoint running; it is read again when it changes", style="yellow"
-            )
+            self._screen.say(f"{app.name} has no endpoint running; it is read again when it changes", style="yellow")
 
-    async def _reload_for_ever(self, emulator: Emulator, stopping: asyncio.Event) -> None:
-        if not self._options.is_reloading:
-            await stopping.wait()
-        async for changed in changed_files(self._options.watched_folders):
+    async def _reload_for_ever(self, emulator: Emulator, watch: SourceWatch) -> None:
+        while self._options.is_reloading:
+            try:
+                changed = await watch.changed()
+            except (OSError, RuntimeError) as exc:  # too many watches, or a file system without them
+                self._screen.say(f"files cannot be watched, so nothing is reloaded: {exc}", style="red")
+                break
             for app in self._options.apps:
                 if any(path.is_relative_to(app.parent) for path in changed):
                     await self._reload(emulator, app, changed)
+        await asyncio.Event().wait()  # until it is cancelled
 
     async def _reload(self, emulator: Emulator, app: Path, changed: Sequence[Path]) -> None:
         before = {endpoint.name for endpoint in self._found[app]}
-        names = ", ".join(sorted(path.name for path in changed))
+        names = ", ".join(path.name for path in changed)
         try:
             await self._describe(app)
         except DefinitionError as exc:
             self._screen.show_problem(exc.report)
-            kept = (
-                f"the last good code of {app.name} keeps running" if before else f"{app.name} is not running"
-            )
+            kept = f"the last good code of {app.name} keeps running" if before else f"{app.name} is not running"
             self._screen.say(f"{names} changed, but {app.name} does not import: {kept}", style="red")
             return
         after = {endpoint.name for endpoint in self._found[app]}
@@ -185,36 +198,18 @@ def describe_reload(before: set[str], after: set[str]) -> str:
     return "; ".join(f"{verb} {', '.join(sorted(names))}" for verb, names in parts if names)
 
 
-async def run_unless(stopping: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Run the work until it ends or `stopping` is set; its errors are raised."""
+async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Run the work until it ends, or cancel it when the event is set; its errors are raised."""
     task = asyncio.ensure_future(work)
-    stop = asyncio.ensure_future(stopping.wait())
+    waiting = asyncio.ensure_future(event.wait())
     try:
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stop.cancel()
+        waiting.cancel()
         task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
-async def changed_files(folders: Sequence[Path]) -> AsyncIterator[list[Path]]:
-    """Yield the Python files that changed, in groups of what was saved together."""
-    from watchfiles import awatch
-
-    def is_source(_change: object, name: str) -> bool:
-        return any(is_source_file(Path(name), below=folder) for folder in folders)
-
-    async for changes in awatch(*folders, watch_filter=is_source, debounce=200):
-        yield [Path(name) for _, name in changes]
-
-
-def is_source_file(path: Path, *, below: Path) -> bool:
-    """True for a Python file in the folder that is not in a hidden or generated part of it."""
-    if path.suffix != ".py" or not path.is_relative_to(below):
-        return False
-    parts = path.relative_to(below).parts
-    return not any(part.startswith(".") or part in _IGNORED_FOLDERS for part in parts)
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.result()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,322 @@
+"""`flashkit dev` from its banner to its end, with real workers."""
+
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+HANDLERS = Path(__file__).parents[1] / "handlers"
+
+
+# ---- what it shows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_lines_of_the_banner_work_as_they_are(project, start_dev):
+    dev = start_dev(project)
+    lines = [line for line in dev.text.splitlines() if line.strip().startswith("curl")]
+    assert len(lines) == 2
+    done = subprocess.run(lines[1], shell=True, capture_output=True, text=True, timeout=30, check=True)
+    assert '"status":"COMPLETED"' in done.stdout
+
+
+def test_the_banner_says_what_runs_and_where(project, start_dev):
+    dev = start_dev(project)
+    assert f"local platform at {dev.url}" in dev.text
+    assert "greet(name: str, seconds: float = 0)  app.py:8" in dev.text
+    assert f"{dev.url}/v2/greet  tool · cpu3c-2-4 · workers 0-2 · idle 5 s · job limit 10 min" in dev.text
+    assert "gpu · NVIDIA A100 80GB PCIe (or 1 more) · workers 0-3 · idle 5 s · job limit 30 s" in dev.text
+    assert "state  .flashkit" in dev.text
+    assert len(dev.text.splitlines()) < 24
+
+
+def test_jobs_prints_and_errors_are_shown_as_they_happen(project, start_dev, flashkit):
+    dev = start_dev(project)
+    flashkit("run", "greet", '{"name": "nobody"}', folder=project)
+    shown = dev.wait_for("request: ")
+    assert re.search(r"^\d\d:\d\d:\d\d · greet +worker \S+ starting$", shown, re.MULTILINE)
+    assert re.search(r"^\d\d:\d\d:\d\d │ greet +about to greet nobody$", shown, re.MULTILINE)
+    assert re.search(r"✗ greet +[0-9a-f]{8}  FAILED  queue .* · cold start .* · run .* → ", shown)
+    assert "           LookupError: there is nobody to greet\n             at app.py:13 in greet\n" in shown
+    assert "\x1b" not in dev.text
+
+
+def test_at_level_info_the_sdk_is_heard_and_queued_jobs_are_shown(project, start_dev, flashkit):
+    shutil.copy(HANDLERS / "blocking.py", project)
+    dev = start_dev(project, "blocking.py", "--log-level", "info")
+    assert flashkit("run", "blocking", "{}", folder=project).code == 0
+    shown = dev.wait_for("COMPLETED")
+    assert "IN_QUEUE  " in shown
+    assert "Starting Serverless Worker" in shown
+
+
+@pytest.mark.parametrize(("variables", "has_colours"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_gets_colours_unless_no_color_is_set(project, start_dev, variables, has_colours):
+    ours, theirs = pty.openpty()
+    env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from flashkit.cli import main; main(['dev', '--port', '0'])"], cwd=project,
+        stdin=theirs, stdout=theirs, stderr=theirs, env={**env, "TERM": "xterm-256color", **variables},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while b"Ctrl-C stops" not in shown:
+        shown += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    drain = threading.Thread(target=read_to_end, args=(ours,))
+    drain.start()
+    assert process.wait(timeout=15) == 0
+    drain.join()
+    os.close(ours)
+    assert bool(re.search(rb"\x1b\[[0-9;]*3[0-7]m", shown)) is has_colours
+
+
+def read_to_end(descriptor):
+    try:
+        while os.read(descriptor, 4096):
+            pass
+    except OSError:
+        pass  # how a terminal says that nobody is left on its other side
+
+
+# ---- apps --------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_runpod_handler_runs_unmodified_under_the_name_of_its_file(tmp_path, start_dev, flashkit):
+    shutil.copy(HANDLERS / "streaming.py", tmp_path / "My_Stream.py")
+    start_dev(tmp_path, "My_Stream.py")
+    result = flashkit("run", "my-stream", '{"count": 3}', "--stream", folder=tmp_path)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == '{"number":0}\n{"number":1}\n{"number":2}\n'
+
+
+def test_two_apps_run_together(project, start_dev, flashkit):
+    shutil.copy(HANDLERS / "blocking.py", project)
+    start_dev(project, "app.py", "blocking.py")
+    assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+    assert "slept" in flashkit("run", "blocking", "{}", folder=project).out
+
+
+def test_two_endpoints_with_one_name_are_refused_with_both_places(project, start_dev):
+    shutil.copy(project / "app.py", project / "other.py")
+    dev = start_dev(project, "app.py", "other.py", "--no-reload", until=None)
+    assert dev.end() == 3
+    assert "two endpoints are named 'greet': at app.py:8 and at other.py:8" in dev.text
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def f(:\n", "SyntaxError: invalid syntax"),
+        ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("from flashkit import gpu_endpoint\n@gpu_endpoint(gpu='A1OO')\ndef f(): ...\n", "A1OO"),
+        ("import sys\nsys.exit(7)\n", "app.py"),
+        ("import os\nos._exit(0)\n", "importing app.py ended its process"),
+        ("x = 1\n", "app.py defines no endpoint"),
+    ],
+)
+def test_without_reload_an_app_that_cannot_run_exits_with_3_and_says_why(tmp_path, flashkit, code, message):
+    (tmp_path / "app.py").write_text(code)
+    result = flashkit("dev", "--no-reload", "--port", "0", folder=tmp_path)
+    assert result.code == 3
+    assert message in result.err
+    assert not (tmp_path / ".flashkit" / "dev.json").exists()
+
+
+def test_without_an_app_it_says_what_to_write(tmp_path, flashkit):
+    result = flashkit("dev", folder=tmp_path)
+    assert result.code == 2
+    assert "flashkit dev APP.py" in result.err
+
+
+# ---- one at a time on a port -------------------------------------------------------------------------------
+
+
+def test_a_second_server_on_the_port_exits_with_4_and_names_the_option(project, start_dev, flashkit):
+    dev = start_dev(project)
+    port = dev.url.rpartition(":")[2]
+    result = flashkit("dev", "--port", port, folder=project)
+    assert result.code == 4
+    assert f"port {port}" in result.err
+    assert "--port" in result.err
+    assert dev.record.exists()
+
+
+def test_an_address_of_another_machine_exits_with_2_and_names_the_options(project, flashkit):
+    result = flashkit("dev", "--host", "192.0.2.1", "--port", "0", folder=project)
+    assert result.code == 2
+    assert "--host or --port" in result.err
+
+
+def test_clients_in_the_folder_and_below_find_the_server_while_it_runs(project, start_dev, flashkit):
+    below = project / "deep" / "down"
+    below.mkdir(parents=True)
+    dev = start_dev(project)
+    assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=below).out
+    dev.send(signal.SIGTERM)
+    assert dev.end() == 0
+    assert not dev.record.exists()
+    assert "nowhere to send the job" in flashkit("run", "greet", "{}", folder=below).err
+
+
+# ---- reloading ---------------------------------------------------------------------------------------------
+
+
+def edit(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_saving_a_file_restarts_its_workers_with_the_new_code(project, start_dev, flashkit):
+    dev = start_dev(project)
+    assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+    edit(project / "app.py", "hello", "good day")
+    dev.wait_for("app.py changed: restarting count, greet")
+    assert "good day Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+
+
+def test_saving_a_module_that_the_app_imports_reloads_it_too(project, start_dev, flashkit):
+    (project / "words.py").write_text('WORD = "hello"\n')
+    edit(project / "app.py", "import time", "import time\nfrom words import WORD")
+    edit(project / "app.py", 'f"hello {name}"', 'f"{WORD} {name}"')
+    dev = start_dev(project)
+    (project / "words.py").write_text('WORD = "salut"\n')
+    dev.wait_for("words.py changed: restarting count, greet")
+    assert "salut Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+
+
+def test_a_broken_save_shows_the_traceback_once_and_the_last_good_code_goes_on(project, start_dev, flashkit):
+    dev = start_dev(project)
+    edit(project / "app.py", "import time\n", "import time\nimport no_such_module\n")
+    shown = dev.wait_for("the last good code of app.py keeps running")
+    assert shown.count("Traceback") == 1
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in shown
+    edit(project / "app.py", "import no_such_module\n", "")
+    dev.wait_for("app.py changed: restarting count, greet")
+    assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+
+
+def test_an_app_that_is_broken_at_the_start_comes_up_when_it_is_fixed(project, start_dev, flashkit):
+    edit(project / "app.py", "import time\n", "import time\nimport no_such_module\n")
+    dev = start_dev(project)
+    assert dev.text.count("Traceback") == 1
+    dev.wait_for("app.py has no endpoint running")
+    edit(project / "app.py", "import no_such_module\n", "")
+    dev.wait_for("app.py changed: added count, greet")
+    assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+
+
+def test_endpoints_come_and_go_with_the_code(project, start_dev, flashkit):
+    dev = start_dev(project)
+    edit(project / "app.py", 'name="count"', 'name="tally"')
+    dev.wait_for("app.py changed: restarting greet; added tally; removed count")
+    assert flashkit("run", "tally", '{"n": 2}', "--stream", folder=project).out == "0 1 \n"
+    assert "known endpoints: greet, tally" in flashkit("run", "count", "{}", folder=project).err
+
+
+def test_files_that_are_no_source_are_not_watched(project, start_dev):
+    dev = start_dev(project)
+    hidden = project / ".venv" / "lib"
+    hidden.mkdir(parents=True)
+    (hidden / "module.py").write_text("")
+    (project / "notes.txt").write_text("")
+    time.sleep(1.5)
+    (project / "real.py").write_text("")
+    assert "real.py changed" in dev.wait_for("changed")
+
+
+# ---- the end -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running_job(project, start_dev):
+    """A server with one job that runs for so many seconds, and everything it started."""
+
+    def start(seconds):
+        dev = start_dev(project)
+        body = f'{{"input": {{"name": "Ada", "seconds": {seconds}}}}}'
+        subprocess.run(
+            ["curl", "-s", f"{dev.url}/v2/greet/run", "-H", "Content-Type: application/json", "-d", body],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        dev.wait_for("about to greet Ada")
+        return dev
+
+    return start
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_the_job_finish_and_leaves_no_process(running_job, assert_gone, number):
+    dev = running_job(1.5)
+    family = dev.family()
+    assert len(family) >= 2
+    dev.send(number)
+    assert dev.end() == 0
+    assert "COMPLETED" in dev.text
+    assert dev.text.splitlines()[-1].endswith("stopped")
+    assert "Traceback" not in dev.text
+    assert not dev.record.exists()
+    assert_gone(family, seconds=2)
+
+
+def test_a_second_signal_kills_at_once(running_job, assert_gone):
+    dev = running_job(60)
+    family = dev.family()
+    dev.send(signal.SIGINT)
+    dev.wait_for("Ctrl-C again kills them")
+    started = time.monotonic()
+    dev.send(signal.SIGINT)
+    assert dev.end() == 130
+    assert time.monotonic() - started < 3
+    assert "Traceback" not in dev.text
+    assert not dev.record.exists()
+    assert_gone(family, seconds=2)
+
+
+def test_a_job_that_does_not_finish_in_time_is_killed(running_job, assert_gone):
+    dev = running_job(60)
+    family = dev.family()
+    dev.send(signal.SIGTERM)
+    assert dev.end(seconds=20) == 0
+    assert_gone(family, seconds=2)
+
+
+def test_kill_9_leaves_no_process_behind(running_job, assert_gone, flashkit, project):
+    dev = running_job(60)
+    family = dev.family()
+    assert len(family) >= 2
+    dev.send(signal.SIGKILL)
+    dev.end()
+    assert_gone(family, seconds=2)
+    assert "nowhere to send the job" in flashkit("run", "greet", "{}", folder=project).err
+
+
+def test_a_signal_while_the_app_is_still_importing_ends_it_and_the_import(tmp_path, start_dev, assert_gone):
+    (tmp_path / "app.py").write_text("import time\ntime.sleep(60)\n")
+    dev = start_dev(tmp_path, until=None)
+    while not (family := [process for process in dev.family() if "--describe" in process.cmdline()]):
+        time.sleep(0.05)
+    dev.send(signal.SIGINT)
+    assert dev.end() == 0
+    assert_gone(family, seconds=2)
+
+
+def test_a_worker_that_is_killed_is_told_and_its_job_goes_on(running_job):
+    dev = running_job(1)
+    workers = [process for process in dev.family() if "app.py:greet" in process.cmdline()]
+    assert len(workers) == 1
+    psutil.Process(workers[0].pid).kill()
+    shown = dev.wait_for("COMPLETED")
+    assert re.search("exited: .*(SIGKILL|-9)", shown)
+    assert "IN_QUEUE  again, after attempt 1" in shown
+    assert "attempt 2" in shown
