@@ -252,8 +252,8 @@ class Runtime:
         elif isinstance(exc, asyncio.CancelledError):
             error = HandlerError("the handler was cancelled by its own code, not by the platform")
             exc = error.with_traceback(exc.__traceback__)
-        if isinstance(exc, FlashkitError):
-            log.error("job %s failed: %s", context.id, exc)
+        if isinstance(exc, FlashkitError):  # the report says it all, and reaches the caller
+            log.info("job %s failed: %s", context.id, exc)
         else:
             log.error("job %s failed\n%s", context.id, user_traceback(exc))
         with_traceback = self.settings.show_tracebacks and not isinstance(exc, FlashkitError)
