@@ -44,8 +44,8 @@ class DevOptions:
 
     @property
     def watched_folders(self) -> tuple[Path, ...]:
-        """Folders of the apps, each once."""
-        return tuple(dict.fromkeys(app.parent for app in self.apps))
+        """Folders of the apps, each once; none without reloading."""
+        return tuple(dict.fromkeys(app.parent for app in self.apps)) if self.is_reloading else ()
 
 
 @click.command("dev")

@@ -20,6 +20,7 @@ class SourceWatch:
     """The Python files that change below some folders while the `async with` block lasts."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
+        self._has_folders = bool(folders)
         self._changes = _changed_files(folders)
         self._next: asyncio.Task[list[Path]] | None = None
 
@@ -34,7 +35,8 @@ class SourceWatch:
         return changed
 
     async def __aenter__(self) -> Self:
-        self._start()
+        if self._has_folders:
+            self._start()
         await asyncio.sleep(0)  # the watching begins in the first step of the task
         return self
 
