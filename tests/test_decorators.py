@@ -296,4 +296,5 @@ def test_the_place_of_a_definition_is_the_users_function_also_when_wrapped():
 def test_every_option_is_explained_in_the_docstring(decorator):
     parameters = inspect.signature(decorator).parameters.values()
     options = [option.name for option in parameters if option.kind is option.KEYWORD_ONLY]
-    assert [name for name in options if f"        {name}: " not in decorator.__doc__] == []
+    lines = [line.strip() for line in decorator.__doc__.splitlines()]
+    assert [name for name in options if not any(line.startswith(f"{name}: ") for line in lines)] == []
