@@ -109,8 +109,8 @@ class SpawnedJob(Generic[Output]):
         """Wait for the job, at most `timeout` seconds, and return its output in the declared type.
 
         Raises:
-            JobError: The job failed, timed out or was cancelled.
-            TimeoutError: It is still running; it goes on.
+            JobFailed, JobCancelled: The job ended without an output.
+            JobTimedOut: The platform ended it, or `timeout` passed; in that case it goes on.
         """
         async with self._handle() as handle:
             return self._endpoint.decode(await handle.output(timeout))
