@@ -367,6 +367,4 @@ def _caller() -> str:
 
 def _at(error: DefinitionError, place: str) -> DefinitionError:
     report = error.report
-    return DefinitionError(
-        f"{report.message} ({place})", hint=report.hint, where=report.where or place, details=report.details
-    )
+    return DefinitionError(report.message, hint=report.hint, where=report.where or place, details=report.details)

@@ -151,8 +151,11 @@ def _calls_runpod(app: str) -> bool:
     path = Path(app)
     if path.suffix != ".py" or not path.is_file():
         return False
-    calls = (node.func for node in ast.walk(ast.parse(path.read_bytes(), app)) if isinstance(node, ast.Call))
-    return any(ast.unparse(call).endswith("serverless.start") for call in calls)
+    nodes = list(ast.walk(ast.parse(path.read_bytes(), app)))
+    imports = (node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "runpod.serverless")
+    names = {alias.asname or alias.name for node in imports for alias in node.names if alias.name == "start"}
+    calls = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
+    return any(call.endswith("serverless.start") or call in names for call in calls)
 
 
 def _print_json(data: dict[str, Any]) -> None:

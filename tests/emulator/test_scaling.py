@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flashkit.emulator.scaling import Load, desired_workers, scaling_due_at
@@ -88,6 +88,7 @@ def test_the_wish_stays_between_floor_and_ceiling_and_takes_no_worker_away(spec,
 
 @given(spec=specs, load=loads, now=st.floats(0, 1e6))
 def test_the_wish_changes_with_time_exactly_at_the_announced_moment(spec, load, now):
+    assume(load.workers >= spec.workers.min)  # below it, the floor hides what the scaler adds
     due_at = scaling_due_at(spec, load)
     if due_at is None:
         assert desired_workers(spec, load, now=now) == desired_workers(spec, load, now=1e9)

@@ -231,3 +231,12 @@ def test_a_worker_with_a_wrong_setting_names_the_variable(app):
     assert result.returncode == 2
     assert "FLASHKIT_TRACEBACKS='perhaps' is neither true nor false" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_handler_that_imports_start_by_name_is_known_as_one(tmp_path):
+    app = tmp_path / "handler.py"
+    app.write_text('from runpod.serverless import start as go\n\ngo({"handler": print})\n')
+    result = subprocess.run(
+        [sys.executable, "-m", "flashkit.worker", "--describe", str(app)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout) == {"endpoints": [], "runpod_handler": True}
