@@ -12,6 +12,7 @@ The tree is split by what the catcher does next:
     │   ├── HandlerExit           it called sys.exit()
     │   └── SetupError            setup() or warmup() failed, so the worker takes no jobs
     ├── SessionError          the journal and the code disagree, or the session cannot be used
+    │   ├── BudgetExceeded        it used more steps, tokens or money than it may, or runs in circles
     │   ├── SessionBusy           another worker has it: try again later
     │   ├── SessionFenced         another worker took it over: stop, its work is not lost
     │   ├── SessionBlocked        it waits for a person: read the reason, then resume or delete it
@@ -246,6 +247,12 @@ class SessionError(FlashkitError):
     """A session cannot go on."""
 
     code = "session_error"
+
+
+class BudgetExceeded(SessionError):
+    """A turn hit one of its ceilings; `details["ceiling"]` names it."""
+
+    code = "budget_exceeded"
 
 
 class SessionBusy(SessionError):
