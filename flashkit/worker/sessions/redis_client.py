@@ -12,6 +12,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -25,6 +27,8 @@ try:
     from redis.asyncio.retry import Retry
     from redis.asyncio.sentinel import Sentinel
     from redis.backoff import NoBackoff
+
+    from flashkit.worker.sessions.redis_lane import Lane, pack
 except ImportError as exc:
     raise ConfigurationError(
         "the sessions' store is a Redis, but the package redis is not installed",
@@ -40,6 +44,8 @@ LONGEST_PAUSE_S: Final = 2.0
 ATTEMPT_S: Final = 5.0
 """A server that does not answer for this long is tried again on a new connection."""
 _MOST_CONNECTIONS: Final = 64
+_LANES: Final = 2
+"""One writes while the server answers the other."""
 _DEFAULT_SENTINEL_PORT: Final = 26_379
 _LUA: Final = Path(__file__).parent / "lua"
 
@@ -83,16 +89,34 @@ class RedisClient:
     def __init__(self, url: str, *, budget_s: float) -> None:
         self.shown_url = _without_password(url)
         self.budget_s = budget_s
-        self.raw: Any = _connect(url, self.shown_url, attempt_s=min(ATTEMPT_S, budget_s))
+        attempt_s = min(ATTEMPT_S, budget_s / 4)
+        self.raw: Any = _connect(url, self.shown_url, attempt_s=attempt_s)
         self.is_cluster = isinstance(self.raw, RedisCluster)
+        self._lane_client: Any = None
+        self._lanes: list[Lane] = []
+        if not self.is_cluster:
+            self._lane_client = _connect(url, self.shown_url, attempt_s=attempt_s, is_lane=True)
+            pool = self._lane_client.connection_pool
+            self._lanes = [Lane(pool, attempt_s=attempt_s) for _ in range(_LANES)]
 
     async def close(self) -> None:
         """Close all connections."""
+        for lane in self._lanes:
+            await lane.close()
+        if self._lane_client is not None:
+            await self._lane_client.aclose()
         await self.raw.aclose()
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Return a script's answer, retrying within the budget. Raises `StoreUnavailable`."""
-        return await self.persist(lambda: self._run_once(script, keys, arguments))
+        started = time.monotonic()
+        try:
+            return await self._run_once(script, keys, arguments)
+        except (redis_errors.RedisError, OSError) as exc:
+            self._raise_lasting(exc)
+            left = self.budget_s - (time.monotonic() - started)
+            last = exc
+        return await self.persist(lambda: self._run_once(script, keys, arguments), budget_s=left, last=last)
 
     async def command(self, *words: Any) -> Any:
         """Return a command's answer, retrying within the budget. Raises `StoreUnavailable`."""
@@ -104,11 +128,12 @@ class RedisClient:
         """Run a script and, on the same connection, the command that waits for disk or replicas."""
         return await self.persist(lambda: self._run_confirmed(script, keys, arguments, confirm))
 
-    async def persist(self, attempt: Callable[[], Awaitable[T]], *, budget_s: float | None = None) -> T:
+    async def persist(
+        self, attempt: Callable[[], Awaitable[T]], *, budget_s: float | None = None, last: Exception | None = None
+    ) -> T:
         """Return what the attempt returns, repeating it through outages. Raises `StoreUnavailable`."""
         budget = self.budget_s if budget_s is None else budget_s
         deadline = time.monotonic() + budget
-        last: Exception | None = None
         longest = FIRST_PAUSE_S
         try:
             async with asyncio.timeout(budget):
@@ -125,11 +150,15 @@ class RedisClient:
                     longest = min(LONGEST_PAUSE_S, 2 * longest)
         except TimeoutError as exc:
             last = last or exc
-        raise self._unavailable(last, budget) from last
+        raise self._unavailable(last) from last
 
     async def _run_once(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         try:
-            return await self.raw.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            if not self._lanes:
+                return await self.raw.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            lane = min(self._lanes, key=_load_of)
+            count = b"*%d\r\n" % (3 + len(keys) + len(arguments))
+            return await lane.call(count + _pack_start(script.sha, tuple(keys)) + pack(arguments))
         except redis_errors.NoScriptError:  # a new server; EVAL also teaches it the script
             return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
 
@@ -164,18 +193,27 @@ class RedisClient:
     def _refused(self, exc: Exception, hint: str) -> FlashkitError:
         return StoreMisconfigured(f"the sessions' store at {self.shown_url} refused a command: {exc}", hint=hint)
 
-    def _unavailable(self, last: Exception | None, budget_s: float) -> StoreUnavailable:
+    def _unavailable(self, last: Exception | None) -> StoreUnavailable:
         return StoreUnavailable(
-            f"the sessions' store at {self.shown_url} could not be used within {budget_s:g} s: {last!r}",
+            f"the sessions' store at {self.shown_url} could not be used within {self.budget_s:g} s: {last!r}",
             hint="what was acknowledged is kept; try again when the store is back",
         )
 
 
-def _connect(url: str, shown_url: str, *, attempt_s: float) -> Any:
+_load_of: Final = attrgetter("load")
+
+
+@lru_cache(maxsize=4096)
+def _pack_start(sha: str, keys: tuple[str, ...]) -> bytes:
+    """Return the part of a call that is the same for every call of a script on a session."""
+    return pack(("EVALSHA", sha, len(keys), *keys))
+
+
+def _connect(url: str, shown_url: str, *, attempt_s: float, is_lane: bool = False) -> Any:
     scheme, _, rest = url.partition("://")
     scheme = scheme.replace("valkey", "redis", 1)
     options: dict[str, Any] = {
-        "socket_timeout": attempt_s,
+        "socket_timeout": None if is_lane else attempt_s,  # a lane has one timer for all it reads
         "socket_connect_timeout": attempt_s,
         "retry": Retry(NoBackoff(), 0),
         "protocol": 2,
@@ -214,7 +252,8 @@ def _connect_sentinel(rest: str, options: dict[str, Any], *, is_tls: bool) -> An
     addresses = [(host, port or _DEFAULT_SENTINEL_PORT) for host, port in hosts]
     tls = {"ssl": True} if is_tls else {}
     sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no annotations here
-        addresses, sentinel_kwargs={**options, **tls}, **login, **options, **tls)
+        addresses, sentinel_kwargs={**options, **tls}, **login, **options, **tls
+    )
     return sentinel.master_for(service, db=int(database or 0))
 
 

@@ -277,9 +277,8 @@ class RedisStore:
         """Return the messages that were not consumed, in order."""
         messages = []
         for name, fields in await self._client.command("XRANGE", self._keys(session)[4], "-", "+"):
-            pairs = _pairs(fields)
-            message_id = pairs["id"].decode()
-            body = self._packer.open_message(session, message_id, pairs["b"])
+            message_id = fields[b"id"].decode()
+            body = self._packer.open_message(session, message_id, fields[b"b"])
             messages.append(Message(int(name.partition(b"-")[0]), message_id, body))
         return messages
 
@@ -331,7 +330,7 @@ class RedisStore:
             reply = await self._client.command("XREAD", "COUNT", _KEPT_EVENTS, *block, "STREAMS", key, after)
             entries = _first_stream(reply)
             if entries or left <= 0:
-                return [Event(name.decode(), fields[1]) for name, fields in entries]
+                return [Event(name.decode(), fields[b"b"]) for name, fields in entries]
 
     def _keys(self, session: str) -> tuple[str, ...]:
         return session_keys(self.namespace, session)
@@ -348,17 +347,19 @@ class RedisStore:
         return [head for head in heads if head is not None]
 
     def _commit_arguments(self, lease: Lease, packed: Packed, change: Change) -> tuple[Any, ...]:
-        limits = self.limits
-        return (
+        scalars = (
             *(lease.incarnation, lease.fence, lease.nonce, lease.seq, round(lease.ttl_s * 1000)),
             *(int(change.release), int(packed.makes_progress), packed.last_crc),
-            *(limits.session_bytes, limits.journal_records),
-            packed.snapshot or b"",
-            change.snapshot.turn if change.snapshot else 0,
-            *(int(change.trim), change.history),
-            "" if change.consumed is None else change.consumed,
-            *(len(packed.fields), *(part for pair in packed.fields for part in pair)),
-            *(len(packed.answers), *(part for pair in packed.answers for part in pair)),
+            *(self.limits.session_bytes, self.limits.journal_records),
+            *(int(change.snapshot is not None), change.snapshot.turn if change.snapshot else 0),
+            *(int(change.trim), change.history, -1 if change.consumed is None else change.consumed),
+            *(len(packed.fields), len(packed.answers)),
+        )
+        return (
+            " ".join(map(str, scalars)),
+            *(() if packed.snapshot is None else (packed.snapshot,)),
+            *(part for pair in packed.fields for part in pair),
+            *(part for pair in packed.answers for part in pair),
             *packed.records,
         )
 
