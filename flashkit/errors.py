@@ -13,6 +13,8 @@ The tree is split by what the catcher does next:
     │   └── SetupError            setup() or warmup() failed, so the worker takes no jobs
     ├── SessionError          the journal and the code disagree, or the session cannot be used
     │   ├── BudgetExceeded        it used more steps, tokens or money than it may, or runs in circles
+    │   ├── ReplayMismatch        the code asks for other steps than its journal holds: see both in the message
+    │   ├── OutcomeUnknown        an effect may have happened: a person says whether it did
     │   ├── SessionBusy           another worker has it: try again later
     │   ├── SessionFenced         another worker took it over: stop, its work is not lost
     │   ├── SessionBlocked        it waits for a person: read the reason, then resume or delete it
@@ -253,6 +255,18 @@ class BudgetExceeded(SessionError):
     """A turn hit one of its ceilings; `details["ceiling"]` names it."""
 
     code = "budget_exceeded"
+
+
+class ReplayMismatch(SessionError):
+    """The code asks for another step than the journal has in that place."""
+
+    code = "replay_mismatch"
+
+
+class OutcomeUnknown(SessionError):
+    """A worker died inside a step that must not run twice, so nobody knows whether its effect happened."""
+
+    code = "outcome_unknown"
 
 
 class SessionBusy(SessionError):

@@ -35,6 +35,14 @@ class Settings:
     """Platform ids of endpoints by their flashkit names (FLASHKIT_ENDPOINTS, a JSON object)."""
     state_url: str = DEFAULT_STATE_URL
     """Where sessions keep their journal (FLASHKIT_STATE)."""
+    is_state_shared: bool = False
+    """True when FLASHKIT_STATE names the store, so that other workers use it too."""
+    state_namespace: str = "default"
+    """Separates apps that keep sessions in the same store (FLASHKIT_NAMESPACE)."""
+    lease_seconds: float = 15.0
+    """How long a session stays with a worker that does not answer (FLASHKIT_LEASE_SECONDS)."""
+    keep_journals: bool = False
+    """Keep the steps of finished turns, for timelines and forks; `flashkit dev` does (FLASHKIT_KEEP_JOURNALS)."""
     weights_dir: Path = DEFAULT_WEIGHTS_DIR
     """Folder with weights as `<organisation>/<name>/` (FLASHKIT_WEIGHTS_DIR)."""
     worker_id: str = DEFAULT_WORKER_ID
@@ -64,6 +72,10 @@ class Settings:
             api_key=api_key,
             endpoint_ids=_read_endpoint_ids(env),
             state_url=env.get("FLASHKIT_STATE") or DEFAULT_STATE_URL,
+            is_state_shared=bool(env.get("FLASHKIT_STATE")),
+            state_namespace=env.get("FLASHKIT_NAMESPACE") or "default",
+            lease_seconds=_read_seconds(env, "FLASHKIT_LEASE_SECONDS", 15.0),
+            keep_journals=_read_flag(env, "FLASHKIT_KEEP_JOURNALS"),
             weights_dir=Path(env.get("FLASHKIT_WEIGHTS_DIR") or DEFAULT_WEIGHTS_DIR),
             worker_id=env.get("RUNPOD_POD_ID") or DEFAULT_WORKER_ID,
             show_tracebacks=_read_flag(env, "FLASHKIT_TRACEBACKS"),
@@ -113,6 +125,17 @@ def _read_endpoint_ids(env: Mapping[str, str]) -> dict[str, str]:
             hint='write it as {"endpoint-name": "platform id"}',
         )
     return ids
+
+
+def _read_seconds(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1.0 <= seconds <= 3600.0:  # noqa: PLR2004 - an hour without a sign of life is dead
+        raise ConfigurationError(f"{name}={text!r} is not a time in seconds", hint="give a number from 1 to 3600")
+    return seconds
 
 
 def _read_flag(env: Mapping[str, str], name: str) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final
 
 from flashkit.errors import BudgetExceeded
 
@@ -28,6 +28,10 @@ class Ceilings:
     cost_usd: float | None = None
     repeats: int | None = 20
     """How often the same step with the same input, or the same round of steps, may follow itself."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the ceilings by name."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,12 @@ class Budget:
         self.steps = 0
         self.tokens = 0
         self.cost_usd = 0.0
-        self._moves: deque[Move] = deque(maxlen=LONGEST_LOOP * ((ceilings.repeats or 0) + 1))
+        self._moves: deque[Move] = deque(maxlen=_span(ceilings))
+
+    def set_ceilings(self, ceilings: Ceilings) -> None:
+        """Change what the rest of the turn may use; what was used counts on."""
+        self.ceilings = ceilings
+        self._moves = deque(self._moves, maxlen=_span(ceilings))
 
     def admit(self, move: Move) -> None:
         """Count a step that is about to run.
@@ -95,6 +104,11 @@ class Budget:
                 hint="change what the agent does with the same result, or raise session.budget(repeats=...)",
                 details={"ceiling": "repeats", "limit": self.ceilings.repeats, "loop": [move.name for move in loop]},
             )
+
+
+def _span(ceilings: Ceilings) -> int:
+    """Return how many of the last steps the longest loop takes."""
+    return LONGEST_LOOP * ((ceilings.repeats or 0) + 1)
 
 
 def find_loop(moves: Sequence[Move], *, rounds: int) -> tuple[Move, ...] | None:
