@@ -9,14 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from flashkit.errors import (
-    FlashkitError,
-    PayloadTooLarge,
-    RecordCorrupt,
-    RecordKeyMissing,
-    RecordTooNew,
-    SessionFenced,
-)
+from flashkit.errors import FlashkitError, RecordCorrupt, RecordKeyMissing, RecordTooNew
 from flashkit.worker.sessions.records import (
     Keyring,
     Kind,
@@ -30,6 +23,7 @@ from flashkit.worker.sessions.records import (
     seal,
     unseal,
 )
+from flashkit.worker.sessions.refusals import require_size
 from flashkit.worker.sessions.store import Change, Head, Image, Lease, Limits, Status
 
 OWN_THREAD_FROM_BYTES: Final = 64 << 10
@@ -257,49 +251,6 @@ def make_lease(
         deadline=asked + ttl_s,
         pending=head.pending,
         head=head,
-    )
-
-
-def require_size(what: str, data: bytes, limit: int) -> None:
-    """Raise `PayloadTooLarge` when there is more data than the limit."""
-    if len(data) > limit:
-        raise PayloadTooLarge(
-            f"{what} has {len(data):,} bytes; the limit is {limit:,}",
-            hint="keep large values in a blob or on the network volume, and what names them in the session",
-            details={"bytes": len(data), "limit": limit},
-        )
-
-
-def session_too_large(session: str, total: int, limit: int) -> PayloadTooLarge:
-    """Return the error for a session whose data together is over its limit."""
-    return PayloadTooLarge(
-        f"session {session!r} would store {total:,} bytes; the limit is {limit:,}",
-        hint="take a snapshot more often, keep less history, or make the state smaller",
-        details={"bytes": total, "limit": limit},
-    )
-
-
-def journal_too_long(session: str, limit: int) -> PayloadTooLarge:
-    """Return the error for a turn with too many steps."""
-    return PayloadTooLarge(
-        f"the journal of session {session!r} has {limit:,} records, which is the most between two snapshots",
-        hint="end the turn, or let the session take a snapshot that trims its journal",
-        details={"limit": limit},
-    )
-
-
-def fenced(lease: Lease, incarnation: str, fence: str, owner: str) -> SessionFenced:
-    """Return the error for a worker that no longer has the session."""
-    if not incarnation:
-        reason = "it was deleted, or the store lost it"
-    elif incarnation != lease.incarnation:
-        reason = "it was lost or deleted, and began anew"
-    else:
-        reason = f"worker {owner!r} took it over"
-    return SessionFenced(
-        f"session {lease.session!r} is no longer worker {lease.owner!r}'s: {reason}",
-        hint="drop what this worker holds of it; completed steps are in the journal",
-        details={"fence": lease.fence, "present_fence": fence, "present_owner": owner},
     )
 
 

@@ -20,29 +20,23 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
-from flashkit.errors import (
-    InboxFull,
-    JournalLost,
-    SessionBlocked,
-    SessionBusy,
-    SessionFenced,
-    SessionNotFound,
-    StoreMisconfigured,
-)
-from flashkit.worker.sessions.packing import (
-    Packed,
-    Packer,
-    fenced,
-    journal_too_long,
-    make_head,
-    make_lease,
-    require_size,
-    session_too_large,
-)
+from flashkit.errors import StoreMisconfigured
+from flashkit.worker.sessions.packing import Packed, Packer, make_head, make_lease
 from flashkit.worker.sessions.records import Keyring, Record, Snapshot
 from flashkit.worker.sessions.redis_check import ServerFacts, check_server
 from flashkit.worker.sessions.redis_client import RedisClient, read_script
 from flashkit.worker.sessions.redis_index import SessionIndex
+from flashkit.worker.sessions.refusals import (
+    blocked,
+    fenced,
+    inbox_full,
+    journal_lost,
+    journal_too_long,
+    not_found,
+    require_size,
+    session_too_large,
+    still_held,
+)
 from flashkit.worker.sessions.store import (
     DAY_S,
     Busy,
@@ -149,7 +143,7 @@ class RedisStore:
                 now, left = int(reply[1]), int(reply[3]) - int(reply[1])
                 return Busy(session, reply[2].decode(), left / 1000, int(reply[4]), int(reply[5]), int(reply[6]) / 1000)
             case b"BLOCKED":
-                raise _blocked(session, reply[1].decode())
+                raise blocked(session, reply[1].decode())
         now, fence, fields = reply[1:]
         prior = make_head(session, _pairs(fields), now)
         lease = make_lease(
@@ -217,7 +211,7 @@ class RedisStore:
         """Return the session's data; see `Store.load`."""
         now, fields, snapshot, entries = await self._client.run(_LOAD, self._keys(session), ())
         if not fields:
-            raise SessionNotFound(f"there is no session {session!r} in the store")
+            raise not_found(session)
         head = make_head(session, _pairs(fields), now)
         numbered = [(int(name.partition(b"-")[0]), pair[1]) for name, pair in entries]
         return await self._packer.open_image(head, snapshot, numbered, strict=strict)
@@ -244,10 +238,7 @@ class RedisStore:
         """Remove a session and all its data; see `Store.delete`."""
         reply = await self._client.run(_DELETE, self._keys(session), [int(force)])
         if reply[0] == b"BUSY":
-            raise SessionBusy(
-                f"worker {reply[1].decode()!r} works on session {session!r} for {reply[2] / 1000:.1f} s more",
-                hint="wait, or delete it by force: its worker's next write is refused then",
-            )
+            raise still_held(session, reply[1].decode(), reply[2] / 1000)
         self._index.forget(session)
         return bool(reply[0] == b"OK")
 
@@ -262,9 +253,7 @@ class RedisStore:
             [session, secrets.token_hex(8), message_id, sealed, most, round(retain_s * 1000)],
         )
         if reply[0] == b"FULL":
-            raise InboxFull(
-                f"{reply[1]} messages wait in session {session!r}; the limit is {most}", hint="try again later"
-            )
+            raise inbox_full(session, reply[1], most)
         _, now, what, pending, status = reply
         if reply[0] == b"OK":
             self._index.note_change(session, now)
@@ -287,7 +276,7 @@ class RedisStore:
         name, sealed = await self._packer.seal_blob(session, data)
         reply = await self._client.run(_BLOB, self._keys(session), [name, sealed, self.limits.session_bytes])
         if reply[0] == b"MISSING":
-            raise SessionNotFound(f"there is no session {session!r} in the store")
+            raise not_found(session)
         if reply[0] == b"TOOBIG":
             raise session_too_large(session, reply[1], self.limits.session_bytes)
         return name
@@ -403,12 +392,7 @@ class RedisStore:
         calls = [*self._sent.get(lease.nonce, ()), call]
         start = next((at for at, sent in enumerate(calls) if (sent.seq, sent.last_crc) == (seq, last_crc)), None)
         if start is None:
-            raise JournalLost(
-                f"session {lease.session!r} has {seq} records in the store, not {lease.seq} as this worker wrote, "
-                "and they are not the beginning of them",
-                hint="the session goes on from what the store has when a worker takes it next",
-                details={"store_seq": seq, "worker_seq": lease.seq},
-            )
+            raise journal_lost(lease, seq)
         for sent in calls[start:]:
             reply = await self._send(lease, sent, durability)
             self._require_accepted(lease, reply)
@@ -420,12 +404,12 @@ class RedisStore:
                 return
             case b"FENCED":
                 self._sent.pop(lease.nonce, None)
-                raise _fenced(lease, reply)
+                raise fenced(lease, *(part.decode() for part in reply[1:]))
             case b"TOOBIG":
                 raise session_too_large(lease.session, reply[1], self.limits.session_bytes)
             case b"TOOLONG":
                 raise journal_too_long(lease.session, self.limits.journal_records)
-        raise JournalLost(f"session {lease.session!r} changed in the store while its lost records were put back")
+        raise journal_lost(lease, reply[1])
 
 
 def open_redis_store(
@@ -459,15 +443,3 @@ def _first_stream(reply: Any) -> Sequence[Any]:
         return ()
     entries: Sequence[Any] = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
     return entries
-
-
-def _blocked(session: str, reason: str) -> SessionBlocked:
-    return SessionBlocked(
-        f"session {session!r} is blocked: {reason}",
-        hint=f"look at it with `flashkit sessions show {session}`, then resume or delete it",
-        details={"reason": reason},
-    )
-
-
-def _fenced(lease: Lease, reply: Any) -> SessionFenced:
-    return fenced(lease, reply[1].decode(), reply[2].decode(), reply[3].decode())
