@@ -1,7 +1,7 @@
 """Turns a job into a turn of its session: take the session, resume or begin, run the handler, put it down.
 
 A job's input may name its session (`session_id`), and then carries the turn's input or an `event` that
-the session waits for. Without a name the job is a session of its own. A job that comes a second time, or
+the session waits for; with `"event": null` it only goes on with the turn that is under way. Without a name the job is a session of its own. A job that comes a second time, or
 to a second worker, resumes its turn; one whose turn is over gets the answer that was stored.
 """
 
@@ -40,6 +40,8 @@ Handle = Callable[[Session[Any], Any], Awaitable[bytes]]
 
 KEPT_RESULTS: Final = 16
 """Answers of the last turns that are kept for jobs that come a second time."""
+INLINE_ANSWER_BYTES: Final = 16 << 10
+"""Larger answers are kept beside the snapshot, not in it."""
 BUSY_POLL_S: Final = (0.02, 0.5)
 _SNAPSHOT_FORMAT: Final = 1
 
@@ -66,12 +68,13 @@ class Request:
             return cls(job_id, job_id, data)
         rest = dict(data)
         session_id = require_session_id(rest.pop("session_id"))
+        only_goes_on = "event" in rest and len(rest) == 1
         event = rest.pop("event", None)
         if event is not None and not (isinstance(event, dict) and isinstance(event.get("name"), str)):
             raise InputError(
                 f"event={event!r} names no event", hint='send {"session_id": ..., "event": {"name": ..., "value": ...}}'
             )
-        return cls(session_id, job_id, None if not rest and event is not None else rest, event)
+        return cls(session_id, job_id, None if only_goes_on else rest, event)
 
     @property
     def digest(self) -> str:
@@ -96,10 +99,9 @@ class _Saved:
         data = orjson.loads(snapshot.data)
         return cls(**{key: data[key] for key in ("state", "state_version", "history", "results", "events")})
 
-    def answer_to(self, request: Request) -> bytes | None:
-        """Return the stored answer to a request of an earlier turn."""
-        found = next((result for result in self.results if result["request"] == request.id), None)
-        return None if found is None else orjson.dumps(found["output"])
+    def result_for(self, request: Request) -> dict[str, Any] | None:
+        """Return what is kept of a request's earlier turn, None when it had none."""
+        return next((result for result in self.results if result["request"] == request.id), None)
 
 
 @dataclass(slots=True)
@@ -123,6 +125,7 @@ class SessionRunner:
         self._settings = settings
         self._store: Store = open_store(settings.state_url, namespace=settings.state_namespace)
         self._client = Client(settings)
+        self._endpoint = definition.spec.name
         self._model = declared_model(definition.function)
         self._code = code_version(definition.function)
         self._turns: set[Turn] = set()
@@ -222,9 +225,9 @@ class SessionRunner:
     async def _rebuild(self, request: Request, lease: Lease, emit: Emit) -> Opened:
         image = await self._load(lease)
         saved = _Saved.from_snapshot(image.snapshot if image else None)
-        answer = saved.answer_to(request)
-        if answer is not None:
-            return Opened(request, lease, saved, answer=answer)
+        result = saved.result_for(request)
+        if result is not None:
+            return Opened(request, lease, saved, answer=await self._stored_answer(lease.session, result))
         tail = image.tail if image else ()
         began = next((index for index in range(len(tail) - 1, -1, -1) if tail[index].kind is Kind.TURN), None)
         current = None if began is None else tail[began]
@@ -280,7 +283,7 @@ class SessionRunner:
             digest=request.digest,
             started_ms=round(time.time() * 1000),
             code=self._code,
-            extra={"request": request.id, "given_up": given_up[-KEPT_RESULTS:]},
+            extra={"request": request.id, "given_up": given_up[-KEPT_RESULTS:], "endpoint": self._endpoint},
         )
         change = Change(status=Status.RUNNING, reason="", info=request.id.encode(), code=self._code)
         await writer.append(record, change=change)
@@ -346,7 +349,11 @@ class SessionRunner:
             self._turns.discard(turn)
 
     async def _finish(self, opened: Opened, turn: Turn, session: Session[Any], output: bytes) -> None:
-        result = {"request": opened.request.id, "digest": opened.request.digest, "output": orjson.Fragment(output)}
+        result = {"request": opened.request.id, "digest": opened.request.digest}
+        if len(output) > INLINE_ANSWER_BYTES:
+            result["blob"] = await self._store.put_blob(turn.session, output)
+        else:
+            result["output"] = orjson.Fragment(output)
         saved = {
             "format": _SNAPSHOT_FORMAT,
             "state": None if session.state is None else write_state(session.state),
@@ -360,6 +367,11 @@ class SessionRunner:
             snapshot=snapshot, trim=not self._settings.keep_journals, status=Status.IDLE, reason="", release=True
         )
         await turn.writer.close(change=change)
+
+    async def _stored_answer(self, session: str, result: dict[str, Any]) -> bytes:
+        if "blob" in result:
+            return await self._store.get_blob(session, result["blob"])
+        return orjson.dumps(result["output"])
 
     async def _suspend(self, turn: Turn, exc: Suspend) -> bytes:
         reason = f"waits for event {exc.event!r}"
