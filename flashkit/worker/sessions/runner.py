@@ -1,8 +1,9 @@
 """Turns a job into a turn of its session: take the session, resume or begin, run the handler, put it down.
 
 A job's input may name its session (`session_id`), and then carries the turn's input or an `event` that
-the session waits for; with `"event": null` it only goes on with the turn that is under way. Without a name the job is a session of its own. A job that comes a second time, or
-to a second worker, resumes its turn; one whose turn is over gets the answer that was stored.
+the session waits for; with `"event": null` it only goes on with the turn that is under way. Without a name
+the job is a session of its own. A job that comes a second time, or to a second worker, resumes its turn;
+one whose turn is over gets the answer that was stored.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ KEPT_RESULTS: Final = 16
 """Answers of the last turns that are kept for jobs that come a second time."""
 INLINE_ANSWER_BYTES: Final = 16 << 10
 """Larger answers are kept beside the snapshot, not in it."""
+KEPT_SNAPSHOTS: Final = 16
+"""States after earlier turns that are kept along with their steps, for forks and comparisons."""
 BUSY_POLL_S: Final = (0.02, 0.5)
 _SNAPSHOT_FORMAT: Final = 1
 
@@ -111,6 +114,8 @@ class Opened:
     request: Request
     lease: Lease
     saved: _Saved
+    has_room: bool = True
+    """The records of past turns leave room for those of another one."""
     answer: bytes | None = None
     """Not None: the request was answered before."""
     turn: Turn | None = None
@@ -233,7 +238,7 @@ class SessionRunner:
         current = None if began is None else tail[began]
         task = asyncio.current_task()
         writer = Writer(self._store, lease, on_lost=task.cancel if task else lambda: None)
-        opened = Opened(request, lease, saved)
+        opened = Opened(request, lease, saved, has_room=self._has_room(image))
         if current is not None and began is not None and self._continues(request, current):
             opened.data = orjson.loads(current.output)
             records: Sequence[Record] = tail[began + 1 :]
@@ -253,6 +258,12 @@ class SessionRunner:
     async def _load(self, lease: Lease) -> Image | None:
         is_new = lease.seq == 0 and lease.head.snapshot_seq == 0
         return None if is_new else await self._store.load(lease.session)
+
+    def _has_room(self, image: Image | None) -> bool:
+        limits = self._store.limits
+        return image is None or (
+            len(image.records) < limits.journal_records // 2 and image.head.stored_bytes < limits.session_bytes // 2
+        )
 
     def _continues(self, request: Request, current: Record) -> bool:
         """True when a job goes on with the turn that is under way.
@@ -349,7 +360,7 @@ class SessionRunner:
             self._turns.discard(turn)
 
     async def _finish(self, opened: Opened, turn: Turn, session: Session[Any], output: bytes) -> None:
-        result = {"request": opened.request.id, "digest": opened.request.digest}
+        result: dict[str, Any] = {"request": opened.request.id, "digest": opened.request.digest}
         if len(output) > INLINE_ANSWER_BYTES:
             result["blob"] = await self._store.put_blob(turn.session, output)
         else:
@@ -363,8 +374,14 @@ class SessionRunner:
             "events": [{"name": event.key, "value": orjson.loads(event.output)} for event in session.unread_events],
         }
         snapshot = Snapshot(orjson.dumps(saved), turn=turn.number)
+        keeps_steps = self._settings.keep_journals and opened.has_room
         change = Change(
-            snapshot=snapshot, trim=not self._settings.keep_journals, status=Status.IDLE, reason="", release=True
+            snapshot=snapshot,
+            trim=not keeps_steps,
+            history=KEPT_SNAPSHOTS if self._settings.keep_journals else 0,
+            status=Status.IDLE,
+            reason="",
+            release=True,
         )
         await turn.writer.close(change=change)
 
