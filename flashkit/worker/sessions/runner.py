@@ -17,11 +17,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
 from flashkit.client import Client
 from flashkit.errors import FlashkitError, InputError, OutcomeUnknown, SessionBusy, SessionFenced
-from flashkit.handler import Definition, encode_json
+from flashkit.handler import Definition, encode_json, parse_json
 from flashkit.settings import Settings
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget
@@ -99,12 +97,12 @@ class _Saved:
     def from_snapshot(cls, snapshot: Snapshot | None) -> _Saved:
         if snapshot is None:
             return cls()
-        data = orjson.loads(snapshot.data)
+        data = parse_json(snapshot.data)
         return cls(**{key: data[key] for key in ("state", "state_version", "history", "results", "events")})
 
     def result_for(self, request: Request) -> dict[str, Any] | None:
         """Return what is kept of a request's earlier turn, None when it had none."""
-        return next((result for result in self.results if result["request"] == request.id), None)
+        return next((each for each in self.results if request.id in (each["request"], each.get("began_by"))), None)
 
 
 @dataclass(slots=True)
@@ -121,6 +119,8 @@ class Opened:
     turn: Turn | None = None
     session: Session[Any] | None = None
     data: Any = None
+    began_by: str = ""
+    """Id of the request with which the turn began; another one may have gone on with it."""
 
 
 class SessionRunner:
@@ -134,6 +134,7 @@ class SessionRunner:
         self._model = declared_model(definition.function)
         self._code = code_version(definition.function)
         self._turns: set[Turn] = set()
+        self._held: set[str] = set()
         self._is_leaving = False
 
     async def start(self) -> None:
@@ -176,34 +177,52 @@ class SessionRunner:
             await self._post_event(request)
         opened = await self.open(request, emit=emit, budget_s=budget_s)
         if opened.answer is not None:
-            await self._store.release(opened.lease)
+            await self.abandon(opened)
             return opened.answer
         return await self._run_turn(opened, handle)
 
     async def open(self, request: Request, *, emit: Emit, budget_s: float) -> Opened:
         """Take the session and rebuild its turn from the journal, or begin one."""
-        lease = await self._acquire(request, budget_s)
+        give_up_at = time.monotonic() + budget_s
+        await self._wait_for_own_turns(request.session_id, give_up_at)
+        self._held.add(request.session_id)
         try:
-            return await self._rebuild(request, lease, emit)
+            return await self._rebuild(request, await self._acquire(request, give_up_at), emit)
         except BaseException:
-            await self._store.release(lease)
+            self._held.discard(request.session_id)
             raise
 
     async def abandon(self, opened: Opened) -> None:
         """Give an opened session back as it is."""
+        self._held.discard(opened.request.session_id)
         if opened.turn is None:
             await self._store.release(opened.lease)
         else:
             self._turns.discard(opened.turn)
             await opened.turn.writer.abandon()
 
-    async def _acquire(self, request: Request, budget_s: float) -> Lease:
+    async def _wait_for_own_turns(self, session_id: str, give_up_at: float) -> None:
+        """Return when no other job of this worker has the session: the store would let us take it from that one."""
+        while session_id in self._held:
+            self._check_waiting(session_id, self._settings.worker_id, give_up_at)
+            await asyncio.sleep(BUSY_POLL_S[0])
+
+    def _check_waiting(self, session_id: str, owner: str, give_up_at: float) -> None:
+        if self._is_leaving:
+            raise HandBack
+        if time.monotonic() > give_up_at:
+            raise SessionBusy(
+                f"session {session_id!r} is held by worker {owner!r}",
+                hint="send the job again when that turn is over",
+                details={"owner": owner},
+            )
+
+    async def _acquire(self, request: Request, give_up_at: float) -> Lease:
         """Take the session, waiting while another worker has it.
 
         A job that was handed out again is taken from the worker that had it: the platform holds that one
         for dead, and a fence keeps it from writing if it is not.
         """
-        give_up_at = time.monotonic() + budget_s
         pause, witness = BUSY_POLL_S[0], _Witness()
         while True:
             found = await self._store.acquire(
@@ -214,12 +233,7 @@ class SessionRunner:
             )
             if isinstance(found, Lease):
                 return found
-            if time.monotonic() > give_up_at:
-                raise SessionBusy(
-                    f"session {request.session_id!r} is held by worker {found.owner!r}",
-                    hint="send the job again when that turn is over",
-                    details={"owner": found.owner, "left_s": found.left_s},
-                )
+            self._check_waiting(request.session_id, found.owner, give_up_at)
             head = await self._store.head(request.session_id)
             same_job = head is not None and head.info == request.id.encode()
             witness.see(found, at_once=same_job and found.owner != self._settings.worker_id)
@@ -228,32 +242,45 @@ class SessionRunner:
                 pause = min(pause * 1.5, BUSY_POLL_S[1])
 
     async def _rebuild(self, request: Request, lease: Lease, emit: Emit) -> Opened:
-        image = await self._load(lease)
-        saved = _Saved.from_snapshot(image.snapshot if image else None)
-        result = saved.result_for(request)
-        if result is not None:
-            return Opened(request, lease, saved, answer=await self._stored_answer(lease.session, result))
+        try:
+            image = await self._load(lease)
+            saved = _Saved.from_snapshot(image.snapshot if image else None)
+            result = saved.result_for(request)
+            if result is not None:
+                return Opened(request, lease, saved, answer=await self._stored_answer(lease.session, result))
+        except BaseException:
+            await self._store.release(lease)
+            raise
+        opened = Opened(request, lease, saved, has_room=self._has_room(image))
+        task = asyncio.current_task()
+        writer = Writer(self._store, lease, on_lost=task.cancel if task else lambda: None)
+        try:
+            opened.turn = await self._open_turn(opened, writer, image)
+            await self._take_messages(opened.turn)
+            opened.session = self._make_session(opened, emit)
+        except BaseException:
+            await writer.abandon()
+            raise
+        self._turns.add(opened.turn)
+        opened.turn.is_leaving = self._is_leaving
+        return opened
+
+    async def _open_turn(self, opened: Opened, writer: Writer, image: Image | None) -> Turn:
+        request = opened.request
         tail = image.tail if image else ()
         began = next((index for index in range(len(tail) - 1, -1, -1) if tail[index].kind is Kind.TURN), None)
         current = None if began is None else tail[began]
-        task = asyncio.current_task()
-        writer = Writer(self._store, lease, on_lost=task.cancel if task else lambda: None)
-        opened = Opened(request, lease, saved, has_room=self._has_room(image))
+        opened.began_by = request.id if current is None else str(current.extra["request"])
         if current is not None and began is not None and self._continues(request, current):
-            opened.data = orjson.loads(current.output)
+            opened.data = parse_json(current.output)
             records: Sequence[Record] = tail[began + 1 :]
             number = int(current.key.partition(":")[2])
         else:
             number = await self._begin(request, writer, current, image)
-            opened.data = request.data
+            opened.data, opened.began_by = request.data, request.id
             records = ()
         memo = Memo.from_records(records)
-        opened.turn = Turn(number=number, store=self._store, writer=writer, memo=memo, budget=Budget(), code=self._code)
-        opened.turn.is_leaving = self._is_leaving
-        self._turns.add(opened.turn)
-        await self._take_messages(opened.turn)
-        opened.session = self._make_session(opened, emit)
-        return opened
+        return Turn(number=number, store=self._store, writer=writer, memo=memo, budget=Budget(), code=self._code)
 
     async def _load(self, lease: Lease) -> Image | None:
         is_new = lease.seq == 0 and lease.head.snapshot_seq == 0
@@ -290,7 +317,7 @@ class SessionRunner:
         record = Record(
             Kind.TURN,
             f"turn:{last + 1}",
-            orjson.dumps(request.data),
+            encode_json(request.data),
             digest=request.digest,
             started_ms=round(time.time() * 1000),
             code=self._code,
@@ -303,7 +330,7 @@ class SessionRunner:
     async def _post_event(self, request: Request) -> None:
         event = request.event or {}
         message_id = str(event.get("id") or f"job:{request.id}")
-        body = orjson.dumps({"name": event["name"], "value": event.get("value")})
+        body = encode_json({"name": event["name"], "value": event.get("value")})
         await self._store.post(request.session_id, message_id, body)
 
     async def _take_messages(self, turn: Turn) -> None:
@@ -313,8 +340,8 @@ class SessionRunner:
         messages = await self._store.inbox(turn.session)
         records = []
         for message in messages:
-            body = orjson.loads(message.body)
-            records.append(Record(Kind.ANSWER, body["name"], orjson.dumps(body["value"]), code=turn.code))
+            body = parse_json(message.body)
+            records.append(Record(Kind.ANSWER, body["name"], encode_json(body["value"]), code=turn.code))
         if records:
             await turn.writer.append(*records, change=Change(consumed=messages[-1].position))
             for record in records:
@@ -327,7 +354,7 @@ class SessionRunner:
         if self._model is not None:
             stored = saved.state is not None
             state = read_state(self._model, saved.state, saved.state_version) if stored else new_state(self._model)
-        kept = [Record(Kind.ANSWER, event["name"], orjson.dumps(event["value"])) for event in saved.events]
+        kept = [Record(Kind.ANSWER, event["name"], encode_json(event["value"])) for event in saved.events]
         used = {key for key, progress in opened.turn.memo.steps.items() if progress.result is not None}
         caller = Caller(self._client, namespace=self._settings.state_namespace, emit=emit)
         events = _unclaimed([*kept, *opened.turn.memo.answers], used)
@@ -338,42 +365,52 @@ class SessionRunner:
         assert turn is not None  # noqa: S101 - there is no answer yet
         assert session is not None  # noqa: S101
         try:
+            return await self._run_handler(opened, turn, session, handle)
+        except BaseException as exc:
+            broken = turn.writer.broken
+            if broken is None or not (isinstance(exc, asyncio.CancelledError) or exc is broken):
+                raise
+            _forget_cancellation()
+            raise broken from None
+        finally:
+            self._turns.discard(turn)
+            self._held.discard(turn.session)
+
+    async def _run_handler(self, opened: Opened, turn: Turn, session: Session[Any], handle: Handle) -> bytes:
+        try:
             output = await handle(session, opened.data)
+            await self._finish(opened, turn, session, output)
         except Suspend as exc:
             return await self._suspend(turn, exc)
         except HandBack:
             await turn.writer.abandon()
             raise
         except asyncio.CancelledError:
-            if turn.writer.broken is not None:
-                _forget_cancellation()
-                raise turn.writer.broken from None
             await turn.writer.close(change=Change(status=Status.FAILED, reason="cancelled", release=True))
             raise
         except BaseException as exc:
             await self._note_failure(turn, exc)
             raise
-        else:
-            await self._finish(opened, turn, session, output)
-            return output
-        finally:
-            self._turns.discard(turn)
+        return output
 
     async def _finish(self, opened: Opened, turn: Turn, session: Session[Any], output: bytes) -> None:
-        result: dict[str, Any] = {"request": opened.request.id, "digest": opened.request.digest}
+        if turn.writer.broken is not None:  # the handler did not let itself be cancelled
+            raise turn.writer.broken
+        ids = {"request": opened.request.id, "began_by": opened.began_by}
+        result: dict[str, Any] = {**ids, "digest": opened.request.digest}
         if len(output) > INLINE_ANSWER_BYTES:
             result["blob"] = await self._store.put_blob(turn.session, output)
         else:
-            result["output"] = orjson.Fragment(output)
+            result["output"] = parse_json(output)
         saved = {
             "format": _SNAPSHOT_FORMAT,
             "state": None if session.state is None else write_state(session.state),
             "state_version": state_version(self._model) if self._model else 1,
             "history": session.history.to_json(),
             "results": [*opened.saved.results, result][-KEPT_RESULTS:],
-            "events": [{"name": event.key, "value": orjson.loads(event.output)} for event in session.unread_events],
+            "events": [{"name": event.key, "value": parse_json(event.output)} for event in session.unread_events],
         }
-        snapshot = Snapshot(orjson.dumps(saved), turn=turn.number)
+        snapshot = Snapshot(encode_json(saved), turn=turn.number)
         keeps_steps = self._settings.keep_journals and opened.has_room
         change = Change(
             snapshot=snapshot,
@@ -388,7 +425,7 @@ class SessionRunner:
     async def _stored_answer(self, session: str, result: dict[str, Any]) -> bytes:
         if "blob" in result:
             return await self._store.get_blob(session, result["blob"])
-        return orjson.dumps(result["output"])
+        return encode_json(result["output"])
 
     async def _suspend(self, turn: Turn, exc: Suspend) -> bytes:
         reason = f"waits for event {exc.event!r}"

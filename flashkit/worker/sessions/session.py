@@ -11,11 +11,10 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
 
-import orjson
 from typing_extensions import TypeVar as TypingTypeVar
 
 from flashkit.errors import HandlerExit, OutcomeUnknown, SessionError
-from flashkit.handler import Contract, Definition, decode_json, encode_json, output_adapter
+from flashkit.handler import Contract, Definition, decode_json, encode_json, output_adapter, parse_json
 from flashkit.worker.job import HandBack, contain
 from flashkit.worker.sessions.budget import Ceilings
 from flashkit.worker.sessions.calls import Caller
@@ -238,7 +237,7 @@ class Session(Generic[StateT]):
                 self._events.remove(arrived)
                 record = await self._turn.write_result(ask, await self._turn.output_of(arrived))
         assert record is not None  # noqa: S101 - _interrupt does not return
-        return orjson.loads(await self._turn.output_of(record))
+        return parse_json(await self._turn.output_of(record))
 
     def budget(
         self,
@@ -278,7 +277,7 @@ class Session(Generic[StateT]):
         return self._events
 
     async def _decoded(self, output: Awaitable[bytes], function: Callable[..., Any]) -> Any:
-        return decode_json(orjson.loads(await output), output_adapter(_return_annotation(function)))
+        return decode_json(parse_json(await output), output_adapter(_return_annotation(function)))
 
     async def _run_effect(
         self, ask: Ask, run: Callable[[], Awaitable[Any]], *, once: bool, probe: Callable[[str], Any] | None
@@ -332,14 +331,20 @@ class _Group:
 
     async def wait(self, *, all_of_them: bool) -> None:
         """Return when every call has ended; otherwise already at the first failure."""
-        if self._tasks:
-            until = asyncio.ALL_COMPLETED if all_of_them else asyncio.FIRST_EXCEPTION
-            await asyncio.wait(self._tasks, return_when=until)
-        finished = [task for task in self._tasks if task.done() and not task.cancelled()]
-        failures = [error for task in finished if (error := task.exception()) is not None]
+        until = asyncio.ALL_COMPLETED if all_of_them else asyncio.FIRST_EXCEPTION
+        pending = set(self._tasks)
+        while pending:
+            _, pending = await asyncio.wait(pending, return_when=until)
+            if any(not isinstance(error, Suspend) for error in self._failures()):
+                break  # a branch that waits for an event lets the others finish
+        failures = self._failures()
         leaving = [error for error in failures if isinstance(error, HandBack | Suspend)]
         for error in leaving or ([] if all_of_them else failures):
             raise error
+
+    def _failures(self) -> list[BaseException]:
+        finished = [task for task in self._tasks if task.done() and not task.cancelled()]
+        return [error for task in finished if (error := task.exception()) is not None]
 
     async def __aenter__(self) -> _Group:
         return self
@@ -369,19 +374,19 @@ def effect_key() -> str:
         raise SessionError("effect_key() was called outside of session.effect(...)") from None
 
 
-async def _run_function(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if inspect.iscoroutinefunction(function):
-        try:
+async def _run_function(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    try:
+        if inspect.iscoroutinefunction(function):
             return await function(*args, **kwargs)
-        except SystemExit as exc:  # in a task of `gather` it would end the worker
-            raise HandlerExit.from_exit(exc) from exc
-    outcome = await asyncio.to_thread(contain, functools.partial(function, *args, **kwargs))
-    result = outcome()
-    return await result if inspect.isawaitable(result) else result
+        outcome = await asyncio.to_thread(contain, functools.partial(function, *args, **kwargs))
+        result = outcome()
+        return await result if inspect.isawaitable(result) else result
+    except SystemExit as exc:  # in a task of `gather` it would end the worker
+        raise HandlerExit.from_exit(exc) from exc
 
 
 async def _decode_with(output: Awaitable[Any], decode: Callable[[Any], Any]) -> Any:
-    return decode(orjson.loads(await output))
+    return decode(parse_json(await output))
 
 
 def _require_step(method: str, name: object, function: object) -> None:
