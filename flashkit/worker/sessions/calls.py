@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from flashkit.client import Client, EndpointClient, JobHandle, JobState
-from flashkit.errors import FlashkitError, JobFailed, JobNotFound, JobTimedOut, PlatformError
+from flashkit.errors import FlashkitError, JobCancelled, JobFailed, JobNotFound, JobTimedOut, PlatformError
 from flashkit.handler import encode_json
 from flashkit.protocol import INPUT_ENVELOPE, JobStatus
 from flashkit.worker.sessions.records import Kind
@@ -85,15 +85,21 @@ class _Call:
         """Return the job's output, submitting it again while that may help and there is time."""
         progress = self._turn.memo.steps.get(self._ask.key)
         job = self._endpoint.job(orjson.loads(progress.attach.output)["job"]) if progress and progress.attach else None
+        was_attached = job is not None
         while True:
             self.attempts += 1
             try:
                 job = job or await self._submit(data)
                 return (await self._wait(job)).result()
-            except (PlatformError, JobNotFound, JobFailed) as exc:
-                job = None
-                if self.attempts > retries or not _may_help(exc):
+            except PlatformError as exc:  # a job that was submitted runs on: it is asked for again
+                if self.attempts > retries:
                     raise
+                await self._pause(exc)
+            except (JobNotFound, JobFailed, JobCancelled) as exc:
+                is_abandoned = isinstance(exc, JobCancelled) and was_attached
+                if self.attempts > retries or not (is_abandoned or _may_help(exc)):
+                    raise
+                job, was_attached = None, False
                 await self._pause(exc)
 
     async def _submit(self, data: Any) -> JobHandle:
@@ -115,7 +121,8 @@ class _Call:
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.5, _POLL_S[1])
         except (asyncio.CancelledError, JobTimedOut):
-            await _give_up(job)
+            if not self._turn.goes_on_elsewhere:
+                await _give_up(job)
             raise
         if state.status is JobStatus.TIMED_OUT and self._deadline is not None:
             raise self._timed_out(job)
@@ -146,4 +153,4 @@ async def _give_up(job: JobHandle) -> None:
 
 def _may_help(exc: FlashkitError) -> bool:
     """True when the job was lost on the way, not refused or failed by its handler."""
-    return not isinstance(exc, JobFailed) or exc.report.code in LOST_JOB_CODES
+    return isinstance(exc, JobNotFound) or exc.report.code in LOST_JOB_CODES

@@ -96,6 +96,8 @@ class Memo:
             progress.intent = record
         elif record.kind is Kind.ATTACH:
             progress.attach = record
+        elif record.kind is Kind.ERROR:  # a person has found out that the effect did not happen
+            progress.intent = None
         if "n" in record.extra:
             self.asked[record.extra.get("path", ""), record.extra["n"]] = record.key
 
@@ -120,6 +122,11 @@ class Turn:
     def session(self) -> str:
         """The session's id."""
         return self.writer.lease.session
+
+    @property
+    def goes_on_elsewhere(self) -> bool:
+        """True when another worker has the session or will have it, and waits for the same jobs."""
+        return self.is_leaving or self.writer.broken is not None
 
     def ask(self, name: str, arguments: Any) -> Ask:
         """Register that the code asks for a step, and return where it stands.
