@@ -148,9 +148,8 @@ async def test_what_is_no_session_id_reaches_no_key(store, session):
 
 
 async def test_records_come_back_as_they_were_written(store):
-    record = Record(
-        Kind.RESULT, "search#2", b'{"a":[1,2]}', "d1g", "blobname", 5, 0.25, 3, "v1", {"usage": {"tokens": 3}, "ü": None}
-    )  # fmt: skip
+    extra = {"usage": {"tokens": 3}, "ü": None}
+    record = Record(Kind.RESULT, "search#2", b'{"a":[1,2]}', "d1g", "blobname", 5, 0.25, 3, "v1", extra)
     lease = await store.acquire("s", "w")
     lease = await store.commit(lease, [record, Record(Kind.ERROR, "x", b"a\nb")])
     assert lease.seq == 2
@@ -349,7 +348,7 @@ async def test_a_message_is_taken_in_once_and_consumed_by_the_commit(store):
     lease = await store.acquire("s", "w")
     assert lease.pending == 2
     messages = await store.inbox("s")
-    assert [(message.position, message.id, message.body) for message in messages] == [(1, "m1", b"one"), (2, "m2", b"two")]
+    assert messages == [Message(1, "m1", b"one"), Message(2, "m2", b"two")]
     change = Change(consumed=messages[0].position, answers=(("m1", b"done"),))
     lease = await store.commit(lease, [Record(Kind.ANSWER, "ask", b'"one"')], change)
     assert lease.pending == 1

@@ -137,7 +137,7 @@ class Packer:
         """Append the records to the list as they prove good, so that what comes before damage is not lost."""
         place = Place(self.namespace, head.session, head.incarnation)
         start = snapshot.seq if snapshot else 0
-        first = entries[0][0] if entries else head.seq + 1
+        first = entries[0][0] if entries else start + 1
         if first > start + 1:
             raise RecordCorrupt(f"record {start + 1} is missing: the journal goes on with {first}")
         crc: int | None = 0 if first == 1 else crc_at_snapshot if first == start + 1 else None
