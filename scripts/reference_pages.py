@@ -357,7 +357,7 @@ def _limit_rows() -> Iterator[tuple[str, str, str]]:
     docs = attribute_docs(ast.parse(inspect.getsource(protocol)).body)
     for name, text in docs.items():
         value = getattr(protocol, name)
-        if name.isupper() and not isinstance(value, dict):
+        if name.isupper() and not isinstance(value, dict | str):
             shown = " to ".join(f"{part:,}" for part in value) if isinstance(value, tuple) else f"{value:,}"
             yield code(name), shown, text
 
