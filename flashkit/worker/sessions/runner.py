@@ -27,7 +27,7 @@ from flashkit.worker.sessions.calls import Caller
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
 from flashkit.worker.sessions.session import Session
-from flashkit.worker.sessions.state import declared_model, new_state, read_state, state_version, write_state
+from flashkit.worker.sessions.state import declared_model, new_state, read_state, state_version
 from flashkit.worker.sessions.store import Busy, Change, Image, Lease, Status, Store, open_store, require_session_id
 from flashkit.worker.sessions.turn import Memo, Suspend, Turn, digest_of
 from flashkit.worker.sessions.writer import Writer
@@ -404,7 +404,7 @@ class SessionRunner:
             result["output"] = parse_json(output)
         saved = {
             "format": _SNAPSHOT_FORMAT,
-            "state": None if session.state is None else write_state(session.state),
+            "state": session.state,
             "state_version": state_version(self._model) if self._model else 1,
             "history": session.history.to_json(),
             "results": [*opened.saved.results, result][-KEPT_RESULTS:],

@@ -10,18 +10,19 @@ import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeVar as TypingTypeVar
 
 from flashkit.errors import HandlerExit, OutcomeUnknown, SessionError
-from flashkit.handler import Contract, Definition, decode_json, encode_json, output_adapter, parse_json
+from flashkit.handler import Contract, Definition, encode_json, output_adapter, parse_json
 from flashkit.worker.job import HandBack, contain
 from flashkit.worker.sessions.budget import Ceilings
 from flashkit.worker.sessions.calls import Caller
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.store import Durability
-from flashkit.worker.sessions.turn import Ask, Suspend, Turn, in_branch
+from flashkit.worker.sessions.turn import Ask, Suspend, Turn, encode_value, in_branch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,6 +30,7 @@ StateT = TypingTypeVar("StateT", default=None)
 Output_co = TypeVar("Output_co", covariant=True)
 
 _UNCHANGED: Final = object()
+_result_adapters: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
 _effect_key: ContextVar[str] = ContextVar("flashkit_effect_key")
 
 
@@ -277,7 +279,16 @@ class Session(Generic[StateT]):
         return self._events
 
     async def _decoded(self, output: Awaitable[bytes], function: Callable[..., Any]) -> Any:
-        return decode_json(parse_json(await output), output_adapter(_return_annotation(function)))
+        from pydantic_core import ValidationError
+
+        text = await output
+        adapter = _result_adapter(function)
+        if adapter is None or text == b"null":
+            return parse_json(text)
+        try:
+            return adapter.validate_json(text)
+        except ValidationError:
+            return parse_json(text)
 
     async def _run_effect(
         self, ask: Ask, run: Callable[[], Awaitable[Any]], *, once: bool, probe: Callable[[str], Any] | None
@@ -407,12 +418,23 @@ def _outcome_unknown(session: str, key: str) -> OutcomeUnknown:
 
 def _encode_step(key: str, result: Any) -> bytes:
     try:
-        return encode_json(result)
+        return encode_value(result)
     except (TypeError, ValueError) as exc:
         raise SessionError(
             f"step {key!r} returned a {type(result).__name__}, which cannot be written to the journal: {exc}",
             hint="return plain values, dataclasses or pydantic models from steps",
         ) from exc
+
+
+def _result_adapter(function: Callable[..., Any]) -> Any:
+    """Return the adapter for what a function says it returns; made once, because that takes longer than a step."""
+    plain = getattr(function, "__func__", function)
+    try:
+        if plain not in _result_adapters:
+            _result_adapters[plain] = output_adapter(_return_annotation(function))
+        return _result_adapters[plain]
+    except TypeError:  # a callable object that cannot be a key
+        return output_adapter(_return_annotation(function))
 
 
 def _return_annotation(function: Callable[..., Any]) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flashkit.errors import SessionError
-from flashkit.handler import encode_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -82,10 +81,3 @@ def read_state(model: type[BaseModel], data: dict[str, Any], version: int) -> Ba
             f"the session's state does not fit {model.__name__}: {exc}",
             hint="count up state_version and add a migration",
         ) from exc
-
-
-def write_state(state: Any) -> Any:
-    """Return a state as plain JSON values."""
-    import orjson
-
-    return orjson.loads(encode_json(state))
