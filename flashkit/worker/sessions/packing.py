@@ -81,7 +81,8 @@ class Packer:
             snapshot=snapshot,
             answers=tuple((name, self.seal_message(lease.session, name, body)) for name, body in change.answers),
             fields=_fields(change),
-            makes_progress=snapshot is not None or any(record.kind in _PROGRESS for record in records),
+            # A worker that ends a turn in order, if only with an error, has not died of it.
+            makes_progress=change.release or snapshot is not None or any(each.kind in _PROGRESS for each in records),
         )
 
     def _require_sizes(self, records: Sequence[Record], change: Change) -> None:

@@ -355,9 +355,10 @@ class SessionRunner:
             stored = saved.state is not None
             state = read_state(self._model, saved.state, saved.state_version) if stored else new_state(self._model)
         kept = [Record(Kind.ANSWER, event["name"], encode_json(event["value"])) for event in saved.events]
-        used = {key for key, progress in opened.turn.memo.steps.items() if progress.result is not None}
+        results = [progress.result for progress in opened.turn.memo.steps.values() if progress.result is not None]
+        taken = [result.extra["event"] for result in results if "event" in result.extra]
         caller = Caller(self._client, namespace=self._settings.state_namespace, emit=emit)
-        events = _unclaimed([*kept, *opened.turn.memo.answers], used)
+        events = _unclaimed([*kept, *opened.turn.memo.answers], taken)
         return Session(opened.turn, caller, state=state, history=History.from_json(saved.history), events=events)
 
     async def _run_turn(self, opened: Opened, handle: Handle) -> bytes:
@@ -459,15 +460,13 @@ class _Witness:
         self.heartbeat = busy.heartbeat if at_once or stood_still else None
 
 
-def _unclaimed(events: Sequence[Record], used_keys: set[str]) -> list[Record]:
+def _unclaimed(events: Sequence[Record], taken: Sequence[str]) -> list[Record]:
     """Return the events that no completed `wait_for` of this turn has taken, oldest first."""
     left = list(events)
-    for key in sorted(used_keys):
-        name = key.rpartition("/")[2].partition("#")[0]
-        if name.startswith("event:"):
-            taken = next((event for event in left if event.key == name.removeprefix("event:")), None)
-            if taken is not None:
-                left.remove(taken)
+    for name in taken:
+        found = next((event for event in left if event.key == name), None)
+        if found is not None:
+            left.remove(found)
     return left
 
 

@@ -234,11 +234,13 @@ class Session(Generic[StateT]):
         if record is None:
             arrived = next((answer for answer in self._events if answer.key == event), None)
             if arrived is None:
-                await self._interrupt(ask, event, timeout)
+                record = await self._interrupt(ask, event, timeout)
             else:
                 self._events.remove(arrived)
-                record = await self._turn.write_result(ask, await self._turn.output_of(arrived))
-        assert record is not None  # noqa: S101 - _interrupt does not return
+                output = await self._turn.output_of(arrived)
+                record = await self._turn.write_result(ask, output, extra={"event": event})
+        if record.extra.get("timed_out"):
+            raise TimeoutError(f"session {self.id!r} waited {timeout or 0:g} s for event {event!r}")
         return parse_json(await self._turn.output_of(record))
 
     def budget(
@@ -318,11 +320,12 @@ class Session(Generic[StateT]):
 
         return await turn.once(ask, run_with_key, encode)
 
-    async def _interrupt(self, ask: Ask, event: str, timeout_s: float | None) -> None:
+    async def _interrupt(self, ask: Ask, event: str, timeout_s: float | None) -> Record:
         progress = self._turn.memo.steps.get(ask.key)
         since_ms = progress.intent.started_ms if progress and progress.intent else None
         if since_ms is not None and timeout_s is not None and time.time() * 1000 - since_ms > timeout_s * 1000:
-            raise TimeoutError(f"session {self.id!r} waited {timeout_s:g} s for event {event!r}")
+            # Written down, so that an event that comes after all does not change which way the handler went.
+            return await self._turn.write_result(ask, b"null", extra={"timed_out": True})
         if since_ms is None:
             await self._turn.write(Kind.INTENT, ask, started_ms=round(time.time() * 1000))
         raise Suspend(event, timeout_s)

@@ -179,7 +179,8 @@ class Turn:
     async def write(self, kind: Kind, ask: Ask, output: bytes = b"null", **more: Any) -> Record:
         """Append one record of a step; `durability` may ask for more than the default."""
         durability = more.pop("durability", Durability.DEFAULT)
-        record = Record(kind, ask.key, output, digest=ask.digest, code=self.code, extra=ask.extra, **more)
+        extra = {**ask.extra, **more.pop("extra", {})}
+        record = Record(kind, ask.key, output, digest=ask.digest, code=self.code, extra=extra, **more)
         await self.writer.append(record, durability=durability)
         self.memo.add(record)
         return record
