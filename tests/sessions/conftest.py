@@ -13,6 +13,7 @@ import pytest
 from flashkit.worker.sessions.embedded import EmbeddedServer
 from flashkit.worker.sessions.store import Store, open_store
 from tests.sessions.servers import RedisServer, require_binary
+from tests.sessions.session_lab import Lab
 
 KINDS = ("sqlite", "redis", "valkey")
 
@@ -79,3 +80,20 @@ async def make_store(namespace) -> AsyncIterator[MakeStore]:
 @pytest.fixture
 def store(make_store: MakeStore, store_url: str) -> Store:
     return make_store(store_url)
+
+
+@pytest.fixture(scope="session")
+def synced_redis(tmp_path_factory) -> Iterator[RedisServer]:
+    """A Redis with every write on disk before it answers, as effects need that run once."""
+    server = RedisServer(tmp_path_factory.mktemp("synced"), require_binary("redis"), appendfsync="always").start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+async def lab(request, tmp_path: Path, namespace: str) -> AsyncIterator[Lab]:
+    """Workers of this process on one store; they stop with the test."""
+    is_file = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path}/state/sessions.db" if is_file else request.getfixturevalue("synced_redis").url
+    async with AsyncExitStack() as stack:
+        yield Lab(url, namespace, stack)
