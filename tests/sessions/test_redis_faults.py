@@ -41,7 +41,7 @@ async def test_pending_records_go_in_one_call_when_the_server_is_back(own_redis,
     server.kill()
     pending = [result("a")]
     started = time.monotonic()
-    with pytest.raises(StoreUnavailable, match="within 0.3 s"):
+    with pytest.raises(StoreUnavailable, match=r"within 0\.3 s"):
         await store.commit(lease, pending)
     assert time.monotonic() - started < 1
     pending.append(result("b"))
@@ -128,7 +128,7 @@ async def test_a_network_that_stays_away_ends_in_a_typed_error_within_the_budget
         proxy.mode = mode
         proxy.reset()
         started = time.monotonic()
-        with pytest.raises(StoreUnavailable, match="could not be used within 0.6 s"):
+        with pytest.raises(StoreUnavailable, match=r"could not be used within 0\.6 s"):
             await store.commit(lease, [result("a")])
         assert 0.3 < time.monotonic() - started < 1.2
         proxy.mode = "pass"
@@ -194,16 +194,18 @@ async def test_a_full_server_refuses_whole_writes_and_leases_can_still_be_given_
     store = make_store(server.url)
     await store.check()
     lease = await store.acquire("s", "w")
-    with pytest.raises(StoreFull, match="has no room for writes"):
+    with pytest.raises(StoreFull, match="has no room for writes"):  # noqa: PT012 - one of them is refused
         for number in range(200):
             lease = await store.commit(lease, [result(f"k{number}", b"x" * 50_000)])
-    with pytest.raises(StoreFull):
-        await store.commit(lease, [result("more")], Change(snapshot=Snapshot(b"{}", 1)))
-    image = await store.load("s")
-    assert (image.head.seq, len(image.records)) == (lease.seq, lease.seq)
-    await store.release(lease)
-    assert not (await store.head("s")).is_held
     async with aioredis.from_url(server.url) as client:
+        await client.config_set("maxmemory", "1")
+        for records, change in (([result("more")], None), ((), Change(snapshot=Snapshot(b"{}", 1))), ((), None)):
+            with pytest.raises(StoreFull):
+                await store.commit(lease, records, change)
+        image = await store.load("s")
+        assert (image.head.seq, len(image.records), image.snapshot) == (lease.seq, lease.seq, None)
+        await store.release(lease)
+        assert not (await store.head("s")).is_held
         await client.config_set("maxmemory", "0")
     lease = await store.commit(await store.acquire("s", "w2"), [result("more")])
     assert lease.seq == image.head.seq + 1
@@ -235,9 +237,9 @@ async def test_waiting_for_a_replica_that_is_not_there_ends_in_a_typed_error(own
 
 
 async def test_waiting_for_a_replica_that_is_there_succeeds(own_redis, make_store):
-    server = own_redis()
+    server = own_redis(repl_diskless_sync_delay="0")
     own_redis(replicaof=f"127.0.0.1 {server.port}")
-    store = make_store(server.url)
+    store = make_store(server.url, budget_s=20)
     lease = await store.acquire("s", "w")
     lease = await store.commit(lease, [result("a")], Change(durability=Durability.REPLICA))
     assert await keys_of(store) == ["a"]

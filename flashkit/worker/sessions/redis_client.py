@@ -90,6 +90,8 @@ class RedisClient:
         self.shown_url = _without_password(url)
         self.budget_s = budget_s
         attempt_s = min(ATTEMPT_S, budget_s / 4)
+        self.confirm_ms = round(800 * attempt_s)
+        """How long a write may wait for disk or replicas before it is tried again."""
         self.raw: Any = _connect(url, self.shown_url, attempt_s=attempt_s)
         self.is_cluster = isinstance(self.raw, RedisCluster)
         self._lane_client: Any = None
@@ -103,9 +105,11 @@ class RedisClient:
         """Close all connections."""
         for lane in self._lanes:
             await lane.close()
-        if self._lane_client is not None:
-            await self._lane_client.aclose()
-        await self.raw.aclose()
+        for client in filter(None, (self._lane_client, self.raw)):
+            await client.aclose()
+            manager = None if self.is_cluster else getattr(client.connection_pool, "sentinel_manager", None)
+            for sentinel in manager.sentinels if manager else ():
+                await sentinel.aclose()
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Return a script's answer, retrying within the budget. Raises `StoreUnavailable`."""
@@ -177,7 +181,8 @@ class RedisClient:
     def _raise_lasting(self, exc: Exception) -> None:
         """Raise our error for what another attempt cannot heal; return for what it may."""
         text = str(exc)
-        if isinstance(exc, (redis_errors.AuthenticationError, redis_errors.AuthorizationError)):
+        is_login = isinstance(exc, (redis_errors.AuthenticationError, redis_errors.AuthorizationError))
+        if is_login or "NOAUTH" in text or "unauthenticated" in text:
             raise self._refused(exc, "check user and password in the URL") from exc
         if isinstance(exc, redis_errors.NoPermissionError) or "NOPERM" in text or "can't run this command" in text:
             raise self._refused(exc, "allow the user EVAL, EVALSHA and the commands on keys fk1:*") from exc
@@ -195,7 +200,8 @@ class RedisClient:
 
     def _unavailable(self, last: Exception | None) -> StoreUnavailable:
         return StoreUnavailable(
-            f"the sessions' store at {self.shown_url} could not be used within {self.budget_s:g} s: {last!r}",
+            f"the sessions' store at {self.shown_url} could not be used within {self.budget_s:g} s: "
+            f"{type(last).__name__}: {last}",
             hint="what was acknowledged is kept; try again when the store is back",
         )
 
@@ -219,7 +225,7 @@ def _connect(url: str, shown_url: str, *, attempt_s: float, is_lane: bool = Fals
         "protocol": 2,
     }
     try:
-        base, _, kind = scheme.partition("+")
+        base, kind = _split_scheme(scheme)
         if kind == "cluster":
             return _connect_cluster(rest, options, is_tls=base == "rediss")
         if kind == "sentinel":
@@ -234,6 +240,14 @@ def _connect(url: str, shown_url: str, *, attempt_s: float, is_lane: bool = Fals
             hint="write it as redis://user:password@host:6379/0, rediss://…, unix:///path/to/socket, "
             "redis+cluster://host:6379 or redis+sentinel://host:26379/service",
         ) from exc
+
+
+def _split_scheme(scheme: str) -> tuple[str, str]:
+    """Return what a scheme says about the connection and about the kind of service."""
+    base, _, kind = scheme.partition("+")
+    if base not in ("redis", "rediss", "unix") or kind not in ("", "cluster", "sentinel"):
+        raise ValueError(f"there is no {scheme}://")
+    return base, kind
 
 
 def _connect_cluster(rest: str, options: dict[str, Any], *, is_tls: bool) -> RedisCluster:

@@ -70,7 +70,6 @@ _RENEW: Final = read_script("renew")
 _KEPT_EVENTS: Final = 1000
 _EVENTS_LIFETIME_MS: Final = 600_000
 _LONGEST_BLOCK_S: Final = 2.0
-_CONFIRM_MS: Final = 5000
 _KEPT_CALLS_BYTES: Final = 4 << 20
 """How much of a lease's latest commits is kept in memory, to put it back after a lossy failover."""
 _NO_CHANGE: Final = Change()
@@ -372,9 +371,9 @@ class RedisStore:
                 hint="set appendfsync always on its servers, or min-replicas-to-write, and call check() first",
             )
         if durability is Durability.REPLICA:
-            return ("WAIT", 1, _CONFIRM_MS)
+            return ("WAIT", 1, self._client.confirm_ms)
         if facts is not None and facts.can_wait_for_disk:
-            return ("WAITAOF", 1, 0, _CONFIRM_MS)
+            return ("WAITAOF", 1, 0, self._client.confirm_ms)
         raise StoreMisconfigured(
             "durability='fsync' needs a server that confirms writes to disk",
             hint="set appendonly yes, and appendfsync always where the server is older than 7.2; call check() first",
