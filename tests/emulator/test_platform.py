@@ -355,6 +355,8 @@ def test_the_oldest_results_go_when_there_are_too_many(monkeypatch):
     for job in world.take(worker, limit=5):
         world.finish(worker, job, output=job.input)
     assert world.platform.jobs("tool") == tuple(jobs[2:])
+    world.pass_time(DEFAULTS.run_retention)
+    assert world.platform.jobs("tool") == ()
 
 
 def test_a_job_past_its_execution_timeout_is_timed_out_and_its_worker_told():
@@ -447,6 +449,33 @@ def test_a_job_is_not_handed_to_a_worker_that_may_still_run_an_earlier_attempt_o
     assert world.stop_signals(worker) == [], "the signal was for the first attempt"
 
 
+def test_a_job_that_waited_for_its_own_earlier_attempt_wakes_the_worker_when_that_ends():
+    world = World(workers=WorkerBounds(1, 1))
+    worker = world.ready_worker()
+    world.take(worker, limit=2, busy=False)
+    job = world.submit(execution_timeout_ms=5_000)
+    world.take(worker, limit=2, busy=False)
+    world.pass_time(5)
+    world.platform.retry(world.now, "tool", job.id)
+    world.take(worker, limit=1, busy=True)
+    world.effects()
+    world.finish(worker, job, output="of the first attempt")
+    assert world.effects(WakeWorker) == [WakeWorker(worker.id)]
+
+
+def test_the_first_job_that_is_not_let_go_of_in_time_is_enough_to_kill():
+    world = World(workers=WorkerBounds(1, 1))
+    worker = world.ready_worker()
+    jobs = [world.submit(number) for number in range(2)]
+    world.take(worker, limit=2)
+    for job in jobs:
+        world.now += 3
+        world.platform.cancel(world.now, "tool", job.id)
+    world.pass_time(DEFAULTS.stop_grace - 3)
+    (kill,) = world.effects(KillWorker)
+    assert jobs[0].id in kill.reason
+
+
 # ---------------------------------------------------------------------- workers that die, drop jobs, cannot start
 
 
@@ -465,6 +494,15 @@ def test_jobs_of_a_crashed_worker_go_back_to_the_front_in_their_order():
     assert world.take(successor, limit=4) == jobs
     assert [job.attempt for job in jobs] == [2, 2, 1, 1]
     assert world.health("jobs") == {"inProgress": 4, "retried": 2}
+
+
+def test_another_worker_is_woken_for_the_job_of_a_crashed_one():
+    world = World(workers=WorkerBounds(2, 2))
+    worker, job = world.running_job()
+    other = world.ready_worker()
+    world.exit(worker, -9)
+    assert world.effects(WakeWorker) == [WakeWorker(other.id)]
+    assert world.take(other) == [job]
 
 
 def test_results_of_an_attempt_that_was_given_up_are_ignored():
@@ -504,13 +542,16 @@ def test_a_job_is_not_blamed_for_a_worker_that_the_platform_ended():
 
 
 def test_retry_gives_a_job_all_its_attempts_again():
-    world = World(defaults=PlatformDefaults(max_attempts=1))
-    worker, job = world.running_job()
-    world.exit(worker)
-    world.platform.retry(world.now, "tool", job.id)
-    (successor,) = world.workers
-    assert world.take(successor) == [job]
-    assert world.finish(successor, job, output=1)
+    world = World(defaults=PlatformDefaults(max_attempts=2))
+    job = world.submit()
+    for status in (JobStatus.IN_QUEUE, JobStatus.FAILED) * 2:
+        if job.status is JobStatus.FAILED:
+            world.platform.retry(world.now, "tool", job.id)
+        (worker,) = world.workers
+        assert world.take(worker) == [job]
+        world.exit(worker)
+        assert job.status is status
+    assert job.attempt == 4
 
 
 def test_a_job_that_its_worker_forgot_fails_soon():
@@ -519,6 +560,7 @@ def test_a_job_that_its_worker_forgot_fails_soon():
     world.take(worker, busy=False)
     world.pass_time(lifecycle.DROP_GRACE - 0.01)
     assert job.status is JobStatus.IN_PROGRESS
+    world.take(worker, busy=False)  # asking again gives it no more time
     world.pass_time(0.01)
     assert job.status is JobStatus.FAILED
     assert report_of(job).code == "job_dropped"
@@ -594,6 +636,19 @@ def test_failed_starts_are_repeated_with_doubling_delay():
     world.take(worker)
     world.exit(worker, 1)
     assert world.effects(StartWorker), "it came up, so its successor starts at once"
+    assert job.status is JobStatus.IN_QUEUE
+
+
+def test_a_worker_that_comes_up_ends_the_row_of_failed_starts():
+    world = World(workers=WorkerBounds(1, 1))
+    for _ in range(DEFAULTS.failed_starts - 1):
+        world.exit(world.workers[0], 1)
+        world.pass_time(30)
+    (worker,) = world.workers
+    world.take(worker)
+    world.exit(worker, 0)
+    job = world.submit()
+    world.exit(world.workers[0], 1)
     assert job.status is JobStatus.IN_QUEUE
 
 

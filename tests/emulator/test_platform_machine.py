@@ -41,7 +41,7 @@ from flashkit.spec import EndpointSpec, Kind, ScalerType, WorkerBounds
 DEFAULTS = PlatformDefaults(
     ttl_ms=150_000, run_retention=40.0, runsync_retention=10.0, max_attempts=2, failed_starts=2, drain_grace=12.0
 )
-STEPS = st.sampled_from([0.0, 0.04, 0.5, 1.0, 3.0, 5.0, 12.0, 30.0, 100.0])
+STEPS = st.sampled_from([0.0, 0.04, 0.5, 0.5, 1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 12.0, 31.0])
 RETRIABLE = (JobStatus.FAILED, JobStatus.TIMED_OUT)
 
 
@@ -127,23 +127,30 @@ class PlatformMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------------ clients
 
     @rule(
+        count=st.integers(1, 4),
         sync=st.booleans(),
         low=st.sampled_from([False, False, True]),
         timeout=st.sampled_from([None, 5_000, 60_000]),
         ttl=st.sampled_from([None, None, 10_000, 30_000]),
-        webhook=st.sampled_from([None, "http://127.0.0.1/hook"]),
+        is_polled_for=st.booleans(),
     )
-    def submit(self, sync: bool, low: bool, timeout: int | None, ttl: int | None, webhook: str | None) -> None:
-        request = JobRequest({}, low_priority=low, execution_timeout_ms=timeout, ttl_ms=ttl, webhook=webhook)
-        job = self.platform.submit(self.now, "e", request, sync=sync)
-        self.model[job.id] = ModelJob(
-            id=job.id,
-            submitted_at=self.now,
-            timeout=(timeout or self.spec.execution_timeout_ms) / 1000,
-            ttl=(ttl or DEFAULTS.ttl_ms) / 1000,
-            retention=DEFAULTS.runsync_retention if sync else DEFAULTS.run_retention,
-        )
-        self.settle()
+    def submit(
+        self, *, count: int, sync: bool, low: bool, timeout: int | None, ttl: int | None, is_polled_for: bool
+    ) -> None:
+        hook = "http://127.0.0.1/hook" if sync else None
+        request = JobRequest({}, low_priority=low, execution_timeout_ms=timeout, ttl_ms=ttl, webhook=hook)
+        for _ in range(count):
+            job = self.platform.submit(self.now, "e", request, sync=sync)
+            self.model[job.id] = ModelJob(
+                id=job.id,
+                submitted_at=self.now,
+                timeout=(timeout or self.spec.execution_timeout_ms) / 1000,
+                ttl=(ttl or DEFAULTS.ttl_ms) / 1000,
+                retention=DEFAULTS.runsync_retention if sync else DEFAULTS.run_retention,
+            )
+            self.settle()
+        if is_polled_for:
+            self.ask_all()
 
     def pick(self, data: st.DataObject) -> ModelJob | None:
         known = [job for job in self.model.values() if not job.is_gone]
@@ -161,28 +168,48 @@ class PlatformMachine(RuleBasedStateMachine):
         self.settle()
 
     @rule(data=st.data())
-    def retry(self, data: st.DataObject) -> None:
+    def retry_any(self, data: st.DataObject) -> None:
         job = self.pick(data)
         if job is None:
             return
-        if job.status not in RETRIABLE:
-            with pytest.raises(InputError):
-                self.platform.retry(self.now, "e", job.id)
+        if job.status in RETRIABLE:
+            self.retry(job)
             return
+        with pytest.raises(InputError):
+            self.platform.retry(self.now, "e", job.id)
+
+    @rule()
+    def retry_all(self) -> None:
+        for job in self.known():
+            if job.status in RETRIABLE:
+                self.retry(job)
+
+    def retry(self, job: ModelJob) -> None:
         job.wait()
         job.attempt_limit = job.attempt + DEFAULTS.max_attempts
         self.retried += 1
         self.platform.retry(self.now, "e", job.id)
         self.settle()
 
-    @rule()
+    @rule(what=st.sampled_from(["purge", "reload", "unhealthy", "exit", "exit", "exit", "exit"]), data=st.data())
+    def disturb(self, what: str, data: st.DataObject) -> None:
+        """One rule for what ends everything else, so that enough happens between two of these."""
+        if what == "purge":
+            self.purge()
+        elif what == "reload":
+            self.reload()
+        elif self.processes and what == "unhealthy":
+            self.platform.unhealthy(self.now, "e", self.draw_process(data).id, "disk", "full")
+        elif self.processes:
+            self.bury(self.draw_process(data), data.draw(st.sampled_from([0, 1, -9])))
+        self.settle()
+
     def purge(self) -> None:
         waiting = [job for job in self.known() if job.status is JobStatus.IN_QUEUE]
         for job in waiting:
             job.end(JobStatus.CANCELLED, self.now)
             self.totals[JobStatus.CANCELLED] += 1
         assert self.platform.purge(self.now, "e") == len(waiting)
-        self.settle()
 
     @rule(data=st.data())
     def read_stream(self, data: st.DataObject) -> None:
@@ -192,11 +219,10 @@ class PlatformMachine(RuleBasedStateMachine):
         assert self.platform.read_stream(self.now, "e", job.id) == job.unread
         job.unread = []
 
-    @rule()
     def reload(self) -> None:
+        before = self.workers()
         self.platform.replace_endpoint(self.now, self.spec)
-        assert all(worker.is_leaving for worker in self.workers() if worker.started_at < self.now)
-        self.settle()
+        assert all(worker.is_leaving for worker in before)
 
     # ------------------------------------------------------------------ workers
 
@@ -211,6 +237,9 @@ class PlatformMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.processes)
     @rule()
     def all_take(self) -> None:
+        self.ask_all()
+
+    def ask_all(self) -> None:
         for process in list(self.processes.values()):
             self.ask_for_work(process)
 
@@ -248,7 +277,7 @@ class PlatformMachine(RuleBasedStateMachine):
         process.running[job.id] = model.attempt
 
     @precondition(lambda self: any(process.running for process in self.processes.values()))
-    @rule(data=st.data(), outcome=st.sampled_from(["output", "error", "refresh"]))
+    @rule(data=st.data(), outcome=st.sampled_from(["output", "output", "error", "refresh"]))
     def finish(self, data: st.DataObject, outcome: str) -> None:
         process = self.draw_busy(data)
         job_id = data.draw(st.sampled_from(list(process.running)))
@@ -314,18 +343,6 @@ class PlatformMachine(RuleBasedStateMachine):
             if obeys:
                 process.running.pop(job_id, None)
         assert self.platform.stop_signals(self.now, "e", process.id) == []
-        self.settle()
-
-    @precondition(lambda self: self.processes)
-    @rule(data=st.data(), code=st.sampled_from([0, 1, -9]))
-    def exit(self, data: st.DataObject, code: int) -> None:
-        self.bury(self.draw_process(data), code)
-        self.settle()
-
-    @precondition(lambda self: self.processes)
-    @rule(data=st.data())
-    def report_unhealthy(self, data: st.DataObject) -> None:
-        self.platform.unhealthy(self.now, "e", self.draw_process(data).id, "disk", "full")
         self.settle()
 
     # ------------------------------------------------------------------ time
@@ -515,5 +532,5 @@ class PlatformMachine(RuleBasedStateMachine):
 
 TestPlatformMachine = PlatformMachine.TestCase
 TestPlatformMachine.settings = settings(
-    max_examples=150, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
 )
