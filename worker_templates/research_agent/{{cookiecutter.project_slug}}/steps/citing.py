@@ -14,14 +14,14 @@ from steps.documents import split_sentences
 from steps.planning import content_words
 from steps.schema import Author, Claim, Hit, Message, Passage, Source
 
-MIN_SUPPORT = 0.8
+MIN_SUPPORT = 0.9
 MAX_FOREIGN_WORDS = 1
 MIN_SHARED_WORDS = 0.8
-MIN_RELEVANCE = 0.3
+MIN_RELEVANCE = 0.45
 """Similarity with the question below which a sentence is true and beside the point."""
 MIN_WORDS = 5
 MAX_SENTENCES = 4
-MIN_SENTENCES = 2
+MIN_SENTENCES = 3
 """With fewer supported sentences, the sources' own closest sentences are quoted as well."""
 MIN_COVERAGE = 0.4
 """Similarity above which a sentence of the answer counts as being about a sub-query."""
