@@ -17,7 +17,7 @@ from flashkit.errors import (
     SessionNotFound,
 )
 from flashkit.worker.sessions.records import Keyring, Kind, Record, Snapshot
-from flashkit.worker.sessions.store import Busy, Change, Durability, Lease, Limits, Status
+from flashkit.worker.sessions.store import Busy, Change, Durability, Lease, Limits, Message, Status
 
 
 def result(key: str, output: bytes = b"1") -> Record:
