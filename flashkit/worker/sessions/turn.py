@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -245,6 +245,14 @@ def digest_of(arguments: Any) -> str:
 
 def _sorted_json(value: Any) -> bytes:
     try:
-        return orjson.dumps(value, option=_ONLY_PLAIN | orjson.OPT_SORT_KEYS)
-    except TypeError:
+        return orjson.dumps(value, default=_read_for_digest, option=_ONLY_PLAIN | orjson.OPT_SORT_KEYS)
+    except TypeError as exc:
+        if exc.__cause__ is not None:
+            raise
         return orjson.dumps(orjson.loads(encode_json(value)), option=orjson.OPT_SORT_KEYS)
+
+
+def _read_for_digest(value: Any) -> Any:
+    if isinstance(value, Iterator):
+        raise TypeError("reading an iterator would use up what the step is to get")
+    return orjson.loads(encode_json(value))
