@@ -8,6 +8,7 @@ import click
 
 _COMMANDS = {
     "dev": ("flashkit.cli.dev", "Run the endpoints of an app on this machine."),
+    "mcp": ("flashkit.cli.mcp", "Offer CPU endpoints as tools of the Model Context Protocol."),
     "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),
     "sessions": ("flashkit.cli.sessions", "See sessions, resume, settle, fork, compare and delete them."),
 }
