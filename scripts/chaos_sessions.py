@@ -2,8 +2,9 @@
 
 A real emulator with real workers, a real Redis with an append-only file. Half of the kills come from inside
 the worker, at the points before, inside and after each step; the other half are SIGKILLs at random moments.
-Redis is killed and started again in between. A session's jobs that the platform gives up are submitted again,
-as a client would.
+Redis is killed and started again in between. A job that the platform gives up after three dead workers is sent
+to its `/retry`: under its old id it finds the answer also where a worker died between the turn's end and the
+result's delivery. Submitted as a new job it would be a new request to the session, and start another turn.
 
 - lost_steps: bodies that ran again although the step had returned before, and results that are wrong.
 - repeated_effects: lines of the called endpoint and of effects whose key is there already.
@@ -84,7 +85,7 @@ class Run:
     outputs: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     random_kills: list[tuple[float, int]] = field(default_factory=list)
-    resubmitted: int = 0
+    retried: int = 0
     redis_restarts: int = 0
     points: list[str] = field(default_factory=list)
 
@@ -98,13 +99,11 @@ class Run:
             self.points += self.chance.sample(POINTS, len(POINTS))
         crashes = [self.points.pop() for _ in range(self.chance.choice((1, 2)))]
         name = f"s{len(self.jobs) + len(self.outputs) + len(self.failures)}"
-        self._submit(name, {"session_id": name, "crashes": crashes})
-
-    def _submit(self, name: str, data: dict[str, Any]) -> None:
+        data = {"session_id": name, "crashes": crashes}
         self.jobs[name] = self.emulator.submit("agent", JobRequest(input=data))
 
     def collect(self) -> None:
-        """Take finished jobs; submit again what the platform gave up because its workers died."""
+        """Take finished jobs; retry what the platform gave up because its workers died."""
         self.moves.read()
         for name, job in list(self.jobs.items()):
             if not job.status.is_final:
@@ -113,8 +112,8 @@ class Run:
             if job.status == "COMPLETED":
                 self.outputs[name] = plain(job.output)
             elif "worker_died" in (error := str(plain(job.error))) or "worker_start_failed" in error:
-                self.resubmitted += 1
-                self._submit(name, plain(job.input))
+                self.retried += 1
+                self.jobs[name] = self.emulator.dispatcher.apply(self.emulator.platform.retry, "agent", job.id)
             else:
                 self.failures[name] = error[:600]
 
@@ -252,7 +251,7 @@ def make_figures(run: Run) -> dict[str, float]:
         "resume_max_s": seconds[-1] if seconds else 0.0,
         "lease_s": LEASE_SECONDS,
         "redis_restarts": run.redis_restarts,
-        "jobs_submitted_again": run.resubmitted,
+        "jobs_retried": run.retried,
     }
 
 
