@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,9 @@ class Proxy:
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._server is not None
         self._server.close()
-        self.reset()
-        await asyncio.sleep(0.01)
+        while self._writers:
+            self.reset()
+            await asyncio.sleep(0.01)
 
     def reset(self) -> None:
         """Cut every connection."""
@@ -127,13 +129,17 @@ class Proxy:
         if self.mode == "refuse":
             writer.transport.abort()
             return
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        self._writers |= {writer, there_writer}
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            await asyncio.gather(self._requests(reader, there_writer), self._replies(there_reader, writer))
-        for one in (writer, there_writer):
+        pair = {writer}
+        self._writers.add(writer)
+        with contextlib.suppress(OSError):
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
+            pair.add(there_writer)
+            self._writers.add(there_writer)
+            ways = (self._requests(reader, there_writer), self._replies(there_reader, writer))
+            await asyncio.wait([asyncio.create_task(_until_cut(way)) for way in ways])
+        for one in pair:
             one.transport.abort()
-            self._writers.discard(one)
+        self._writers -= pair
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -160,3 +166,8 @@ class Proxy:
                 continue
             writer.write(data)
         writer.close()
+
+
+async def _until_cut(way: Coroutine[None, None, None]) -> None:
+    with contextlib.suppress(OSError):
+        await way

@@ -8,6 +8,8 @@ import redis.asyncio as aioredis
 
 from flashkit.errors import JournalLost, SessionFenced, StoreFull, StoreMisconfigured, StoreUnavailable
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
+from flashkit.worker.sessions.redis_client import read_script
+from flashkit.worker.sessions.redis_store import session_keys
 from flashkit.worker.sessions.store import Change, Durability
 from tests.sessions.servers import Proxy
 
@@ -224,6 +226,29 @@ async def test_an_error_in_any_script_leaves_nothing_half_written(own_redis, mak
             await store.commit(lease, [result("b")])
         await client.rename("aside", journal)
     assert (await keys_of(store), (await store.head("s")).seq) == (["a"], 1)
+
+
+@pytest.mark.parametrize("at", [*range(17), "too few values"])
+async def test_a_call_with_a_broken_value_is_refused_before_the_first_write(redis_server, namespace, make_store, at):
+    store = make_store(redis_server.url)
+    lease = await store.commit(await store.acquire("s", "w"), [result("a")])
+    words = [lease.incarnation, str(lease.fence), lease.nonce, "1", "15000", "0", "1", "7", "1000000", "1000",
+             "1", "2", "1", "1", "0", "1", "1"]  # fmt: skip
+    values = ["snapshot", "status", "done", "m", "answer", "record"]
+    if at == "too few values":
+        values = values[:3]
+    else:
+        words[at] = "x"
+    script, keys = read_script("commit"), session_keys(namespace, "s")
+    async with aioredis.from_url(redis_server.url) as client:
+        before = [await client.dump(key) for key in keys]
+        call = client.eval(script.text, len(keys), *keys, " ".join(words), *values)
+        if at in (0, 1, 2):
+            assert (await call)[0] == b"FENCED"
+        else:
+            with pytest.raises(aioredis.ResponseError):
+                await call
+        assert [await client.dump(key) for key in keys] == before
 
 
 async def test_waiting_for_a_replica_that_is_not_there_ends_in_a_typed_error(own_redis, make_store):

@@ -8,6 +8,7 @@ import pytest
 from flashkit.errors import (
     InboxFull,
     InputError,
+    JournalLost,
     PayloadTooLarge,
     RecordCorrupt,
     RecordKeyMissing,
@@ -170,6 +171,20 @@ async def test_a_commit_whose_reply_was_lost_is_recognised(store):
     await store.commit(first, [result("c")], Change(release=True, status=Status.DONE))
     assert not (await store.head("s")).is_held
     assert (await store.head("s")).seq == last.seq == 3
+
+
+@pytest.mark.parametrize("keyring", [None, Keyring({1: b"a" * 32}, active=1)])
+async def test_records_whose_reply_never_came_may_be_sent_again_with_later_ones(make_store, store_url, keyring):
+    store = make_store(store_url, keyring=keyring)
+    lease = await store.acquire("s", "w")
+    await store.commit(lease, [result("a")])
+    await store.commit(lease, [result("a"), result("b")], Change(info=b"1"))
+    after = await store.commit(lease, [result("a"), result("b")], Change(info=b"2", snapshot=Snapshot(b"{}", 1)))
+    assert ((await store.head("s")).info, (await store.load("s")).snapshot.seq) == (b"2", 2)
+    after = await store.commit(after, [result("c")])
+    assert (await keys_of(store), after.seq) == (["c"], 3)
+    with pytest.raises(JournalLost):
+        await store.commit(lease, [result("a"), result("other")])
 
 
 async def test_a_snapshot_replaces_the_records_that_it_stands_for(store):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
+import hmac
 import sys
 import zlib
 from collections.abc import Mapping
@@ -51,7 +51,8 @@ _HEADER: Final = Struct(">2sBBBBIQI")
 _CRC: Final = Struct(">I")
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 _DAMAGE: Final[tuple[type[Exception], ...]] = (zlib.error, EOFError, *([zstd.ZstdError] if zstd else []))
-_KEY_ID_AND_NONCE_BYTES: Final = 13
+_NONCE_BYTES: Final = 12
+_KEY_ID_AND_NONCE_BYTES: Final = 1 + _NONCE_BYTES
 _TAG_BYTES: Final = 16
 
 
@@ -183,9 +184,16 @@ class Keyring:
             raise ConfigurationError(f"there is no key {self.active} for sessions to encrypt with")
 
     def encrypt(self, data: bytes, bound_to: bytes) -> bytes:
-        """Return key number, nonce, and the encrypted data with its tag."""
-        nonce = os.urandom(12)
-        sealed: bytes = _aes_gcm(self.keys[self.active]).encrypt(nonce, data, bound_to)
+        """Return key number, nonce, and the encrypted data with its tag; the same for the same data and place.
+
+        A write that is sent again is recognised by its checksum, so the nonce is not random but a digest of
+        everything that is encrypted or bound, under a key of its own: it repeats only with all of that.
+        """
+        key = self.keys[self.active]
+        digest = hmac.new(hmac.digest(key, b"flashkit nonce", "sha256"), bound_to + b"\0", "sha256")
+        digest.update(data)
+        nonce = digest.digest()[:_NONCE_BYTES]
+        sealed: bytes = _aes_gcm(key).encrypt(nonce, data, bound_to)
         return bytes([self.active]) + nonce + sealed
 
     def decrypt(self, data: bytes, bound_to: bytes) -> bytes:
@@ -261,6 +269,12 @@ def unseal(place: Place, data: bytes, *, keyring: Keyring | None = None) -> Open
     if len(body) != raw_bytes:
         raise RecordCorrupt(f"a stored record has {len(body)} bytes instead of {raw_bytes}")
     return Opened(kind, seq, previous, crc, body)
+
+
+def crc_of(data: bytes) -> int:
+    """Return the checksum that a sealed record carries."""
+    crc: int = _CRC.unpack_from(data, _HEADER.size)[0]
+    return crc
 
 
 def encode_record(record: Record) -> bytes:

@@ -41,6 +41,8 @@ redis_errors: Final = redis.exceptions
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0
+SHORTEST_ATTEMPT_S: Final = 0.02
+"""With less of the budget left no attempt is begun."""
 ATTEMPT_S: Final = 5.0
 """A server that does not answer for this long is tried again on a new connection."""
 _MOST_CONNECTIONS: Final = 64
@@ -147,10 +149,11 @@ class RedisClient:
                     except (redis_errors.RedisError, OSError, NotDurable) as exc:
                         self._raise_lasting(exc)
                         last = exc
-                    pause = random.uniform(0, longest)  # noqa: S311 - spreads retries, guards nothing
-                    if time.monotonic() + pause >= deadline:
+                    left = deadline - time.monotonic()
+                    if left < SHORTEST_ATTEMPT_S:
                         break
-                    await asyncio.sleep(pause)
+                    pause = random.uniform(0, longest)  # noqa: S311 - spreads retries, guards nothing
+                    await asyncio.sleep(min(pause, left - SHORTEST_ATTEMPT_S))
                     longest = min(LONGEST_PAUSE_S, 2 * longest)
         except TimeoutError as exc:
             last = last or exc

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from flashkit.worker.sessions.packing import Packed
+from flashkit.worker.sessions.records import crc_of
 from flashkit.worker.sessions.refusals import (
     attempts_used_up,
     blocked,
@@ -96,16 +97,15 @@ class Tables:
             n = len(packed.records)
             until = 0 if change.release else now + round(lease.ttl_s * 1000)
             renewed: dict[str, Any] = {"until": until, "hb": head["hb"] + 1}
-            if n and (head["seq"], head["last"]) == (lease.seq + n, packed.last_crc):  # sent again
-                self._set(db, lease.session, renewed)
-                return int(head["posted"] - head["inbox"])
-            if head["seq"] != lease.seq:
+            known = head["seq"] - lease.seq
+            if known and not _is_applied(head, packed, known):
                 raise journal_lost(lease, head["seq"])
-            sizes = self._sizes(db, lease, head, packed, change)
+            records = packed.records[known:]
+            sizes = self._sizes(db, head, records, packed.snapshot, change)
             place = (self._ns, lease.session)
             db.executemany(
                 "INSERT INTO journal VALUES (?, ?, ?, ?)",
-                [(*place, seq, data) for seq, data in enumerate(packed.records, lease.seq + 1)],
+                [(*place, seq, data) for seq, data in enumerate(records, head["seq"] + 1)],
             )
             if packed.snapshot is not None and change.snapshot is not None:
                 sizes |= self._write_snapshot(db, lease, head, packed.snapshot, change)
@@ -339,23 +339,29 @@ class Tables:
         for row in rows.fetchall():
             self._remove(db, row["sid"])
 
-    def _sizes(self, db: sqlite3.Connection, lease: Lease, head: Row, packed: Packed, change: Change) -> dict[str, Any]:
+    def _sizes(
+        self,
+        db: sqlite3.Connection,
+        head: Row,
+        records: Sequence[bytes],
+        snapshot: bytes | None,
+        change: Change,
+    ) -> dict[str, Any]:
         """Return the head's counts of bytes after a commit. Raises `PayloadTooLarge`."""
-        added = sum(map(len, packed.records))
-        trims = packed.snapshot is not None and change.trim
-        if packed.records and not trims:
+        trims = snapshot is not None and change.trim
+        if records and not trims:
             limit = self._limits.journal_records
-            kept = self._one(db, "SELECT count(*) FROM journal WHERE ns = ? AND sid = ?", lease.session)
-            if kept + len(packed.records) > limit:
-                raise journal_too_long(lease.session, limit)
-        sizes = {"jb": 0 if trims else head["jb"] + added, "sb": head["sb"], "hs": head["hs"]}
-        if packed.snapshot is not None:
-            sizes["sb"] = len(packed.snapshot)
+            kept = self._one(db, "SELECT count(*) FROM journal WHERE ns = ? AND sid = ?", head["sid"])
+            if kept + len(records) > limit:
+                raise journal_too_long(head["sid"], limit)
+        sizes = {"jb": 0 if trims else head["jb"] + sum(map(len, records)), "sb": head["sb"], "hs": head["hs"]}
+        if snapshot is not None:
+            sizes["sb"] = len(snapshot)
             if _archives(head, change):
                 sizes["hs"] += head["sb"]
         total = sum(sizes.values()) + head["bb"]
         if total > self._limits.session_bytes:
-            raise session_too_large(lease.session, total, self._limits.session_bytes)
+            raise session_too_large(head["sid"], total, self._limits.session_bytes)
         return sizes
 
     def _write_snapshot(
@@ -401,6 +407,11 @@ class Tables:
 
 def _is_mine(head: Row, lease: Lease) -> bool:
     return (head["inc"], head["fence"], head["nonce"]) == (lease.incarnation, lease.fence, lease.nonce)
+
+
+def _is_applied(head: Row, packed: Packed, known: int) -> bool:
+    """True when the journal ends with the first so many records of a commit, whose answer was lost then."""
+    return 0 < known <= len(packed.records) and head["last"] == crc_of(packed.records[known - 1])
 
 
 def _archives(head: Row, change: Change) -> bool:
