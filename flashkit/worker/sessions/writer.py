@@ -68,7 +68,7 @@ class Writer:
         self._waiting.append(entry)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_all())
-        await asyncio.shield(entry.written)
+        await entry.written  # nobody else awaits it: a step that is cancelled here leaves the write alone
 
     async def close(self, *, change: Change | None = None) -> None:
         """Write the last change and give the lease back; quietly, if the session is lost."""
@@ -93,6 +93,9 @@ class Writer:
 
     def _next_batch(self) -> list[_Entry]:
         """Return the entries up to and including the first that changes more than the journal."""
+        if len(self._waiting) == 1:
+            batch, self._waiting = self._waiting, []
+            return batch
         size = next((i + 1 for i, entry in enumerate(self._waiting) if entry.change is not None), len(self._waiting))
         batch, self._waiting = self._waiting[:size], self._waiting[size:]
         return batch
