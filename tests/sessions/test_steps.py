@@ -347,3 +347,11 @@ async def test_partial_outputs_reach_whoever_streams_the_job(lab):
     worker = await lab.worker(agent)
     assert await worker.answer("j1") == "done"
     assert worker.streamed == [{"token": "a"}, {"url": "u", "body": ""}]
+
+
+async def test_iterators_reach_the_step_unread(lab):
+    async def agent(session) -> list[int]:
+        first = await session.step("sum", sum, (number for number in range(4)))
+        return [first, await session.step("nested", lambda many: sum(many["n"]), {"n": iter([1, 2])})]
+
+    assert await (await lab.worker(agent)).answer("j1") == [6, 3]
