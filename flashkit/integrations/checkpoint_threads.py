@@ -24,6 +24,8 @@ from flashkit.worker.sessions.redis_client import RedisClient, Script
 _LUA: Final = Path(__file__).parent / "lua"
 _NUL: Final = "\0"
 _LARGEST_VALUE_BYTES: Final = 8 << 20
+_SET_ASIDE_BYTES: Final = 128
+"""From this size on a value is stored by its digest, as often as it may occur."""
 _COPIED_AT_ONCE: Final = 200
 _MOST_PLANS: Final = 20
 """How often a plan to remove checkpoints is made anew because the thread changed meanwhile."""
@@ -94,6 +96,8 @@ class _Survey:
     fields: Sequence[bytes]
     records: dict[_At, Record]
     heads: dict[str, str]
+    contents: dict[bytes, str]
+    """Digests of the contents that values and writes name, by field."""
 
 
 class StaleWriter(SessionFenced):
@@ -134,12 +138,12 @@ class Threads:
         Raises:
             StaleWriter: Its place is taken; nothing was written.
         """
-        packed = _pack_record(record)
-        pairs: list[Any] = []
+        fields: dict[str, bytes] = {}
         for name, value in values.items():
-            pairs += [_field("b", ns, name), _require_size(value, name)]
+            fields[_field("b", ns, name)] = _set_aside(_require_size(value, name), b"", fields)
         await self._index(thread, record.run)
-        arguments = [self._ttl_ms, ns, require_plain(checkpoint), record.parent, place, packed, *pairs]
+        pairs = [item for pair in fields.items() for item in pair]
+        arguments = [self._ttl_ms, ns, require_plain(checkpoint), record.parent, place, _pack_record(record), *pairs]
         reply = await self._run(_PUT, thread, arguments)
         if _text(reply[0]) == "STALE":
             raise _stale(thread, ns, record.parent, _text(reply[1]))
@@ -147,26 +151,31 @@ class Threads:
     async def put_writes(self, thread: str, ns: str, checkpoint: str, writes: Sequence[Write]) -> None:
         """Store what a task wrote; of an index that is there already, only negative ones are replaced."""
         triples: list[Any] = []
+        contents: dict[str, bytes] = {}
         for write in writes:
             name = require_plain(write.task) + _NUL + str(write.index)
-            packed = ormsgpack.packb((write.path, write.channel, _require_size(write.value, write.channel)))
+            origin = ormsgpack.packb((write.path, write.channel))
+            packed = _set_aside(_require_size(write.value, write.channel), origin, contents)
             triples += [name, int(write.index < 0), packed]
+        pairs = [item for pair in contents.items() for item in pair]
         if triples:
-            await self._run(_WRITES, thread, [self._ttl_ms, ns, require_plain(checkpoint), *triples])
+            arguments = [self._ttl_ms, ns, require_plain(checkpoint), len(contents), *pairs, *triples]
+            await self._run(_WRITES, thread, arguments)
 
     async def get(self, thread: str, ns: str, checkpoint: str = "") -> Stored | None:
         """Return a checkpoint, the latest one without an id."""
         reply = await self._run(_GET, thread, [ns, checkpoint])
         if not reply:
             return None
-        found, head, packed, values, names, writes = reply
+        found, head, packed, names, values, contents, writes, written = reply
         record = _read_record(packed)
+        whole = zip(record.values, values, contents, strict=True)
         return Stored(
             id=_text(found),
             is_head=found == head,
             record=record,
-            values={name: value for name, value in zip(record.values, values, strict=True) if value is not None},
-            writes=tuple(_read_write(*pair) for pair in zip(names, writes, strict=True)),
+            values={name: _put_back(value, content)[1] for name, value, content in whole if value is not None},
+            writes=tuple(_read_write(*parts) for parts in zip(names, writes, written, strict=True)),
         )
 
     async def ids(self, thread: str, ns: str | None = None) -> list[tuple[str, str]]:
@@ -222,7 +231,7 @@ class Threads:
             await self._note_run(target, run)
 
     async def _survey(self, thread: str) -> _Survey:
-        revision, fields, records, heads = await self._run(_SURVEY, thread, [])
+        revision, fields, records, heads, contents = await self._run(_SURVEY, thread, [])
         return _Survey(
             revision=_text(revision),
             fields=fields,
@@ -231,6 +240,7 @@ class Threads:
                 for parts, packed in zip(map(_split, records[::2]), records[1::2], strict=True)
             },
             heads={_split(field)[1]: _text(head) for field, head in zip(heads[::2], heads[1::2], strict=True)},
+            contents={field: _text(digest) for field, digest in zip(contents[::2], contents[1::2], strict=True)},
         )
 
     async def _reduce(self, thread: str, choose: Callable[[_Survey], set[_At]]) -> None:
@@ -329,17 +339,21 @@ def _plan(survey: _Survey, kept: set[_At]) -> tuple[dict[str, str], list[bytes]]
     for ns, checkpoint in kept:
         latest[ns] = max(latest.get(ns, ""), checkpoint)
     heads = {ns: head if (ns, head := survey.heads.get(ns, "")) in kept else newest for ns, newest in latest.items()}
-    removed = []
-    for field in survey.fields:
-        kind, *rest = _split(field)
-        match kind:
-            case "c" | "n" | "w" if (rest[0], rest[1]) in dropped:
-                removed.append(field)
-            case "b" if (rest[0], rest[1] + _NUL + rest[2]) not in values:
-                removed.append(field)
-            case "h" if rest[0] not in heads:
-                removed.append(field)
-    return {_field("h", ns): checkpoint for ns, checkpoint in heads.items()}, removed
+    removed = {field for field in survey.fields if not _is_needed(_split(field), dropped, values, heads)}
+    needed = {digest for field, digest in survey.contents.items() if field not in removed}
+    removed |= {field for field in survey.fields if field[:2] == b"d\0" and _split(field)[1] not in needed}
+    return {_field("h", ns): checkpoint for ns, checkpoint in heads.items()}, sorted(removed)
+
+
+def _is_needed(parts: list[str], dropped: set[_At], values: set[tuple[str, str]], heads: dict[str, str]) -> bool:
+    match parts:
+        case ["c" | "n" | "w", ns, checkpoint, *_]:
+            return (ns, checkpoint) not in dropped
+        case ["b", ns, channel, version]:
+            return (ns, channel + _NUL + version) in values
+        case ["h", ns]:
+            return ns in heads
+    return True
 
 
 def _field(*parts: str) -> str:
@@ -377,10 +391,35 @@ def _read_record(packed: bytes) -> Record:
     return Record(parent, body, metadata, values, run, tuple(must_trace))
 
 
-def _read_write(name: bytes, packed: bytes | None) -> Write:
+def _set_aside(value: bytes, origin: bytes, contents: dict[str, bytes]) -> bytes:
+    """Return a field's bytes; a large value goes into `contents`, and only its digest into the field."""
+    if len(value) < _SET_ASIDE_BYTES:
+        return b"=%d:%b%b" % (len(origin), origin, value)
+    digest = hashlib.blake2b(value, digest_size=16).hexdigest()
+    contents[_field("d", digest)] = value
+    return b"#%b:%d:%b" % (digest.encode(), len(origin), origin)
+
+
+def _put_back(packed: bytes, content: bytes | None) -> tuple[bytes, bytes]:
+    """Return origin and value of a field. Raises `RecordCorrupt`."""
+    try:
+        digest, rest = (b"", packed[1:]) if packed[:1] == b"=" else packed[1:].split(b":", 1)
+        length, rest = rest.split(b":", 1)
+        origin, value = rest[: int(length)], rest[int(length) :]
+    except ValueError as exc:
+        raise RecordCorrupt(f"a stored value is damaged: {packed[:40]!r}") from exc
+    if not digest:
+        return origin, value
+    if content is None or hashlib.blake2b(content, digest_size=16).hexdigest() != digest.decode():
+        raise RecordCorrupt(f"the content {digest.decode()} of a checkpoint is damaged or missing")
+    return origin, content
+
+
+def _read_write(name: bytes, packed: bytes | None, content: bytes | None) -> Write:
+    origin, value = _put_back(packed or b"", content)
     try:
         task, index = _split(name)
-        path, channel, value = ormsgpack.unpackb(packed or b"")
+        path, channel = ormsgpack.unpackb(origin)
         return Write(task, path, int(index), channel, value)
     except (ValueError, TypeError) as exc:
         raise RecordCorrupt(f"a stored write of a task is damaged: {exc}") from exc

@@ -360,14 +360,29 @@ async def test_a_value_over_the_limit_is_refused_before_it_is_sent(saver):
 
 
 async def test_damaged_bytes_are_an_error_of_ours(saver, server):
-    await chain(saver, "a").ainvoke({"log": []}, thread())
+    await chain(saver, "a").ainvoke({"log": ["x" * 500]}, thread())
     key = "fk1:{default:t1}:g"
+    damaged = 0
     for field, value in server.client.hgetall(key).items():
-        if field.startswith((b"c", b"b")):
+        if field[:1] in b"cbwd" and field[1:2] == b"\0":
             server.client.hset(key, field, value[:-3])
             with pytest.raises(RecordCorrupt):
                 _ = [item async for item in saver.alist(thread())]
             server.client.hset(key, field, value)
+            damaged += 1
+    assert damaged > 10
+
+
+async def test_what_a_task_wrote_and_what_its_channel_holds_are_stored_once(saver, server):
+    class Notes(TypedDict):
+        note: str
+
+    builder = StateGraph(Notes).add_node("write", lambda state: {"note": "n" * 50_000}).add_edge(START, "write")
+    await builder.compile(checkpointer=saver).ainvoke({"note": ""}, thread())
+    assert server.client.memory_usage("fk1:{default:t1}:g", samples=0) < 2 * 50_000
+    await saver.aprune(["t1"])
+    await saver.adelete_for_runs(["none"])
+    assert (await saver.aget_tuple(thread())).checkpoint["channel_values"]["note"] == "n" * 50_000
 
 
 async def test_it_uses_the_connections_and_namespace_of_a_store_of_sessions(url, server):

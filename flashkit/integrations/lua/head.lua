@@ -1,9 +1,15 @@
 -- Shared by all scripts about one thread. KEYS[1] is one hash with all of the thread, so that it has one lifetime
 -- and one slot. Its fields, with NUL where a dot stands: h.ns head; c.ns.id checkpoint; b.ns.channel.version value;
--- w.ns.id.task.index write; n.ns.id names of that checkpoint's writes, NUL after each; r count of changes.
+-- w.ns.id.task.index write; n.ns.id names of that checkpoint's writes, NUL after each; d.digest content; r count of
+-- changes. A value or write that begins with # and a digest has its bytes in the content of that digest, so what a
+-- task wrote and what its channel then holds are stored once.
 -- Every check stands before the first write, and any script may run twice.
 
 local NUL = '\0'
+
+local function digest_in(value)
+  return value and string.match(value, '^#(%x+)')
+end
 
 local function changed(ttl_ms)
   redis.call('HINCRBY', KEYS[1], 'r', 1)
