@@ -1,14 +1,19 @@
 """LangGraph's checkpoints in a plain redis-server: LangGraph's own suite, real graphs, and two runs at once."""
 
 import asyncio
+import contextlib
 import importlib.util
 import operator
 import pickle
+import shutil
+import socket
+import subprocess
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, TypedDict
 
 import pytest
+import redis.asyncio
 
 from flashkit.errors import ConfigurationError, InputError, PayloadTooLarge, RecordCorrupt, SessionBusy
 
@@ -194,6 +199,68 @@ async def test_a_run_on_a_deleted_thread_does_not_bring_half_of_it_back(saver):
     with pytest.raises(StaleWriter, match="deleted or has expired"):
         await run
     assert (await graph.aget_state(thread())).values == {}
+
+
+async def test_a_step_that_is_sent_twice_is_stored_once(saver):
+    """What happens when the server's answer is lost and the call is repeated."""
+    await chain(saver, "a").ainvoke({"log": []}, thread())
+    latest = await saver.aget_tuple(thread())
+    again = (latest.parent_config, latest.checkpoint, latest.metadata, latest.checkpoint["channel_versions"])
+    assert await saver.aput(*again) == latest.config
+    assert await saver.aget_tuple(thread()) == latest
+    await chain(saver, "a").ainvoke({"log": []}, thread())
+    with pytest.raises(StaleWriter):
+        await saver.aput(*again)
+
+
+async def test_a_subgraph_with_memory_of_its_own_goes_on_where_it_was(saver):
+    inner = StateGraph(Counted).add_node("in", lambda state: {"log": ["in"]}).add_edge(START, "in")
+    builder = StateGraph(Counted).add_node("sub", inner.compile(checkpointer=True)).add_edge(START, "sub")
+    graph = builder.compile(checkpointer=saver)
+    await graph.ainvoke({"log": []}, thread())
+    result = await graph.ainvoke({"log": ["x"]}, thread())
+    spaces = {item.config["configurable"]["checkpoint_ns"] async for item in saver.alist(thread())}
+    assert spaces == {"", "sub"}
+    history = [item async for item in graph.aget_state_history(thread())]
+    before_sub = next(item for item in history if item.next == ("sub",))
+    assert await graph.ainvoke(None, before_sub.config) == result
+
+
+async def test_it_works_in_a_cluster(tmp_path_factory, require):
+    require(shutil.which("redis-server"), "redis-server")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # Its bus would be 10,000 ports above, which may not exist.
+    options = {"port": port, "cluster-port": port + 1, "cluster-enabled": "yes", "save": "", "bind": "127.0.0.1"}
+    process = subprocess.Popen(
+        ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", str(value)))],
+        cwd=tmp_path_factory.mktemp("cluster"), stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        await open_cluster(port)
+        async with FlashkitSaver(f"redis+cluster://127.0.0.1:{port}", budget_s=5) as saver:
+            for name in ("t1", "t2", "t3"):
+                await chain(saver, "a").ainvoke({"log": [name]}, thread(name, run_id="r"))
+            await saver.acopy_thread("t1", "t4")
+            await saver.aprune(["t1"])
+            assert len([item async for item in saver.alist(None)]) == 10
+            await saver.adelete_for_runs(["r"])
+            assert [item async for item in saver.alist(None)] == []
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def open_cluster(port: int) -> None:
+    """Give all slots to the only node, and wait until it is ready."""
+    async with redis.asyncio.Redis(port=port, retry=None) as client:
+        for _ in range(200):
+            with contextlib.suppress(redis.RedisError):
+                if (await client.execute_command("CLUSTER INFO"))["cluster_state"] == "ok":
+                    return
+                await client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+            await asyncio.sleep(0.05)
+    raise AssertionError("the cluster does not come up")
 
 
 async def test_a_channel_that_does_not_change_is_stored_once(saver, server):
