@@ -8,6 +8,7 @@ goes wrong is a tool's error with the rendered report, so that the model reads t
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any
 import click
 
 from flashkit.cli.apps import AppEndpoint, describe_apps
+from flashkit.cli.dev import PortTaken
 from flashkit.cli.run import normalise_url
 from flashkit.client import Client
 from flashkit.errors import ConfigurationError, FlashkitError
@@ -184,15 +186,20 @@ async def _serve_stdio(server: Any) -> None:
 
 
 async def _serve_http(server: Any, port: int) -> None:
-    import socket
-
     import uvicorn
 
-    with socket.create_server((_LOOPBACK, port)) as listener:
+    with _listen(port) as listener:
         sys.stderr.write(f"MCP at http://{_LOOPBACK}:{listener.getsockname()[1]}/mcp\n")
         sys.stderr.flush()
         config = uvicorn.Config(server.streamable_http_app(host=_LOOPBACK), log_level="warning")
         await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def _listen(port: int) -> socket.socket:
+    try:
+        return socket.create_server((_LOOPBACK, port))
+    except OSError as exc:
+        raise PortTaken(f"port {port} cannot be had: {exc.strerror}", hint="pass another one with --http") from exc
 
 
 def _require_mcp() -> None:

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -196,3 +197,10 @@ def test_an_app_without_cpu_endpoints_and_no_app_at_all_are_refused(flashkit, pr
     assert (result.code, result.out) == (2, "")
     assert "model (gpu)" in result.err
     assert flashkit("mcp", folder=project).code == 2
+
+
+def test_a_taken_port_is_told_from_other_errors(flashkit, project):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = flashkit("mcp", "app.py", "--http", str(taken.getsockname()[1]), folder=project)
+    assert result.code == 4
+    assert "pass another one with --http" in result.err
