@@ -386,6 +386,21 @@ async def test_a_turn_whose_beginning_was_not_kept_is_not_copied_with_a_wrong_st
     assert await store.head("s2") is None
 
 
+async def test_kept_journals_are_trimmed_before_they_leave_no_room_for_a_turn(store, worker):
+    await worker.answer("j1", session_id="s1", question="a")
+    lease = await store.acquire("s1", "w1")
+    filling = [Record(Kind.ANSWER, "noise") for _ in range(store.limits.journal_records // 2)]
+    await store.commit(lease, filling, Change(status=Status.IDLE, release=True))
+    await worker.answer("j2", session_id="s1", question="b")
+    assert (await store.load("s1")).records == ()
+    await worker.answer("j3", session_id="s1", question="c")
+    assert [turn.number for turn in (await admin.describe(store, "s1")).turns] == [3]
+    assert (await admin.state_after(store, "s1", turn=2))["state"]["questions"] == ["a", "b"]
+    await admin.fork(store, "s1", "s2", ForkPoint("second"))
+    await worker.answer("j9", **(await admin.wake(store, "s2")).input)
+    assert await admin.diff(store, ("s1", None), ("s2", None)) == ()
+
+
 # ---- comparing ---------------------------------------------------------------------------------------------
 
 
