@@ -28,7 +28,8 @@ from flashkit.worker.sessions.store import Change, Head, Image, Lease, Limits, S
 
 OWN_THREAD_FROM_BYTES: Final = 64 << 10
 """Compressing or encrypting more than this would hold up the event loop."""
-_PROGRESS: Final = frozenset(Kind) - {Kind.INTENT}
+_PROGRESS: Final = frozenset(Kind) - {Kind.INTENT, Kind.TURN}
+"""What counts as progress; each attempt may begin a turn or an effect anew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from flashkit.worker.sessions.redis_client import RedisClient, redis_errors
 log = logging.getLogger(__name__)
 
 _SHARDS: Final = 16
-_COLLECT_S: Final = 0.02
+_COLLECT_S: Final = 0.005
 _LIFETIME_S: Final = 90 * 86_400
 _GONE: Final = -1
 
@@ -50,20 +50,25 @@ class SessionIndex:
         self._flush_soon()
 
     async def latest(self, *, limit: int, before_ms: int | None) -> list[str]:
-        """Return ids of sessions, the last changed first."""
+        """Return ids of sessions, the last changed first; with what this store has written itself."""
+        await self._flush_now()
         highest = "+inf" if before_ms is None else f"({before_ms}"
         return await self._merge(self._updated, "ZREVRANGEBYSCORE", highest, "-inf", limit=limit, is_descending=True)
 
     async def expired(self, *, limit: int) -> list[str]:
         """Return ids of sessions whose lease was to end before now, the longest ago first."""
+        await self._flush_now()
         seconds, _ = await self._client.command("TIME")
         now_ms = int(seconds) * 1000 + 1000
         return await self._merge(self._running, "ZRANGEBYSCORE", "-inf", now_ms, limit=limit, is_descending=False)
 
     async def close(self) -> None:
         """Send what still waits."""
+        await self._flush_now()
+
+    async def _flush_now(self) -> None:
         if self._flushing is not None:
-            await self._flushing
+            await asyncio.wait([self._flushing])
         await self._flush()
 
     def _flush_soon(self) -> None:

@@ -226,7 +226,7 @@ class RedisStore:
         """Return sessions, the last changed first."""
         names = await self._index.latest(limit=limit, before_ms=before_ms)
         heads = await self._heads(names)
-        return sorted(heads, key=lambda head: head.updated_ms, reverse=True)
+        return sorted(heads, key=lambda head: (head.updated_ms, head.created_ms), reverse=True)
 
     async def orphans(self, *, limit: int = 100) -> list[Head]:
         """Return running sessions whose owner let the lease run out, the longest ago first."""

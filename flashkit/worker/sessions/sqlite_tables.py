@@ -164,7 +164,9 @@ class Tables:
 
     def latest(self, limit: int, before_ms: int | None) -> list[Row]:
         """Return heads, the last changed first."""
-        return self._heads("updated < ? ORDER BY updated DESC", 2**62 if before_ms is None else before_ms, limit)
+        return self._heads(
+            "updated < ? ORDER BY updated DESC, created DESC", 2**62 if before_ms is None else before_ms, limit
+        )
 
     def expired(self, limit: int) -> list[Row]:
         """Return heads of running sessions without a lease."""
