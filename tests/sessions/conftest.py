@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 
+from flashkit.client import Client
+from flashkit.emulator.server import Emulator
+from flashkit.protocol import PlatformDefaults
+from flashkit.settings import Settings
 from flashkit.worker.sessions.embedded import EmbeddedServer
 from flashkit.worker.sessions.store import Store, open_store
+from tests.sessions.platform_lab import Site, session_endpoint
 from tests.sessions.servers import RedisServer, require_binary
 from tests.sessions.session_lab import Lab
 
@@ -97,3 +102,21 @@ async def lab(request, tmp_path: Path, namespace: str) -> AsyncIterator[Lab]:
     url = f"sqlite:///{tmp_path}/state/sessions.db" if is_file else request.getfixturevalue("synced_redis").url
     async with AsyncExitStack() as stack:
         yield Lab(url, namespace, stack)
+
+
+@pytest.fixture(scope="module")
+async def site(synced_redis, tmp_path_factory, worker_environ, request) -> AsyncIterator[Site]:
+    """A platform with the endpoints that the module names in `ENDPOINTS`, and `DEFAULTS` of its own if it has some."""
+    folder = tmp_path_factory.mktemp("site")
+    log = folder / "log"
+    env = {
+        "FLASHKIT_STATE": synced_redis.url,
+        "FLASHKIT_NAMESPACE": uuid.uuid4().hex[:12],
+        "FLASHKIT_LEASE_SECONDS": "3",
+        "SESSION_APP_LOG": str(log),
+    }
+    endpoints = [session_endpoint(name, env) for name in request.module.ENDPOINTS]
+    defaults = getattr(request.module, "DEFAULTS", PlatformDefaults())
+    emulator = Emulator(endpoints, state_dir=folder / "state", defaults=defaults, environ=worker_environ)
+    async with emulator, Client(Settings(base_url=f"{emulator.url}/v2")) as client:
+        yield Site(emulator, client, log, endpoints)
