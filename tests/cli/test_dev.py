@@ -130,6 +130,15 @@ def test_sessions_are_kept_by_a_server_that_starts_and_ends_with_it(agents, star
     assert len(json.loads(flashkit("sessions", "list", "--json", folder=agents).out)) == 1
 
 
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+def test_a_second_server_in_the_folder_says_that_it_borrows_the_store(agents, start_dev):
+    first = start_dev(agents)
+    store = json.loads(first.record.read_text())["state"]
+    second = start_dev(agents)
+    second.wait_for("another flashkit dev in this folder started their server")
+    assert json.loads(second.record.read_text())["state"] == store
+
+
 def test_workers_keep_journals_and_short_leases_unless_the_shell_says_otherwise(agents, start_dev, flashkit):
     dev = start_dev(agents, "--redis", "sqlite:///below/sessions.db", FLASHKIT_LEASE_SECONDS="9")
     given = environment_of_worker(flashkit, agents)
