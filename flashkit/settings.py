@@ -47,6 +47,8 @@ class Settings:
     """Where sessions keep their journal (FLASHKIT_STATE)."""
     is_state_shared: bool = False
     """True when the store is named, so that other workers use it too (FLASHKIT_STATE)."""
+    state_keys: str | None = field(default=None, repr=False)
+    """Keys with which sessions are encrypted, `1:base64[,2:base64]`, the active one first (FLASHKIT_STATE_KEYS)."""
     state_namespace: str = DEFAULT_NAMESPACE
     """Separates apps that keep sessions in the same store (FLASHKIT_NAMESPACE)."""
     lease_seconds: float = 15.0
@@ -85,6 +87,7 @@ class Settings:
             api_key=api_key,
             endpoint_ids=_read_endpoint_ids(env),
             state_url=state_url or beside.state_url or DEFAULT_STATE_URL,
+            state_keys=env.get("FLASHKIT_STATE_KEYS") or None,
             is_state_shared=state_url is not None,
             state_namespace=env.get("FLASHKIT_NAMESPACE") or beside.state_namespace or DEFAULT_NAMESPACE,
             lease_seconds=_read_seconds(env, "FLASHKIT_LEASE_SECONDS", 15.0),

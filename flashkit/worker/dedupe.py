@@ -14,7 +14,7 @@ from typing import Final
 
 from flashkit.errors import FlashkitError, PayloadTooLarge
 from flashkit.settings import Settings
-from flashkit.worker.sessions.store import Store, open_store
+from flashkit.worker.sessions.store import Store, open_settings_store
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Deduplicator:
     """Runs each key once among all workers that share the store."""
 
     def __init__(self, settings: Settings, endpoint: str) -> None:
-        self._store: Store = open_store(settings.state_url, namespace=settings.state_namespace)
+        self._store: Store = open_settings_store(settings)
         self._endpoint = endpoint
 
     async def close(self) -> None:

@@ -17,7 +17,7 @@ from flashkit.settings import Settings
 from flashkit.worker.sessions.comparing import Difference, compare
 from flashkit.worker.sessions.forking import KEEPING_HINT, UNCHANGED, ForkPoint, plan_copy, turn_under_way, write_copy
 from flashkit.worker.sessions.records import Kind, Record
-from flashkit.worker.sessions.store import Busy, Change, Image, Lease, Status, Store, open_store
+from flashkit.worker.sessions.store import Busy, Change, Image, Lease, Status, Store, open_settings_store
 from flashkit.worker.sessions.timeline import SessionView, StepState, Summary, TurnView, view_session
 from flashkit.worker.sessions.turn import Memo
 
@@ -40,7 +40,7 @@ class Wake:
 
 def open_session_store(settings: Settings, *, url: str | None = None) -> Store:
     """Return the store that workers with these settings use, or the one at another URL."""
-    return open_store(url or settings.state_url, namespace=settings.state_namespace, budget_s=STORE_BUDGET_S)
+    return open_settings_store(settings, url=url, budget_s=STORE_BUDGET_S)
 
 
 async def list_sessions(store: Store, *, limit: int = 100, before_ms: int | None = None) -> tuple[Summary, ...]:

@@ -28,7 +28,16 @@ from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
 from flashkit.worker.sessions.session import Session
 from flashkit.worker.sessions.state import declared_model, new_state, read_state, state_version
-from flashkit.worker.sessions.store import Busy, Change, Image, Lease, Status, Store, open_store, require_session_id
+from flashkit.worker.sessions.store import (
+    Busy,
+    Change,
+    Image,
+    Lease,
+    Status,
+    Store,
+    open_settings_store,
+    require_session_id,
+)
 from flashkit.worker.sessions.turn import Memo, Suspend, Turn, digest_of
 from flashkit.worker.sessions.writer import Writer
 
@@ -128,7 +137,7 @@ class SessionRunner:
 
     def __init__(self, settings: Settings, definition: Definition) -> None:
         self._settings = settings
-        self._store: Store = open_store(settings.state_url, namespace=settings.state_namespace)
+        self._store: Store = open_settings_store(settings)
         self._client = Client(settings)
         self._endpoint = definition.spec.name
         self._model = declared_model(definition.function)

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from flashkit.errors import ConfigurationError, FlashkitError, InputError
+from flashkit.settings import Settings
 from flashkit.worker.sessions.records import Keyring, Record, Snapshot
 
 DAY_S: Final = 86_400.0
@@ -436,6 +437,16 @@ def open_store(
         f"{url!r} is not a store for sessions",
         hint="write it as sqlite:///path/to/file.db, redis://host:6379/0, rediss://… or unix:///path/to/socket",
     )
+
+
+def open_settings_store(settings: Settings, *, url: str | None = None, budget_s: float = 30.0) -> Store:
+    """Return the store that workers with these settings use, or the one at another URL, with their keys.
+
+    Raises:
+        ConfigurationError: The settings name no store, or their keys are not keys.
+    """
+    keyring = Keyring.from_text(settings.state_keys) if settings.state_keys else None
+    return open_store(url or settings.state_url, namespace=settings.state_namespace, keyring=keyring, budget_s=budget_s)
 
 
 def require_session_id(session: object) -> str:
