@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from flashkit.errors import FlashkitError, SessionError
+from flashkit.errors import FlashkitError, SessionError, StoreUnavailable
 from flashkit.worker.sessions.records import Record
 from flashkit.worker.sessions.store import Change, Durability, Lease, Store
 
@@ -104,7 +104,10 @@ class Writer:
         try:
             async with self._lock:
                 self._lease = await self._store.commit(self._lease, records, change)
-        except FlashkitError as exc:
+        except Exception as exc:
+            if not isinstance(exc, FlashkitError):
+                log.exception("session %s could not be written", self._lease.session)
+                exc = StoreUnavailable(f"session {self._lease.session!r} could not be written: {exc!r}")
             if len(batch) > 1 and not _is_lost(exc):
                 for entry in batch:  # one of them cannot be written; the others can
                     await self._write([entry], entry.records, entry.change)
