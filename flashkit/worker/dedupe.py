@@ -34,13 +34,18 @@ class Deduplicator:
         """Close connections."""
         await self._store.close()
 
-    async def run(self, key: str, job_id: str, work: Callable[[], Awaitable[bytes]]) -> bytes:
+    async def run(
+        self, key: str, job_id: str, work: Callable[[], Awaitable[bytes]], *, instead_of: str | None = None
+    ) -> bytes:
         """Return what the work gave, now or when another job with the key did it.
 
+        `instead_of` names a job that the platform lost: what it had claimed is free.
         A store that cannot be reached is no reason to refuse the job: it runs, and a warning says so.
         """
         key = f"{self._endpoint}:{key}"
         try:
+            if instead_of is not None:
+                await self._store.unclaim(key, instead_of)
             result = await self._claim(key, job_id)
         except FlashkitError as exc:
             log.warning("idempotency keys are not checked: %s", exc)

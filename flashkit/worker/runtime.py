@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flashkit.errors import (
     ErrorReport,
@@ -187,16 +187,16 @@ class Runtime:
         self, job: Mapping[str, Any], context: JobContext, emit: Emit, collected: _Collected
     ) -> bytes:
         output: bytes
-        data, key = split_envelope(job.get("input"))
+        data, envelope = split_envelope(job.get("input"))
         invoke = partial(self._invoke, context=context, emit=emit, collected=collected)
         if self._sessions is not None:
             wait_s = self.definition.spec.execution_timeout_ms / 1000 * _SHARE_OF_TIME_TO_WAIT
             output = await self._sessions.run(context.id, data, invoke, emit=emit, budget_s=wait_s)
             return output
         work = partial(invoke, self._engine, data)
-        if key is None or not self.settings.is_state_shared:
+        if envelope.key is None or not self.settings.is_state_shared:
             return await work()
-        output = await self._open_deduplicator().run(key, context.id, work)
+        output = await self._open_deduplicator().run(envelope.key, context.id, work, instead_of=envelope.instead_of)
         return output
 
     def _open_deduplicator(self) -> Any:
@@ -315,14 +315,25 @@ class _Collected:
         return b"[" + b",".join(self._chunks) + b"]"
 
 
-def split_envelope(data: Any) -> tuple[Any, str | None]:
-    """Return a job's input as the handler gets it, and the idempotency key that came with it."""
+class Envelope(NamedTuple):
+    """What a session's call tells the worker besides the handler's input."""
+
+    key: str | None = None
+    """Idempotency key of the work."""
+    instead_of: str | None = None
+    """Job that the platform lost, which may still hold the key."""
+
+
+def split_envelope(data: Any) -> tuple[Any, Envelope]:
+    """Return a job's input as the handler gets it, and what came with it."""
     if not isinstance(data, dict) or INPUT_ENVELOPE not in data:
-        return data, None
+        return data, Envelope()
     rest = dict(data)
-    envelope = rest.pop(INPUT_ENVELOPE)
-    key = envelope.get("key") if isinstance(envelope, dict) else None
-    return rest, key if isinstance(key, str) else None
+    content = rest.pop(INPUT_ENVELOPE)
+    texts = (
+        {name: value for name, value in content.items() if isinstance(value, str)} if isinstance(content, dict) else {}
+    )
+    return rest, Envelope(texts.get("key"), texts.get("instead_of"))
 
 
 def _is_cancelled_from_outside() -> bool:

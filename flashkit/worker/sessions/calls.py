@@ -79,6 +79,7 @@ class _Call:
         self._endpoint = endpoint
         self._key = key
         self._deadline = deadline
+        self._lost_job: str | None = None
         self.attempts = 0
 
     async def run(self, data: Any, *, retries: int) -> Any:
@@ -96,14 +97,16 @@ class _Call:
                     raise
                 await self._pause(exc)
             except (JobNotFound, JobFailed, JobCancelled) as exc:
-                is_abandoned = isinstance(exc, JobCancelled) and was_attached
-                if self.attempts > retries or not (is_abandoned or _may_help(exc)):
+                is_old = was_attached and not isinstance(exc, JobNotFound)  # how an earlier attempt ended
+                if self.attempts > retries or not (is_old or _may_help(exc)):
                     raise
+                self._lost_job = job.id if job else None
                 job, was_attached = None, False
                 await self._pause(exc)
 
     async def _submit(self, data: Any) -> JobHandle:
-        body = {**data, INPUT_ENVELOPE: {"key": self._key}} if isinstance(data, dict) else data
+        envelope = {"key": self._key, "instead_of": self._lost_job}
+        body = {**data, INPUT_ENVELOPE: envelope} if isinstance(data, dict) else data
         left = None if self._deadline is None else self._deadline - time.monotonic()
         limit_ms = None if left is None else max(_LEAST_EXECUTION_TIMEOUT_MS, round(left * 1000))
         job = await self._endpoint.run(body, execution_timeout_ms=limit_ms)
