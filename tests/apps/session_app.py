@@ -21,9 +21,10 @@ def note(*words: object) -> str:
 async def tool(key: str, seconds: float = 0.0, fails: str = "") -> dict[str, Any]:
     """Work for some time, or fail as it is told."""
     note("tool", key)
-    if fails == "raise":
+    is_first = LOG.read_text().count(f"tool {key}\n") == 1 if fails else False
+    if fails == "raise" or (fails == "raise-once" and is_first):
         raise LookupError(f"nothing about {key}")
-    if fails == "die" or (fails == "die-once" and LOG.read_text().count(f"tool {key}\n") == 1):
+    if fails == "die" or (fails == "die-once" and is_first):
         os._exit(9)
     try:
         await asyncio.sleep(seconds)

@@ -115,8 +115,6 @@ async def site(synced_redis, tmp_path_factory, worker_environ, request) -> Async
         "FLASHKIT_LEASE_SECONDS": "3",
         "SESSION_APP_LOG": str(log),
     }
-    if not getattr(request.module, "IS_STATE_SHARED", True):
-        del env["FLASHKIT_STATE"]
     endpoints = [session_endpoint(name, env) for name in request.module.ENDPOINTS]
     defaults = getattr(request.module, "DEFAULTS", PlatformDefaults())
     emulator = Emulator(endpoints, state_dir=folder / "state", defaults=defaults, environ=worker_environ)

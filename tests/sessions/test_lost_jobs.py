@@ -9,8 +9,6 @@ from tests.apps.session_app import tool
 
 ENDPOINTS = ("tool",)
 DEFAULTS = PlatformDefaults(max_attempts=1, respawn_delay=0.1)
-# With a store, the second job would wait until the claim of the first one on their idempotency key has run out.
-IS_STATE_SHARED = False
 pytestmark = pytest.mark.parametrize("lab", ["redis"], indirect=True)
 
 
@@ -28,3 +26,19 @@ async def test_a_job_whose_worker_died_is_submitted_again_as_often_as_allowed(si
     else:
         assert outcome.error is None
     assert len(site.lines("tool", key)) == submissions
+
+
+async def test_a_job_that_failed_is_made_again_when_its_turn_is(site, lab):
+    """A failure is no result: like a step that raised, the call is made anew when the turn is resumed."""
+    key = uuid.uuid4().hex
+
+    async def agent(session) -> str:
+        return (await session.call(tool, key, fails="raise-once"))["key"]
+
+    worker = await lab.worker(agent, base_url=site.base_url)
+    first = await worker.outcome("j1")
+    second = await worker.outcome("j1")
+
+    assert first.error.message == f"nothing about {key}"
+    assert second.error is None
+    assert len(site.lines("tool", key)) == 2
