@@ -1,5 +1,6 @@
 """What people do with sessions beside the workers: look, resume, settle, copy, compare, delete."""
 
+import asyncio
 import dataclasses
 
 import orjson
@@ -85,10 +86,18 @@ async def leave_open_payment(store, worker, session):
 # ---- looking -----------------------------------------------------------------------------------------------
 
 
+async def listed(store, count: int) -> tuple[admin.Summary, ...]:
+    """Return the sessions; the index that lists them is written a moment after the sessions themselves."""
+    async with asyncio.timeout(5):
+        while len(found := await admin.list_sessions(store)) < count:
+            await asyncio.sleep(0.01)
+    return found
+
+
 async def test_the_list_has_the_last_changed_session_first(store, worker):
     await worker.answer("j1", session_id="s1", question="a")
     await worker.error("j2", session_id="s2", question="b", do="fail")
-    found = await admin.list_sessions(store)
+    found = await listed(store, 2)
     assert [(each.session, each.status, each.turn) for each in found] == [("s2", "failed", 0), ("s1", "idle", 1)]
     assert found[0].reason == "ConnectionError: no network"
     assert [each.session for each in await admin.list_sessions(store, limit=1)] == ["s2"]
@@ -371,7 +380,7 @@ async def test_what_cannot_be_copied_is_said(lab, store, worker):
         await admin.fork(store, "s1", "s3", ForkPoint(turn=7))
     with pytest.raises(InputError, match="session_id"):
         await admin.fork(store, "s1", "no id")
-    assert [each.session for each in await admin.list_sessions(store)] == ["s2", "s1"]
+    assert [each.session for each in await listed(store, 2)] == ["s2", "s1"]
 
 
 async def test_a_turn_whose_beginning_was_not_kept_is_not_copied_with_a_wrong_state(lab, store):
