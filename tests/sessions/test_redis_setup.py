@@ -16,7 +16,15 @@ from tests.sessions.servers import free_port
 async def test_a_good_server_passes_and_says_what_it_is(make_store, store_url):
     report = await make_store(store_url).check()
     assert report.server.split()[0] in ("sqlite", "redis", "valkey")
-    assert report.warnings == ()
+    assert not [warning for warning in report.warnings if "once=True" not in warning]
+
+
+async def test_a_server_that_cannot_confirm_writes_to_disk_says_what_that_costs(own_redis, make_store):
+    for policy in ("everysec", "always"):
+        report = await make_store(own_redis(appendfsync=policy).url).check()
+        is_told = any("once=True are refused" in warning for warning in report.warnings)
+        version = tuple(int(part) for part in report.server.split()[1].split(".")[:2])
+        assert is_told == (policy == "everysec" and version < (7, 2))
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])

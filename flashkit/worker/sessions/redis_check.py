@@ -62,6 +62,11 @@ class ServerFacts:
             )
         if not self.has_aof:
             found.append("appendonly is off: a crash of the server loses what it has not saved")
+        elif not (self.can_wait_for_disk or self.syncs_every_write):
+            found.append(
+                f"{self.name} with appendfsync everysec cannot confirm writes to disk, so effects with once=True are "
+                "refused: use 7.2 or newer, or appendfsync always"
+            )
         return tuple(found)
 
     @property
