@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from flashkit.spec import EndpointSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
     from flashkit.worker.job import JobContext, current_job
     from flashkit.worker.main import serve
-    from flashkit.worker.sessions import Session
+    from flashkit.worker.sessions import Session, effect_key
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ _HOMES = {
     "spec": ("EndpointSpec", "Kind", "NetworkVolume", "ScalerType", "Weights", "WorkerBounds"),
     "worker.job": ("JobContext", "current_job"),
     "worker.main": ("serve",),
-    "worker.sessions": ("Session",),
+    "worker.sessions": ("Session", "effect_key"),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -90,6 +90,7 @@ __all__ = [
     "__version__",
     "cpu_endpoint",
     "current_job",
+    "effect_key",
     "embedding_endpoint",
     "gpu_endpoint",
     "orchestrator_endpoint",

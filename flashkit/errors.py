@@ -5,12 +5,28 @@ The tree is split by what the catcher does next:
     FlashkitError
     ├── DefinitionError       fix the decorator call: refused when the app file is imported
     ├── ConfigurationError    fix an environment variable, a file or a command line option
+    │   └── StoreMisconfigured    the sessions' store answers, but must not be used as it is set up
     ├── InputError            the caller sent something the handler cannot take: fix the request
     ├── HandlerError          the handler (user code) failed: read `where`, fix the code
     │   ├── OutputError           it returned something that cannot be sent
     │   ├── HandlerExit           it called sys.exit()
     │   └── SetupError            setup() or warmup() failed, so the worker takes no jobs
     ├── SessionError          the journal and the code disagree, or the session cannot be used
+    │   ├── BudgetExceeded        it used more steps, tokens or money than it may, or runs in circles
+    │   ├── ReplayMismatch        the code asks for other steps than its journal holds: see both in the message
+    │   ├── OutcomeUnknown        an effect may have happened: a person says whether it did
+    │   ├── SessionBusy           another worker has it: try again later
+    │   ├── SessionFenced         another worker took it over: stop, its work is not lost
+    │   ├── SessionBlocked        it waits for a person: read the reason, then resume or delete it
+    │   ├── SessionNotFound       there is no such session (any more)
+    │   ├── JournalLost           the store lost acknowledged steps, and they cannot be put back
+    │   ├── InboxFull             too many messages wait in it: try again later
+    │   ├── PayloadTooLarge       a result, state or message is over its limit: make it smaller
+    │   ├── RecordCorrupt         stored bytes are damaged or belong elsewhere
+    │   ├── RecordTooNew          stored by a newer flashkit: update this worker
+    │   ├── RecordKeyMissing      stored with a key that this worker has not
+    │   └── StoreUnavailable      the store cannot be reached: retry
+    │       └── StoreFull             it refuses writes for lack of memory or disk
     ├── JobError              a job sent to the platform did not complete
     │   ├── JobFailed             the worker reported an error
     │   ├── JobCancelled          somebody cancelled it
@@ -183,6 +199,12 @@ class ConfigurationError(FlashkitError):
     code = "configuration_invalid"
 
 
+class StoreMisconfigured(ConfigurationError):
+    """The sessions' store answers, but in its present configuration it would lose or refuse sessions."""
+
+    code = "store_misconfigured"
+
+
 class InputError(FlashkitError):
     """The request does not fit the handler's parameters."""
 
@@ -227,6 +249,96 @@ class SessionError(FlashkitError):
     """A session cannot go on."""
 
     code = "session_error"
+
+
+class BudgetExceeded(SessionError):
+    """A turn hit one of its ceilings; `details["ceiling"]` names it."""
+
+    code = "budget_exceeded"
+
+
+class ReplayMismatch(SessionError):
+    """The code asks for another step than the journal has in that place."""
+
+    code = "replay_mismatch"
+
+
+class OutcomeUnknown(SessionError):
+    """A worker died inside a step that must not run twice, so nobody knows whether its effect happened."""
+
+    code = "outcome_unknown"
+
+
+class SessionBusy(SessionError):
+    """Another worker works on the session; `details` says who, and for how long at most."""
+
+    code = "session_busy"
+
+
+class SessionFenced(SessionError):
+    """Another worker took the session over, so nothing that this one writes is accepted."""
+
+    code = "session_fenced"
+
+
+class SessionBlocked(SessionError):
+    """The session is not run before a person has looked at it; the message says why."""
+
+    code = "session_blocked"
+
+
+class SessionNotFound(SessionError):
+    """There is no session with this id: never begun, deleted, or past its retention."""
+
+    code = "session_not_found"
+
+
+class JournalLost(SessionError):
+    """The store no longer has steps that it had acknowledged, and this worker cannot put them back."""
+
+    code = "journal_lost"
+
+
+class InboxFull(SessionError):
+    """Too many messages wait in the session's inbox."""
+
+    code = "inbox_full"
+
+
+class PayloadTooLarge(SessionError):
+    """A step's result, a state, a message or a whole session is over its limit; nothing was written."""
+
+    code = "payload_too_large"
+
+
+class RecordCorrupt(SessionError):
+    """Stored bytes are damaged, out of order, or belong to another session."""
+
+    code = "record_corrupt"
+
+
+class RecordTooNew(SessionError):
+    """A record was written in a format that this version of flashkit does not know."""
+
+    code = "record_too_new"
+
+
+class RecordKeyMissing(SessionError):
+    """A record is encrypted with a key that this worker does not have."""
+
+    code = "record_key_missing"
+
+
+class StoreUnavailable(SessionError):
+    """The sessions' store could not be reached within the budget; what was not acknowledged may be sent again."""
+
+    code = "store_unavailable"
+
+
+class StoreFull(StoreUnavailable):
+    """The sessions' store has no memory or disk left for writes; nothing of this write was applied."""
+
+    code = "store_full"
 
 
 class JobError(FlashkitError):

@@ -87,6 +87,11 @@ class Definition:
         """The parameters as the user wrote them, for messages and listings."""
         return str(inspect.Signature(self.parameters)).replace("'", "")
 
+    @property
+    def description(self) -> str:
+        """The user's docstring, of the method or else of its class; empty without one."""
+        return inspect.getdoc(self.function) or (inspect.cleandoc(self.target.__doc__ or "") if self.is_class else "")
+
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments by parameter name, as a call would bind them.
 
@@ -259,6 +264,21 @@ class Contract:
         except PydanticInvalidForJsonSchema:
             return {}
         return _example(schema, schema.get("$defs", {}))
+
+    def input_schema(self) -> dict[str, Any]:
+        """Return the JSON schema of a job's `input`: always of an object, open where nothing is known."""
+        from pydantic.errors import PydanticInvalidForJsonSchema
+
+        try:
+            schema = dict(self._input_adapter.json_schema())
+        except PydanticInvalidForJsonSchema:
+            schema = {}
+        fields = schema.get("properties", {})
+        for parameter in self._definition.parameters if not self._sole_model else ():
+            if parameter.name in fields and _is_plain(parameter.default):
+                fields[parameter.name].setdefault("default", parameter.default)
+        schema.pop("title", None)  # a name of ours, or of a class that callers do not know
+        return {"type": "object", **schema}
 
     @cached_property
     def _hints(self) -> dict[str, Any]:
@@ -447,6 +467,10 @@ def _is_model(annotation: Any) -> bool:
         or typing.is_typeddict(annotation)
         or hasattr(annotation, "__total__")
     )
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool))
 
 
 def _describe(value: Any) -> str:

@@ -41,6 +41,8 @@ RUNSYNC_DEFAULT_WAIT_MS: Final = 90_000
 """How long `/runsync` waits without `?wait=`."""
 TTL_MS: Final = (10_000, 604_800_000)
 """Bounds of `policy.ttl`: 10 s to 7 days."""
+INPUT_ENVELOPE: Final = "_flashkit"
+"""Key in a job's `input` under which one flashkit endpoint tells another what is not for the handler."""
 POLL_LIMIT_SECONDS: Final = 90
 """A worker gives up a long poll after this time and asks again (SDK source)."""
 

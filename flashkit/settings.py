@@ -17,10 +17,20 @@ from flashkit.errors import ConfigurationError
 
 RUNPOD_API_URL = "https://api.runpod.ai/v2"
 DEFAULT_STATE_URL = "sqlite:///.flashkit/sessions.db"
+DEFAULT_NAMESPACE = "default"
 DEFAULT_WEIGHTS_DIR = Path("models")
 DEFAULT_WORKER_ID = "local"
 DEV_FILE = Path(".flashkit") / "dev.json"
-"""Where a running `flashkit dev` leaves its URL and process id, below the project's folder."""
+"""Where a running `flashkit dev` leaves its URL, its store and its process id, below the project's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevServer:
+    """A `flashkit dev` that runs."""
+
+    url: str
+    state_url: str | None = None
+    state_namespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +45,16 @@ class Settings:
     """Platform ids of endpoints by their flashkit names (FLASHKIT_ENDPOINTS, a JSON object)."""
     state_url: str = DEFAULT_STATE_URL
     """Where sessions keep their journal (FLASHKIT_STATE)."""
+    is_state_shared: bool = False
+    """True when the store is named, so that other workers use it too (FLASHKIT_STATE)."""
+    state_keys: str | None = field(default=None, repr=False)
+    """Keys with which sessions are encrypted, `1:base64[,2:base64]`, the active one first (FLASHKIT_STATE_KEYS)."""
+    state_namespace: str = DEFAULT_NAMESPACE
+    """Separates apps that keep sessions in the same store (FLASHKIT_NAMESPACE)."""
+    lease_seconds: float = 15.0
+    """How long a session stays with a worker that does not answer (FLASHKIT_LEASE_SECONDS)."""
+    keep_journals: bool = False
+    """Keep the steps of finished turns, for timelines and forks; `flashkit dev` does (FLASHKIT_KEEP_JOURNALS)."""
     weights_dir: Path = DEFAULT_WEIGHTS_DIR
     """Folder with weights as `<organisation>/<name>/` (FLASHKIT_WEIGHTS_DIR)."""
     worker_id: str = DEFAULT_WORKER_ID
@@ -47,7 +67,7 @@ class Settings:
         """Read the settings, from the process's environment unless one is given.
 
         Where no platform is configured, a `flashkit dev` that runs in `folder` (the current one by
-        default) or a folder above it is used.
+        default) or a folder above it is used, and its store unless another one is named.
 
         Raises:
             ConfigurationError: A variable has a value that cannot be used.
@@ -55,15 +75,23 @@ class Settings:
         env = os.environ if environ is None else environ
         base_url = env.get("RUNPOD_ENDPOINT_BASE_URL") or None
         api_key = env.get("RUNPOD_API_KEY") or None
-        if base_url is None and (dev_url := find_dev_server(folder or Path.cwd())):
-            base_url = f"{dev_url}/v2"
+        state_url = env.get("FLASHKIT_STATE") or None
+        dev = find_dev_server(folder or Path.cwd()) if base_url is None else None
+        if dev is not None:
+            base_url = f"{dev.url}/v2"
+        beside = DevServer("") if dev is None or state_url else dev
         if base_url is None and api_key is not None:
             base_url = RUNPOD_API_URL
         return cls(
             base_url=base_url,
             api_key=api_key,
             endpoint_ids=_read_endpoint_ids(env),
-            state_url=env.get("FLASHKIT_STATE") or DEFAULT_STATE_URL,
+            state_url=state_url or beside.state_url or DEFAULT_STATE_URL,
+            state_keys=env.get("FLASHKIT_STATE_KEYS") or None,
+            is_state_shared=state_url is not None,
+            state_namespace=env.get("FLASHKIT_NAMESPACE") or beside.state_namespace or DEFAULT_NAMESPACE,
+            lease_seconds=_read_seconds(env, "FLASHKIT_LEASE_SECONDS", 15.0),
+            keep_journals=_read_flag(env, "FLASHKIT_KEEP_JOURNALS"),
             weights_dir=Path(env.get("FLASHKIT_WEIGHTS_DIR") or DEFAULT_WEIGHTS_DIR),
             worker_id=env.get("RUNPOD_POD_ID") or DEFAULT_WORKER_ID,
             show_tracebacks=_read_flag(env, "FLASHKIT_TRACEBACKS"),
@@ -88,16 +116,15 @@ class Settings:
         return f"{self.require_base_url()}/{self.endpoint_ids.get(name, name)}"
 
 
-def find_dev_server(folder: Path) -> str | None:
-    """Return the URL of the `flashkit dev` that runs for this folder or one above it, if any does."""
+def find_dev_server(folder: Path) -> DevServer | None:
+    """Return the `flashkit dev` that runs for this folder or one above it, if any does."""
     for parent in (folder, *folder.parents):
         try:
             record = json.loads((parent / DEV_FILE).read_text())
             os.kill(record["pid"], 0)
-            url = str(record["url"])
+            return DevServer(str(record["url"]), record.get("state"), record.get("namespace"))
         except (OSError, OverflowError, ValueError, KeyError, TypeError):
             continue
-        return url
     return None
 
 
@@ -113,6 +140,17 @@ def _read_endpoint_ids(env: Mapping[str, str]) -> dict[str, str]:
             hint='write it as {"endpoint-name": "platform id"}',
         )
     return ids
+
+
+def _read_seconds(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1.0 <= seconds <= 3600.0:  # noqa: PLR2004 - an hour without a sign of life is dead
+        raise ConfigurationError(f"{name}={text!r} is not a time in seconds", hint="give a number from 1 to 3600")
+    return seconds
 
 
 def _read_flag(env: Mapping[str, str], name: str) -> bool:

@@ -88,9 +88,10 @@ def python_sources() -> Iterator[tuple[Path, ast.Module]]:
 
 
 def exception_classes() -> list[type[FlashkitError]]:
-    """Return every exception class of the package, parents first."""
+    """Return every exception class of the package, parents first; in the same order whatever was imported before."""
     import flashkit.cli.dev
-    import flashkit.emulator.server  # noqa: F401 - their subclasses register themselves
+    import flashkit.emulator.server
+    import flashkit.integrations.checkpoint_threads  # noqa: F401 - their subclasses register themselves
 
     found: list[type[FlashkitError]] = []
     pending = [FlashkitError]
@@ -98,8 +99,14 @@ def exception_classes() -> list[type[FlashkitError]]:
         cls = pending.pop(0)
         if cls.__module__.startswith("flashkit."):
             found.append(cls)
-            pending.extend(cls.__subclasses__())
+            pending.extend(sorted(cls.__subclasses__(), key=_errors_module_first))
     return found
+
+
+def _errors_module_first(cls: type[FlashkitError]) -> tuple[bool, str]:
+    """Sort key: the tree's own module in the order of its text, then the others by name."""
+    is_elsewhere = cls.__module__ != FlashkitError.__module__
+    return is_elsewhere, f"{cls.__module__}.{cls.__name__}" if is_elsewhere else ""
 
 
 def report_rows() -> list[tuple[str, str, str, str]]:

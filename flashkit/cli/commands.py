@@ -8,7 +8,9 @@ import click
 
 _COMMANDS = {
     "dev": ("flashkit.cli.dev", "Run the endpoints of an app on this machine."),
+    "mcp": ("flashkit.cli.mcp", "Offer CPU endpoints as tools of the Model Context Protocol."),
     "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),
+    "sessions": ("flashkit.cli.sessions", "See sessions, resume, settle, fork, compare and delete them."),
 }
 """Module (its attribute `command` is the command) and short help, so that --help imports nothing."""
 

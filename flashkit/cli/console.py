@@ -46,10 +46,19 @@ class Screen:
         self._is_chatty = log_level in ("debug", "info")
         self._name_width = _NAME_WIDTH
 
-    def show_banner(self, endpoints: Sequence[AppEndpoint], *, url: str, state_dir: Path, is_reloading: bool) -> None:
-        """Print what runs, where, and how to try it."""
+    def show_banner(
+        self,
+        endpoints: Sequence[AppEndpoint],
+        *,
+        url: str,
+        state_dir: Path,
+        is_reloading: bool,
+        sessions: str | None = None,
+    ) -> None:
+        """Print what runs, where, and how to try it; `sessions` says where those are kept."""
         self._name_width = max([_NAME_WIDTH, *(len(endpoint.name) for endpoint in endpoints)])
-        self._print(describe_start(endpoints, url=url, state_dir=state_dir, is_reloading=is_reloading))
+        banner = describe_start(endpoints, url=url, state_dir=state_dir, is_reloading=is_reloading, sessions=sessions)
+        self._print(banner)
 
     def show_event(self, event: Event) -> None:
         """Print the event, unless the log level hides it."""
@@ -98,12 +107,16 @@ def make_console(*, stderr: bool = False) -> Console:
     return Console(file=stream, highlight=False, markup=False, emoji=False)
 
 
-def describe_start(endpoints: Sequence[AppEndpoint], *, url: str, state_dir: Path, is_reloading: bool) -> Text:
+def describe_start(
+    endpoints: Sequence[AppEndpoint], *, url: str, state_dir: Path, is_reloading: bool, sessions: str | None = None
+) -> Text:
     """Return the banner."""
     text = Text.assemble(("flashkit ", "bold"), f"{__version__} · local platform at ", (url, "bold cyan"), "\n")
     for endpoint in endpoints:
         text.append_text(describe_endpoint(endpoint, url=url))
     reload_note = "saving a .py file restarts its workers" if is_reloading else "reload is off"
+    if sessions:
+        text.append_text(Text.assemble(("\nsessions  ", "dim"), sessions, ("  see: flashkit sessions list", "dim")))
     text.append_text(Text.assemble(("\nstate  ", "dim"), f"{state_dir}  ", (f"{reload_note} · Ctrl-C stops\n", "dim")))
     return text
 

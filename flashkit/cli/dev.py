@@ -34,6 +34,8 @@ class DevOptions:
     port: int
     is_reloading: bool
     log_level: str
+    state_url: str | None
+    """The store for sessions that was asked for."""
     folder: Path
     """The project's folder: state and dev.json go below it."""
 
@@ -56,14 +58,24 @@ class DevOptions:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--no-reload", is_flag=True, help="Do not watch files; exit 3 when the app does not import.")
 @click.option(
+    "--redis",
+    "state_url",
+    metavar="URL",
+    help="Keep sessions there: redis://HOST:PORT/0, rediss://…, unix:///SOCKET or sqlite:///FILE.",
+)
+@click.option(
     "--log-level", default="warning", show_default=True, type=click.Choice(LOG_LEVELS),
     help="Least serious log lines of the runpod SDK; what your code prints is always shown.",
 )  # fmt: skip
-def command(apps: tuple[Path, ...], *, port: int, host: str, no_reload: bool, log_level: str) -> int:
+def command(
+    apps: tuple[Path, ...], *, port: int, host: str, no_reload: bool, state_url: str | None, log_level: str
+) -> int:
     """Run the endpoints of an app on this machine: queue, scaling, real worker processes, Runpod's HTTP API.
 
     APP.py defines endpoints with flashkit's decorators, or is a plain runpod handler file that calls
-    runpod.serverless.start. Without APP.py, app.py, main.py or handler.py is taken.
+    runpod.serverless.start. Without APP.py, app.py, main.py or handler.py is taken. Sessions are kept below
+    .flashkit, by a Redis or Valkey of its own where one is installed, unless --redis or FLASHKIT_STATE
+    names another store.
     """
     options = DevOptions(
         apps=tuple(app.resolve() for app in apps or [find_app(Path.cwd())]),
@@ -71,6 +83,7 @@ def command(apps: tuple[Path, ...], *, port: int, host: str, no_reload: bool, lo
         port=port,
         is_reloading=not no_reload,
         log_level=log_level,
+        state_url=state_url,
         folder=Path.cwd(),
     )
     check_address(host, port)

@@ -49,15 +49,16 @@ def command(
     send = (
         _stream_job(settings, endpoint, job_input, write)
         if is_streaming
-        else _run_job(settings, endpoint, job_input, wait, write)
+        else run_job(settings, endpoint, job_input, wait, write)
     )
     asyncio.run(send)
     return 0
 
 
-async def _run_job(
+async def run_job(
     settings: Settings, endpoint: str, job_input: Any, wait: float | None, write: Callable[[Any], None]
 ) -> None:
+    """Run one job and write its output; with `wait` 0 only its id."""
     from flashkit.client import Client
 
     async with Client(settings) as client:

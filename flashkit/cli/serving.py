@@ -22,17 +22,19 @@ from flashkit.cli import exit_code_for
 from flashkit.cli.apps import AppEndpoint, check_names, describe_app
 from flashkit.cli.console import Screen, make_console
 from flashkit.cli.dev import DevOptions
+from flashkit.cli.dev_store import DevStore, open_dev_store
 from flashkit.cli.watching import SourceWatch
 from flashkit.emulator.server import Emulator
 from flashkit.errors import DefinitionError
-from flashkit.settings import DEV_FILE, Settings
+from flashkit.settings import DEV_FILE
 
 SHUTDOWN_GRACE_SECONDS = 10.0
 """How long jobs may go on after the first Ctrl-C."""
 EXIT_KILLED = 130
 """The shell's code for a process that Ctrl-C ended."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_SQLITE = "sqlite:///"
+_WORKER_DEFAULTS = {"FLASHKIT_KEEP_JOURNALS": "1", "FLASHKIT_LEASE_SECONDS": "5"}
+"""What suits one machine and a person who watches, unless the developer's shell says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class DevServer:
     def __init__(self, options: DevOptions, screen: Screen) -> None:
         self._options = options
         self._screen = screen
-        self._env = worker_env(options)
+        self._env: Mapping[str, str] = {}
         self._found: dict[Path, list[AppEndpoint]] = {app: [] for app in options.apps}
 
     @property
@@ -101,15 +103,21 @@ class DevServer:
 
         Raises:
             DefinitionError: An app does not import, and files are not watched.
-            ConfigurationError: The port cannot be had.
+            ConfigurationError: The port cannot be had, or sessions cannot be kept where they should.
+            StoreUnavailable: Nothing answers there.
         """
-        async with SourceWatch(self._options.watched_folders) as watch:
+        options = self._options
+        async with (
+            SourceWatch(options.watched_folders) as watch,
+            open_dev_store(options.folder, options.state_dir, named=options.state_url) as store,
+        ):
+            self._env = worker_env(options, store, os.environ)
             await run_unless(signals.stopping, self._describe_all())
             if signals.stopping.is_set():
                 return
             async with self._open_emulator(signals) as emulator:
-                with running_record(self._options.folder / DEV_FILE, emulator.url):
-                    self._show_banner(emulator)
+                with running_record(options.folder / DEV_FILE, emulator.url, store):
+                    self._show_banner(emulator, store)
                     await run_unless(signals.stopping, self._reload_for_ever(emulator, watch))
 
     @contextlib.asynccontextmanager
@@ -148,14 +156,17 @@ class DevServer:
         check_names([*others, *found])
         self._found[app] = found
 
-    def _show_banner(self, emulator: Emulator) -> None:
+    def _show_banner(self, emulator: Emulator, store: DevStore) -> None:
         options = self._options
         self._screen.show_banner(
             self._endpoints,
             url=emulator.url,
             state_dir=options.state_dir.relative_to(options.folder),
+            sessions=store.description,
             is_reloading=options.is_reloading,
         )
+        for warning in store.warnings:
+            self._screen.say(f"sessions: {warning}", style="yellow")
         if options.host not in _LOOPBACK:
             self._screen.say(f"{options.host} may be reached by other machines: they can run your jobs", style="yellow")
         for app in (app for app, endpoints in self._found.items() if not endpoints):
@@ -213,12 +224,13 @@ async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> N
 
 
 @contextlib.contextmanager
-def running_record(file: Path, url: str) -> Iterator[None]:
-    """Keep the file in which clients find this server's URL, for as long as it runs."""
+def running_record(file: Path, url: str, store: DevStore) -> Iterator[None]:
+    """Keep the file in which clients find this server's URL and store, for as long as it runs."""
     file.parent.mkdir(parents=True, exist_ok=True)
     (file.parent / ".gitignore").write_text("*\n")
-    record = orjson.dumps({"url": url, "pid": os.getpid()})
+    record = orjson.dumps({"url": url, "pid": os.getpid(), "state": store.url, "namespace": store.namespace})
     draft = file.with_suffix(f".{os.getpid()}")
+    draft.touch(mode=0o600)  # the store's URL may hold a password
     draft.write_bytes(record)
     draft.replace(file)
     try:
@@ -229,11 +241,8 @@ def running_record(file: Path, url: str) -> Iterator[None]:
                 file.unlink()
 
 
-def worker_env(options: DevOptions) -> Mapping[str, str]:
-    """Return what workers get on top: one place for sessions, whichever folder their app is in."""
-    state_url = Settings.from_environment().state_url
-    path = Path(state_url.removeprefix(_SQLITE))
-    if state_url.startswith(_SQLITE) and not path.is_absolute():
-        state_url = f"{_SQLITE}{options.folder / path}"
+def worker_env(options: DevOptions, store: DevStore, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return what workers get on top of the developer's shell, `environ`: above all one place for sessions."""
     level = {"warning": "WARN"}.get(options.log_level, options.log_level.upper())
-    return {"FLASHKIT_STATE": state_url, "RUNPOD_LOG_LEVEL": level}
+    defaults = {name: value for name, value in _WORKER_DEFAULTS.items() if name not in environ}
+    return {**defaults, "FLASHKIT_STATE": store.url, "RUNPOD_LOG_LEVEL": level}

@@ -14,6 +14,10 @@ from flashkit.errors import HandlerError
 _current: ContextVar[JobContext | None] = ContextVar("flashkit_current_job", default=None)
 
 
+class HandBack(BaseException):
+    """Ends a handler at a step boundary because its worker must go; the job is run again on another one."""
+
+
 class JobContext:
     """What a handler may know about its job, and the little it can do besides returning."""
 

@@ -134,12 +134,15 @@ def describe(app: str) -> int:
 
 def _describe_endpoint(attribute: str, endpoint: Defined) -> dict[str, Any]:
     definition = endpoint.definition
+    contract = Contract(definition)
     return {
         "name": definition.spec.name,
         "attribute": attribute,
         "spec": definition.spec.to_dict(),
         "signature": definition.signature,
-        "example": Contract(definition).example_input(),
+        "description": definition.description,
+        "example": contract.example_input(),
+        "schema": contract.input_schema(),
         "where": definition.where,
     }
 

@@ -29,6 +29,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from flashkit.errors import ConfigurationError, ErrorReport, OutputError, SetupError, describe_exception
+from flashkit.worker.job import HandBack
 from flashkit.worker.runtime import Outcome, Runtime, encode_progress
 
 log = logging.getLogger(__name__)
@@ -257,6 +258,7 @@ class _EventLoop:
         take = asyncio.create_task(self._take_jobs(session, poster))
         stops = asyncio.ensure_future(self.monitor_stop_signals(session))
         await self._shutdown_event.wait()
+        self.runtime.hand_back()
         await asyncio.wait([take], timeout=LAST_TAKE_SECONDS)
         take.cancel()
         while self.jobs_tasks:
@@ -320,6 +322,8 @@ class _EventLoop:
                 self.kill_worker()
         except asyncio.CancelledError:
             log.info("job %s was stopped by the platform", job_id)
+        except HandBack:  # no result: the platform hands the job to another worker when this one has gone
+            log.info("job %s is handed back", job_id)
         finally:
             self.job_progress.remove(job_id)
             self.jobs_tasks.pop(job_id, None)

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flashkit.errors import (
     ErrorReport,
@@ -33,15 +33,17 @@ from flashkit.errors import (
     user_traceback,
 )
 from flashkit.handler import Contract, Definition, encode_json
-from flashkit.protocol import RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
+from flashkit.protocol import INPUT_ENVELOPE, RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
 from flashkit.settings import Settings
 from flashkit.spec import Kind
-from flashkit.worker.job import JobContext, contain, enter_job
+from flashkit.worker.job import HandBack, JobContext, contain, enter_job
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[bytes], Awaitable[None]]
 _DONE: Final = object()
+_SHARE_OF_TIME_TO_WAIT: Final = 0.5
+"""How much of its execution timeout a job may wait for a session that another worker has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class Runtime:
         self._instance: Any = None
         self._engine: Any = None
         self._sessions: Any = None
+        self._deduplicator: Any = None
         self._threads = ThreadPoolExecutor(definition.spec.concurrency, thread_name_prefix="handler")
         self._busy_threads = 0
 
@@ -110,6 +113,11 @@ class Runtime:
             )
             raise error from exc
 
+    def hand_back(self) -> None:
+        """Let sessions end at their next step, without a result, because this worker must go."""
+        if self._sessions is not None:
+            self._sessions.hand_back()
+
     async def stop(self) -> None:
         """Run `teardown()` and release what `start` built; failures are logged."""
         teardown = getattr(self._instance, "teardown", None)
@@ -120,6 +128,8 @@ class Runtime:
                 log.exception("teardown of %s failed", self.definition.spec.name)
         if self._sessions is not None:
             await self._sessions.close()
+        if self._deduplicator is not None:
+            await self._deduplicator.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(
@@ -138,6 +148,7 @@ class Runtime:
 
         Raises:
             asyncio.CancelledError: The platform stopped the job; nothing is left running.
+            HandBack: The worker must go, and the job's session goes on elsewhere; there is no result.
         """
         context = JobContext(str(job["id"]), self.definition.spec.name, report_progress=report_progress)
         enter_job(context)
@@ -146,7 +157,7 @@ class Runtime:
             output = await self._run_handler(job, context, emit, collected)
             return Outcome(output, restart_worker=context.worker_restart_requested)
         except BaseException as exc:  # KeyboardInterrupt and its like end this job only
-            if isinstance(exc, asyncio.CancelledError) and _is_cancelled_from_outside():
+            if isinstance(exc, HandBack) or (isinstance(exc, asyncio.CancelledError) and _is_cancelled_from_outside()):
                 raise
             return Outcome(
                 collected.to_json() if collected else None,
@@ -162,9 +173,10 @@ class Runtime:
 
             self._engine = await self._in_thread(partial(EmbeddingEngine.load, spec.weights, self.settings))
         if spec.kind is Kind.ORCHESTRATOR:
-            from flashkit.worker.sessions import SessionFactory
+            from flashkit.worker.sessions import SessionRunner
 
-            self._sessions = SessionFactory(self.settings)
+            self._sessions = SessionRunner(self.settings, self.definition)
+            await self._sessions.start()
         if self.definition.is_class:
             self._instance = await self._in_thread(self.definition.target)
             for name in ("setup", "warmup"):
@@ -174,16 +186,33 @@ class Runtime:
     async def _run_handler(
         self, job: Mapping[str, Any], context: JobContext, emit: Emit, collected: _Collected
     ) -> bytes:
-        data = job.get("input")
-        injected: dict[str, Any] = {}
+        output: bytes
+        data, envelope = split_envelope(job.get("input"))
+        invoke = partial(self._invoke, context=context, emit=emit, collected=collected)
         if self._sessions is not None:
-            session, data = await self._sessions.open(context.id, data)
-            injected["session"] = session
-        elif self._engine is not None:
-            injected["embed"] = self._engine
+            wait_s = self.definition.spec.execution_timeout_ms / 1000 * _SHARE_OF_TIME_TO_WAIT
+            output = await self._sessions.run(context.id, data, invoke, emit=emit, budget_s=wait_s)
+            return output
+        work = partial(invoke, self._engine, data)
+        if envelope.key is None or not self.settings.is_state_shared:
+            return await work()
+        output = await self._open_deduplicator().run(envelope.key, context.id, work, instead_of=envelope.instead_of)
+        return output
+
+    def _open_deduplicator(self) -> Any:
+        """Return what keeps one idempotency key from running twice; connected when the first key comes."""
+        from flashkit.worker.dedupe import Deduplicator
+
+        if self._deduplicator is None:
+            self._deduplicator = Deduplicator(self.settings, self.definition.spec.name)
+        return self._deduplicator
+
+    async def _invoke(
+        self, injected: Any, data: Any, *, context: JobContext, emit: Emit, collected: _Collected
+    ) -> bytes:
         arguments = self.contract.parse_input(data)
         if self.definition.injected:
-            arguments[self.definition.injected] = injected[self.definition.injected]
+            arguments[self.definition.injected] = injected
         if not self.definition.streams:
             result = await self._call(partial(self._bound_handler, **arguments), context)
             output = self.contract.encode_output(result)
@@ -284,6 +313,27 @@ class _Collected:
 
     def to_json(self) -> bytes:
         return b"[" + b",".join(self._chunks) + b"]"
+
+
+class Envelope(NamedTuple):
+    """What a session's call tells the worker besides the handler's input."""
+
+    key: str | None = None
+    """Idempotency key of the work."""
+    instead_of: str | None = None
+    """Job that the platform lost, which may still hold the key."""
+
+
+def split_envelope(data: Any) -> tuple[Any, Envelope]:
+    """Return a job's input as the handler gets it, and what came with it."""
+    if not isinstance(data, dict) or INPUT_ENVELOPE not in data:
+        return data, Envelope()
+    rest = dict(data)
+    content = rest.pop(INPUT_ENVELOPE)
+    texts = (
+        {name: value for name, value in content.items() if isinstance(value, str)} if isinstance(content, dict) else {}
+    )
+    return rest, Envelope(texts.get("key"), texts.get("instead_of"))
 
 
 def _is_cancelled_from_outside() -> bool:

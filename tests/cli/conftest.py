@@ -16,7 +16,10 @@ import psutil
 import pytest
 
 FLASHKIT = (sys.executable, "-c", "from flashkit.cli import main; main()")
-PLATFORM_VARIABLES = ("RUNPOD_API_KEY", "RUNPOD_ENDPOINT_BASE_URL", "FLASHKIT_ENDPOINTS", "NO_COLOR", "FORCE_COLOR")
+PLATFORM_VARIABLES = (
+    "RUNPOD_API_KEY", "RUNPOD_ENDPOINT_BASE_URL", "FLASHKIT_ENDPOINTS", "FLASHKIT_STATE", "FLASHKIT_NAMESPACE",
+    "NO_COLOR", "FORCE_COLOR",
+)  # fmt: skip
 
 GREETER = """
 import time
@@ -133,8 +136,7 @@ def project(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def start_dev():
+def _servers():
     """Start `flashkit dev` in a folder and wait for its banner."""
     started = []
 
@@ -148,6 +150,10 @@ def start_dev():
     yield start
     for dev in started:
         dev.stop()
+
+
+start_dev = pytest.fixture(name="start_dev")(_servers)
+start_shared_dev = pytest.fixture(name="start_shared_dev", scope="module")(_servers)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """`flashkit dev` from its banner to its end, with real workers."""
 
+import json
 import os
 import pty
 import re
@@ -86,6 +87,86 @@ def read_to_end(descriptor):
             pass
     except OSError:
         pass  # how a terminal says that nobody is left on its other side
+
+
+# ---- sessions ----------------------------------------------------------------------------------------------
+
+SURROUNDINGS = """
+import os
+
+from flashkit import orchestrator_endpoint
+
+
+@orchestrator_endpoint(name="agent")
+async def agent(session) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("FLASHKIT_")}
+"""
+
+
+@pytest.fixture
+def agents(tmp_path):
+    (tmp_path / "app.py").write_text(SURROUNDINGS)
+    return tmp_path
+
+
+def environment_of_worker(flashkit, folder):
+    return json.loads(flashkit("run", "agent", "{}", folder=folder).out)
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+def test_sessions_are_kept_by_a_server_that_starts_and_ends_with_it(agents, start_dev, flashkit, assert_gone):
+    dev = start_dev(agents, PATH=os.environ["PATH"])
+    assert re.search(r"^sessions  \w+ [\d.]+ of its own, .flashkit/redis", dev.text, re.MULTILINE)
+    record = json.loads(dev.record.read_text())
+    assert record["state"].startswith("unix:///")
+    assert dev.record.stat().st_mode & 0o077 == 0
+    assert environment_of_worker(flashkit, agents)["FLASHKIT_STATE"] == record["state"]
+    family = dev.family()
+    assert any("server.sock" in " ".join(process.cmdline()) for process in family)
+    dev.send(signal.SIGTERM)
+    assert dev.end() == 0
+    assert_gone(family, seconds=2)
+    start_dev(agents)
+    assert len(json.loads(flashkit("sessions", "list", "--json", folder=agents).out)) == 1
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+def test_a_second_server_in_the_folder_says_that_it_borrows_the_store(agents, start_dev):
+    first = start_dev(agents)
+    store = json.loads(first.record.read_text())["state"]
+    second = start_dev(agents)
+    second.wait_for("another flashkit dev in this folder started their server")
+    assert json.loads(second.record.read_text())["state"] == store
+
+
+def test_workers_keep_journals_and_short_leases_unless_the_shell_says_otherwise(agents, start_dev, flashkit):
+    dev = start_dev(agents, "--redis", "sqlite:///below/sessions.db", FLASHKIT_LEASE_SECONDS="9")
+    given = environment_of_worker(flashkit, agents)
+    assert (given["FLASHKIT_KEEP_JOURNALS"], given["FLASHKIT_LEASE_SECONDS"]) == ("1", "9")
+    assert given["FLASHKIT_STATE"] == f"sqlite:///{agents}/below/sessions.db"
+    assert (agents / "below" / "sessions.db").exists()
+    assert re.search(r"^sessions  sqlite [\d.]+ at sqlite:///", dev.text, re.MULTILINE)
+
+
+def test_the_option_is_preferred_to_the_variable(agents, start_dev):
+    dev = start_dev(agents, "--redis", f"sqlite:///{agents}/a.db", FLASHKIT_STATE=f"sqlite:///{agents}/b.db")
+    assert json.loads(dev.record.read_text())["state"].endswith("/a.db")
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "message"),
+    [
+        ("http://127.0.0.1:6379", 2, "is not a store for sessions"),
+        ("redis://user:secret@127.0.0.1:1/0", 1, "127.0.0.1:1"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_said_before_anything_starts(agents, flashkit, url, code, message):
+    result = flashkit("dev", "--port", "0", "--redis", url, folder=agents)
+    assert result.code == code
+    assert message in result.err
+    assert "secret" not in result.err
+    assert "Traceback" not in result.err
+    assert not (agents / ".flashkit" / "dev.json").exists()
 
 
 # ---- apps --------------------------------------------------------------------------------------------------

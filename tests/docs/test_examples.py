@@ -72,7 +72,7 @@ def test_comments_above_blocks_are_ones_the_tests_know():
 def command_lines(block: Block) -> list[list[str]]:
     """Return the words of each command of ours in a shell block."""
     joined = re.sub(r"\\\n\s*", " ", block.source)
-    lines = [line.strip().removeprefix("$ ") for line in joined.splitlines()]
+    lines = [line.strip().removeprefix("$ ").removesuffix(" 2>&1") for line in joined.splitlines()]
     ours = [line for line in lines if re.match(r"flashkit |scripts/", line)]
     return [shlex.split(line, comments=True) for line in ours]
 
@@ -92,11 +92,15 @@ def check_flashkit_command(words: list[str]) -> None:
     if words[0].startswith("-"):
         cli.make_parser(context).parse_args(words)
         return
-    command = cli.get_command(context, words[0])
-    assert command is not None, f"there is no command `flashkit {words[0]}`"
-    child = click.Context(command, parent=context, info_name=words[0])
-    values, rest, _ = command.make_parser(child).parse_args(words[1:])
-    assert not rest, f"`flashkit {words[0]}` takes no {rest}"
+    command, child = cli, context
+    while isinstance(command, click.Group):
+        assert words, f"`{child.command_path}` is not a whole command"
+        name, *words = words
+        found = command.get_command(child, name)
+        assert found is not None, f"there is no command `{child.command_path} {name}`"
+        command, child = found, click.Context(found, parent=child, info_name=name)
+    values, rest, _ = command.make_parser(child).parse_args(words)
+    assert not rest, f"`{child.command_path}` takes no {rest}"
     for parameter in command.params:
         value = values.get(parameter.name)
         if isinstance(value, str) and not isinstance(parameter.type, click.Path | click.File):

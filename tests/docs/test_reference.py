@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -44,15 +45,26 @@ def test_every_page_is_in_the_navigation():
     assert [page for page in pages if page not in navigation] == []
 
 
+def commands_below(context: click.Context) -> Iterator[click.Context]:
+    """Yield the context of every command of a group, those of its groups too."""
+    assert isinstance(context.command, click.Group)
+    for name in context.command.list_commands(context):
+        command = context.command.get_command(context, name)
+        assert command
+        child = click.Context(command, info_name=name, parent=context)
+        yield child
+        if isinstance(command, click.Group):
+            yield from commands_below(child)
+
+
 def test_every_command_and_option_is_documented():
     page = read("cli.md")
-    context = click.Context(cli, **cli.context_settings)
-    for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
-        assert command
-        assert f"## flashkit {name}\n" in page
-        options = [text for parameter in command.params for text in parameter.opts if text.startswith("-")]
-        assert [text for text in options if text not in page] == []
+    context = click.Context(cli, info_name="flashkit", **cli.context_settings)
+    for child in commands_below(context):
+        assert f"## {child.command_path}\n" in page
+        section = page.partition(f"## {child.command_path}\n")[2].partition("\n## ")[0]
+        options = [text for parameter in child.command.params for text in parameter.opts if text.startswith("-")]
+        assert [text for text in options if text not in section] == []
 
 
 @pytest.mark.parametrize("prefix", ["FLASHKIT_", "RUNPOD_"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from cookiecutter.exceptions import FailedHookException
 from cookiecutter.main import cookiecutter
@@ -81,15 +84,13 @@ def require_models() -> None:
     pytest.skip(message)
 
 
-@pytest.mark.models
-@pytest.mark.timeout(420)
-async def test_a_question_gets_a_cited_answer_from_all_four_endpoints(
-    project: Path, pages: str, tmp_path: Path
-) -> None:
+@asynccontextmanager
+async def running_agent(project: Path, pages: str, folder: Path) -> AsyncIterator[tuple[Client, list[Event]]]:
+    """The agent's endpoints on a local platform, a client for them, and everything that happens."""
     require_models()
     env = {
         "FLASHKIT_WEIGHTS_DIR": str(MODELS),
-        "FLASHKIT_STATE": f"sqlite:///{tmp_path / 'sessions.db'}",
+        "FLASHKIT_STATE": f"sqlite:///{folder / 'sessions.db'}",
         "SEARCH_URL": pages,
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
@@ -97,14 +98,57 @@ async def test_a_question_gets_a_cited_answer_from_all_four_endpoints(
     events: list[Event] = []
     endpoints = await describe_app(project / "app.py", env=env)
     async with (
-        Emulator([each.local for each in endpoints], state_dir=tmp_path / "state", on_event=events.append) as emulator,
+        Emulator([each.local for each in endpoints], state_dir=folder / "state", on_event=events.append) as emulator,
         Client(Settings(base_url=f"{emulator.url}/v2")) as client,
     ):
+        yield client, events
+
+
+def finished(events: list[Event]) -> list[str]:
+    """Return the endpoint of every job that completed, in order."""
+    return [event.endpoint for event in events if isinstance(event, JobEvent) and event.status == "COMPLETED"]
+
+
+@pytest.mark.models
+@pytest.mark.timeout(420)
+async def test_a_question_gets_a_cited_answer_from_all_four_endpoints(
+    project: Path, pages: str, tmp_path: Path
+) -> None:
+    async with running_agent(project, pages, tmp_path) as (client, events):
         question = "What happens to a session when its worker dies?"
         report: dict[str, Any] = await client.endpoint("agent").call({"question": question}, timeout=400)
 
     assert report["sources"], report
     assert all(f"[{source['number']}]" in report["answer"] for source in report["sources"])
-    completed = [event.endpoint for event in events if isinstance(event, JobEvent) and event.status == "COMPLETED"]
+    completed = finished(events)
     assert completed.count("web-retrieval") == 3
     assert {"agent", "llm", "kb-search"} <= set(completed)
+
+
+@pytest.mark.models
+@pytest.mark.timeout(420)
+async def test_an_agent_killed_after_retrieval_answers_without_fetching_again(
+    project: Path, pages: str, tmp_path: Path
+) -> None:
+    async with running_agent(project, pages, tmp_path) as (client, events):
+        question = "What happens to a session when its worker dies?"
+        asking = asyncio.create_task(client.endpoint("agent").call({"question": question}, timeout=400))
+        while finished(events).count("web-retrieval") < 3 or not is_searching(events):
+            assert not asking.done()
+            await asyncio.sleep(0.01)
+        agents = [each for each in psutil.Process().children() if "app.py:research" in " ".join(each.cmdline())]
+        agents[0].kill()
+        report: dict[str, Any] = await asking
+
+    assert report["sources"], report
+    completed = finished(events)
+    assert completed.count("web-retrieval") == 3
+    submitted = {event.job_id for event in events if isinstance(event, JobEvent) and event.endpoint == "llm"}
+    assert len(submitted) == completed.count("llm")  # none was submitted twice
+    attempts = [event.attempt for event in events if isinstance(event, JobEvent) and event.endpoint == "agent"]
+    assert max(attempts) == 2
+
+
+def is_searching(events: list[Event]) -> bool:
+    """True once the search over pages and knowledge base has begun."""
+    return any(isinstance(event, JobEvent) and event.endpoint == "kb-search" for event in events)

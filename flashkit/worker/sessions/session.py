@@ -1,29 +1,37 @@
-"""`Session`, what an orchestrator's handler receives, and the factory that opens one per job."""
+"""`Session`, what an orchestrator's handler receives: ordinary Python around steps that never run twice."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import inspect
-import re
 import time
 import typing
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, overload
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from weakref import WeakKeyDictionary
 
-from flashkit.client import Client
-from flashkit.errors import HandlerExit, InputError, SessionError
-from flashkit.handler import Contract, Definition, decode_json, encode_json, output_adapter, parse_json
-from flashkit.settings import Settings
-from flashkit.worker.job import contain
-from flashkit.worker.sessions.journal import Journal, Record, open_journal
+from typing_extensions import TypeVar as TypingTypeVar
+
+from flashkit.errors import HandlerExit, OutcomeUnknown, SessionError
+from flashkit.handler import Contract, Definition, encode_json, output_adapter, parse_json
+from flashkit.worker.job import HandBack, contain
+from flashkit.worker.sessions.budget import Ceilings
+from flashkit.worker.sessions.calls import Caller
+from flashkit.worker.sessions.history import History
+from flashkit.worker.sessions.records import Kind, Record
+from flashkit.worker.sessions.store import Durability
+from flashkit.worker.sessions.turn import Ask, Suspend, Turn, encode_value, in_branch
 
 P = ParamSpec("P")
 T = TypeVar("T")
+StateT = TypingTypeVar("StateT", default=None)
 Output_co = TypeVar("Output_co", covariant=True)
 
-_SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_UNCHANGED: Final = object()
+_result_adapters: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
+_effect_key: ContextVar[str] = ContextVar("flashkit_effect_key")
 
 
 class Callee(Protocol[P, Output_co]):
@@ -36,24 +44,39 @@ class Callee(Protocol[P, Output_co]):
         """Run one job of it."""
 
 
-class Session:
-    """One run of an agent, resumable on any worker that reaches the same journal."""
+class Session(Generic[StateT]):
+    """One turn of an agent's session, resumable on any worker that reaches the same store.
 
-    def __init__(self, session_id: str, journal: Journal, completed: Mapping[str, Record], client: Client) -> None:
-        self.id = session_id
-        self._journal = journal
-        self._completed = dict(completed)
-        self._client = client
-        self._counts: Counter[str] = Counter()
-        self._used: set[str] = set()
+    Annotate the handler's parameter as `Session`, or as `Session[Notes]` to keep a pydantic model of yours
+    between turns in `session.state`.
+    """
+
+    def __init__(self, turn: Turn, caller: Caller, *, state: Any, history: History, events: list[Record]) -> None:
+        self.state: StateT = state
+        """The model that the handler's annotation names; saved at the end of each turn."""
+        self.history = history
+        """The conversation; saved at the end of each turn."""
+        self._turn = turn
+        self._caller = caller
+        self._events = events
 
     def __repr__(self) -> str:
-        return f"<session {self.id!r}, {len(self._completed)} steps done>"
+        return f"<session {self.id!r}, turn {self.turn}, {len(self.completed_steps)} steps done>"
+
+    @property
+    def id(self) -> str:
+        """The session's id."""
+        return self._turn.session
+
+    @property
+    def turn(self) -> int:
+        """Number of this turn; the first is 1."""
+        return self._turn.number
 
     @property
     def completed_steps(self) -> tuple[str, ...]:
         """Keys of the steps that will not run again."""
-        return tuple(self._completed)
+        return tuple(key for key, progress in self._turn.memo.steps.items() if progress.result is not None)
 
     @overload
     def step(
@@ -64,52 +87,100 @@ class Session:
         self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Coroutine[Any, Any, T]: ...
     def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-        """Run `function(*args, **kwargs)` once in the life of the session and return what it returned.
+        """Run `function(*args, **kwargs)` once in the life of the turn and return what it returned.
 
         Sync functions run in a thread. The result must have a JSON form; it comes back in the type that
         the function's annotation declares, on the first run as on every later one. A step that raises is
-        not written down: it runs again when the session is resumed.
+        not written down: it runs again when the session is resumed. If the worker dies while the function
+        runs, it runs again; for what must not happen twice there is `effect`.
 
         Args:
-            name: Stable name of the step; the second use of a name in a session becomes `name#2`.
+            name: Stable name of the step; the second use of a name in a turn becomes `name#2`.
             function: What to run.
             *args: Its arguments.
             **kwargs: Its keyword arguments.
         """
-        if not isinstance(name, str) or not callable(function):
-            raise SessionError(
-                f"session.step({name!r}, {function!r}) does not name a step and its function",
-                hint='write session.step("name", function, *arguments)',
-            )
-        key = self._next_key(name)
-        adapter = output_adapter(_return_annotation(function))
+        _require_step("step", name, function)
+        ask = self._turn.ask(name, [args, kwargs])
+        run = functools.partial(_run_function, function, *args, **kwargs)
+        return self._decoded(self._turn.once(ask, run, functools.partial(_encode_step, ask.key)), function)
 
-        async def run() -> Any:
-            if inspect.iscoroutinefunction(function):
-                return await function(*args, **kwargs)
-            outcome = await asyncio.to_thread(contain, functools.partial(function, *args, **kwargs))
-            result = outcome()
-            return await result if inspect.isawaitable(result) else result
+    def effect(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        once: bool = True,
+        probe: Callable[[str], Any] | None = None,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, Any]:
+        """Run a function that changes something outside, such as sending a mail or booking a payment.
 
-        return self._once(key, run, lambda data: decode_json(data, adapter))
+        That it is about to run is written down first. While it runs, `effect_key()` gives a key that is the
+        same on every attempt, for services that take an idempotency key.
+
+        Args:
+            name: Stable name of the step.
+            function: What to run.
+            *args: Its arguments.
+            once: Never run it a second time when a worker died inside it: ask `probe`, or stop with
+                `OutcomeUnknown` until a person has said what happened. False: run it again with the same key.
+            probe: Called with the key after such a death; what it returns is the step's result, None means
+                that the effect did not happen.
+            **kwargs: Its keyword arguments.
+
+        Raises:
+            OutcomeUnknown: Nobody knows whether the effect happened.
+        """
+        _require_step("effect", name, function)
+        ask = self._turn.ask(name, [args, kwargs])
+        run = functools.partial(_run_function, function, *args, **kwargs)
+        return self._decoded(self._run_effect(ask, run, once=once, probe=probe), function)
 
     @overload
     def call(
-        self, endpoint: Callee[P, T], /, *args: Any, timeout: float | None = None, **kwargs: Any
+        self,
+        endpoint: Callee[P, T],
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        retries: int = 2,
+        idempotency_key: str | None = None,
+        **kwargs: Any,
     ) -> Coroutine[Any, Any, T]: ...
     @overload
     def call(
-        self, endpoint: type[Any], /, *args: Any, timeout: float | None = None, **kwargs: Any
+        self,
+        endpoint: type[Any],
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        retries: int = 2,
+        idempotency_key: str | None = None,
+        **kwargs: Any,
     ) -> Coroutine[Any, Any, Any]: ...  # mypy takes no note of class decorators: to it, the class is still a class
     def call(
-        self, endpoint: Any, /, *args: Any, timeout: float | None = None, **kwargs: Any
+        self,
+        endpoint: Any,
+        /,
+        *args: Any,
+        timeout: float | None = None,
+        retries: int = 2,
+        idempotency_key: str | None = None,
+        **kwargs: Any,
     ) -> Coroutine[Any, Any, Any]:
-        """Run one job of another endpoint, once in the life of the session, and return its output.
+        """Run one job of another endpoint, once in the life of the turn, and return its output.
+
+        The job's id is written down when it is submitted: a worker that takes the session over goes on
+        waiting for that job instead of submitting another one.
 
         Args:
             endpoint: The decorated function or class.
             *args: The job's arguments.
-            timeout: Seconds to wait, queue and cold start included; then the job is cancelled.
+            timeout: Seconds to wait, queue, cold start and retries included; then the job is cancelled.
+            retries: How often a job is submitted again that the platform lost or could not take.
+            idempotency_key: Identifies the work instead of its place in the session and its input.
             **kwargs: The job's keyword arguments.
 
         Raises:
@@ -117,11 +188,9 @@ class Session:
         """
         name = endpoint.definition.spec.name
         data = endpoint.contract.make_input(args, kwargs)
-
-        async def run() -> Any:
-            return await self._client.endpoint(name).call(data, timeout=timeout)
-
-        return self._once(self._next_key(f"call:{name}"), run, endpoint.contract.decode_output)
+        ask = self._turn.ask(f"call:{name}", data)
+        call = self._caller.call(self._turn, ask, name, data, timeout, retries=retries, key=idempotency_key)
+        return _decode_with(call, endpoint.contract.decode_output)
 
     @overload
     async def gather(self, *calls: Awaitable[T], partial: Literal[False] = False) -> list[T]: ...
@@ -131,70 +200,135 @@ class Session:
         """Await several steps and calls at the same time; results in the order of the arguments.
 
         Args:
-            *calls: What `step` and `call` returned.
+            *calls: What `step` and `call` returned, or coroutines of your own that use the session.
             partial: Give exceptions in the place of results. Without it the first failure cancels the
                 others and is raised.
         """
-        if partial:
-            return await asyncio.gather(*calls, return_exceptions=True)
+        path = self._turn.branch()
         async with _Group() as group:
-            tasks = [group.start(call) for call in calls]
+            tasks = [group.start(in_branch(call, path, index)) for index, call in enumerate(calls)]
+            await group.wait(all_of_them=partial)
+        if partial:
+            return [_result_or_error(task) for task in tasks]
         return [task.result() for task in tasks]
 
-    def _next_key(self, name: str) -> str:
-        self._counts[name] += 1
-        key = name if self._counts[name] == 1 else f"{name}#{self._counts[name]}"
-        if key in self._used:  # a step that the user named like the second use of another one
-            return self._next_key(name)
-        self._used.add(key)
-        return key
+    async def stream(self, value: Any) -> None:
+        """Send a partial output to whoever streams the job. After a resumption values may come a second time."""
+        await self._caller.emit(encode_json(value))
 
-    async def _once(self, key: str, run: Callable[[], Awaitable[Any]], decode: Callable[[Any], Any]) -> Any:
-        record = self._completed.get(key)
-        if record is None:
-            started = time.monotonic()
-            try:
-                result = await run()
-            except SystemExit as exc:  # in a task of `gather` it would end the worker
-                raise HandlerExit.from_exit(exc) from exc
-            output = _encode_step(key, result)
-            record = await self._journal.write(self.id, Record(key, output, time.monotonic() - started))
-            self._completed[key] = record
-        return decode(parse_json(record.output))
+    async def wait_for(self, event: str, *, timeout: float | None = None) -> Any:
+        """Return the value of an event, giving the worker back until it comes.
 
+        The job ends with `{"status": "waiting", ...}`; a job with `{"session_id": ..., "event": {"name": ...,
+        "value": ...}}` resumes the turn here, on any worker.
 
-class SessionFactory:
-    """Opens the session of a job; holds the worker's journal and its one client."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._journal = open_journal(settings.state_url)
-        self._client = Client(settings)
-
-    async def open(self, job_id: str, data: Any) -> tuple[Session, Any]:
-        """Return the session that a job belongs to, and the job's input without the session's id.
-
-        A job names its session by `session_id` in the input; without one it is a session of its own, and
-        a retry of the same job resumes it.
+        Args:
+            event: The event's name.
+            timeout: Seconds after which whoever resumes the session gets TimeoutError here.
 
         Raises:
-            InputError: The id is not one.
+            TimeoutError: The session was resumed without the event, after its time.
         """
-        session_id = job_id
-        if isinstance(data, dict) and "session_id" in data:
-            data = dict(data)
-            session_id = data.pop("session_id")
-        if not isinstance(session_id, str) or not _SESSION_ID.fullmatch(session_id):
-            raise InputError(
-                f"session_id={session_id!r} is not a session's id",
-                hint="use 1 to 128 letters, digits and . _ : - and start with a letter or digit",
-            )
-        completed = await self._journal.read(session_id)
-        return Session(session_id, self._journal, completed, self._client), data
+        ask = self._turn.ask(f"event:{event}", None)
+        record = self._turn.done(ask)
+        if record is None:
+            arrived = next((answer for answer in self._events if answer.key == event), None)
+            if arrived is None:
+                record = await self._interrupt(ask, event, timeout)
+            else:
+                self._events.remove(arrived)
+                output = await self._turn.output_of(arrived)
+                record = await self._turn.write_result(ask, output, extra={"event": event})
+        if record.extra.get("timed_out"):
+            raise TimeoutError(f"session {self.id!r} waited {timeout or 0:g} s for event {event!r}")
+        return parse_json(await self._turn.output_of(record))
 
-    async def close(self) -> None:
-        """Close connections and the journal."""
-        await self._client.close()
-        await self._journal.close()
+    def budget(
+        self,
+        *,
+        steps: int | object | None = _UNCHANGED,
+        tokens: int | object | None = _UNCHANGED,
+        cost_usd: float | object | None = _UNCHANGED,
+        repeats: int | object | None = _UNCHANGED,
+    ) -> None:
+        """Set ceilings for this turn; None takes one away. `BudgetExceeded` ends the turn that hits one.
+
+        Args:
+            steps: Steps and calls. 1,000 at first.
+            tokens: What `spend` reports.
+            cost_usd: What `spend` reports.
+            repeats: How often the same step with the same input, or the same round of up to eight steps, may
+                follow itself. 20 at first.
+        """
+        given = {"steps": steps, "tokens": tokens, "cost_usd": cost_usd, "repeats": repeats}
+        changed = {name: value for name, value in given.items() if value is not _UNCHANGED}
+        for name, value in changed.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+                raise SessionError(f"session.budget({name}={value!r}) is not a ceiling", hint="give a number above 0")
+        self._turn.budget.set_ceilings(Ceilings(**{**self._turn.budget.ceilings.to_dict(), **changed}))
+
+    def spend(self, *, tokens: int = 0, cost_usd: float = 0.0) -> None:
+        """Report what the agent has used.
+
+        Raises:
+            BudgetExceeded: It is more than this turn's ceiling.
+        """
+        self._turn.budget.spend(tokens=tokens, cost_usd=cost_usd)
+
+    @property
+    def unread_events(self) -> list[Record]:
+        """Events that came and that no `wait_for` has taken; they are kept for the next turn."""
+        return self._events
+
+    async def _decoded(self, output: Awaitable[bytes], function: Callable[..., Any]) -> Any:
+        from pydantic_core import ValidationError
+
+        text = await output
+        adapter = _result_adapter(function)
+        if adapter is None or text == b"null":
+            return parse_json(text)
+        try:
+            return adapter.validate_json(text)
+        except ValidationError:
+            return parse_json(text)
+
+    async def _run_effect(
+        self, ask: Ask, run: Callable[[], Awaitable[Any]], *, once: bool, probe: Callable[[str], Any] | None
+    ) -> bytes:
+        turn = self._turn
+        key = self._caller.key_of(turn, ask)
+        progress = turn.memo.steps.get(ask.key)
+        has_begun = progress is not None and progress.intent is not None and progress.result is None
+        encode = functools.partial(_encode_step, ask.key)
+        if has_begun and once:
+            found = await _run_function(probe, key) if probe else None
+            if found is not None:
+                return (await turn.write_result(ask, encode(found))).output
+            if probe is None:
+                raise _outcome_unknown(turn.session, ask.key)
+        if progress is None or progress.result is None:
+            turn.check_leaving()
+            durability = Durability.FSYNC if once else Durability.DEFAULT
+            await turn.write(Kind.INTENT, ask, durability=durability)
+
+        async def run_with_key() -> Any:
+            token = _effect_key.set(key)
+            try:
+                return await run()
+            finally:
+                _effect_key.reset(token)
+
+        return await turn.once(ask, run_with_key, encode)
+
+    async def _interrupt(self, ask: Ask, event: str, timeout_s: float | None) -> Record:
+        progress = self._turn.memo.steps.get(ask.key)
+        since_ms = progress.intent.started_ms if progress and progress.intent else None
+        if since_ms is not None and timeout_s is not None and time.time() * 1000 - since_ms > timeout_s * 1000:
+            # Written down, so that an event that comes after all does not change which way the handler went.
+            return await self._turn.write_result(ask, b"null", extra={"timed_out": True})
+        if since_ms is None:
+            await self._turn.write(Kind.INTENT, ask, started_ms=round(time.time() * 1000))
+        raise Suspend(event, timeout_s)
 
 
 class _Group:
@@ -203,32 +337,91 @@ class _Group:
     def __init__(self) -> None:
         self._tasks: list[asyncio.Task[Any]] = []
 
-    def start(self, call: Awaitable[T]) -> asyncio.Task[T]:
-        task: asyncio.Task[T] = asyncio.ensure_future(call)
+    def start(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run one call beside the others."""
+        task = asyncio.create_task(call)
         self._tasks.append(task)
         return task
+
+    async def wait(self, *, all_of_them: bool) -> None:
+        """Return when every call has ended; otherwise already at the first failure."""
+        until = asyncio.ALL_COMPLETED if all_of_them else asyncio.FIRST_EXCEPTION
+        pending = set(self._tasks)
+        while pending:
+            _, pending = await asyncio.wait(pending, return_when=until)
+            if any(not isinstance(error, Suspend) for error in self._failures()):
+                break  # a branch that waits for an event lets the others finish
+        failures = self._failures()
+        leaving = [error for error in failures if isinstance(error, HandBack | Suspend)]
+        for error in leaving or ([] if all_of_them else failures):
+            raise error
+
+    def _failures(self) -> list[BaseException]:
+        finished = [task for task in self._tasks if task.done() and not task.cancelled()]
+        return [error for task in finished if (error := task.exception()) is not None]
 
     async def __aenter__(self) -> _Group:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        try:
-            if self._tasks:
-                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            pending = [task for task in self._tasks if not task.done()]
-            finished = [task for task in self._tasks if task not in pending]
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-        for task in finished:  # not those that failed because they were cancelled
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
+        pending = [task for task in self._tasks if not task.done()]
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+
+
+def _result_or_error(task: asyncio.Task[Any]) -> Any:
+    if task.cancelled():
+        return asyncio.CancelledError()
+    return task.exception() or task.result()
+
+
+def effect_key() -> str:
+    """Return the idempotency key of the running `session.effect`, the same on every attempt.
+
+    Raises:
+        SessionError: No effect is running.
+    """
+    try:
+        return _effect_key.get()
+    except LookupError:
+        raise SessionError("effect_key() was called outside of session.effect(...)") from None
+
+
+async def _run_function(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    try:
+        if inspect.iscoroutinefunction(function):
+            return await function(*args, **kwargs)
+        outcome = await asyncio.to_thread(contain, functools.partial(function, *args, **kwargs))
+        result = outcome()
+        return await result if inspect.isawaitable(result) else result
+    except SystemExit as exc:  # in a task of `gather` it would end the worker
+        raise HandlerExit.from_exit(exc) from exc
+
+
+async def _decode_with(output: Awaitable[Any], decode: Callable[[Any], Any]) -> Any:
+    return decode(parse_json(await output))
+
+
+def _require_step(method: str, name: object, function: object) -> None:
+    if not isinstance(name, str) or not name or not callable(function):
+        raise SessionError(
+            f"session.{method}({name!r}, {function!r}) does not name a step and its function",
+            hint=f'write session.{method}("name", function, *arguments)',
+        )
+
+
+def _outcome_unknown(session: str, key: str) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"session {session!r}: a worker died inside step {key!r}, so its effect may have happened or not",
+        hint=f"find out, then: flashkit sessions settle {session} {key} --result JSON (it happened) or --again",
+        details={"session": session, "step": key},
+    )
 
 
 def _encode_step(key: str, result: Any) -> bytes:
     try:
-        return encode_json(result)
+        return encode_value(result)
     except (TypeError, ValueError) as exc:
         raise SessionError(
             f"step {key!r} returned a {type(result).__name__}, which cannot be written to the journal: {exc}",
@@ -236,10 +429,21 @@ def _encode_step(key: str, result: Any) -> bytes:
         ) from exc
 
 
+def _result_adapter(function: Callable[..., Any]) -> Any:
+    """Return the adapter for what a function says it returns; made once, because that takes longer than a step."""
+    plain = getattr(function, "__func__", function)
+    try:
+        if plain not in _result_adapters:
+            _result_adapters[plain] = output_adapter(_return_annotation(function))
+        return _result_adapters[plain]
+    except TypeError:  # a callable object that cannot be a key
+        return output_adapter(_return_annotation(function))
+
+
 def _return_annotation(function: Callable[..., Any]) -> Any:
     if inspect.isclass(function):
         return function
     try:
-        return typing.get_type_hints(function, include_extras=True).get("return", Any)
-    except (NameError, TypeError):
+        return typing.get_type_hints(inspect.unwrap(function), include_extras=True).get("return", Any)
+    except (NameError, TypeError, AttributeError):
         return Any

@@ -1,0 +1,94 @@
+"""Where `flashkit dev` keeps sessions: in the store that was named, or in one below the project's folder."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashkit.settings import Settings
+
+if TYPE_CHECKING:
+    from flashkit.worker.sessions.embedded import EmbeddedServer
+    from flashkit.worker.sessions.store import StoreReport
+
+SQLITE = "sqlite:///"
+_FILE = "sessions.db"
+_BORROWED = "another flashkit dev in this folder started their server, and stops it at its own end"
+
+
+@dataclass(frozen=True, slots=True)
+class DevStore:
+    """An open store."""
+
+    url: str
+    namespace: str
+    description: str
+    """For the banner, without a password."""
+    warnings: tuple[str, ...] = ()
+
+
+@contextlib.asynccontextmanager
+async def open_dev_store(folder: Path, state_dir: Path, *, named: str | None) -> AsyncIterator[DevStore]:
+    """Keep a store for as long as the block lasts.
+
+    Without a name it is a Redis or Valkey of our own, so that sessions meet the same scripts and failures as
+    in production; where none is installed, SQLite.
+
+    Args:
+        folder: Relative paths in URLs begin here.
+        state_dir: Where our own store goes.
+        named: URL from the command line; else FLASHKIT_STATE is looked at.
+
+    Raises:
+        ConfigurationError: The store would lose sessions, or is none.
+        StoreUnavailable: It does not answer.
+    """
+    settings = Settings.from_environment()
+    namespace = settings.state_namespace
+    if url := named or (settings.state_url if settings.is_state_shared else None):
+        url = with_absolute_path(url, folder)
+        report = await _check(url, namespace)
+        yield DevStore(url, namespace, f"{report.server} at {without_password(url)}", report.warnings)
+    elif server := _find_server(state_dir / "redis"):
+        async with server:
+            report = await _check(server.url, namespace)
+            warnings = () if server.pid is not None else (_BORROWED,)
+            yield DevStore(server.url, namespace, f"{report.server} of its own, {state_dir.name}/redis", warnings)
+    else:
+        yield DevStore(f"{SQLITE}{state_dir / _FILE}", namespace, f"sqlite, {state_dir.name}/{_FILE}")
+
+
+def with_absolute_path(url: str, folder: Path) -> str:
+    """Return the URL so that workers, which run in the folders of their apps, find the same file."""
+    path = Path(url.removeprefix(SQLITE))
+    return f"{SQLITE}{folder / path}" if url.startswith(SQLITE) and not path.is_absolute() else url
+
+
+def without_password(url: str) -> str:
+    """Return a store's URL as it may be shown."""
+    scheme, separator, rest = url.partition("://")
+    address, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{address.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
+def _find_server(folder: Path) -> EmbeddedServer | None:
+    if find_spec("redis") is None:
+        return None
+    from flashkit.worker.sessions.embedded import EmbeddedServer, find_server
+
+    binary = find_server()
+    return None if binary is None else EmbeddedServer(folder, binary=binary, syncs_every_write=True)
+
+
+async def _check(url: str, namespace: str) -> StoreReport:
+    from flashkit.worker.sessions.store import open_store
+
+    store = open_store(url, namespace=namespace)
+    try:
+        return await store.check()
+    finally:
+        await store.close()

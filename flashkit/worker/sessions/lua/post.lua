@@ -1,0 +1,30 @@
+-- ARGV: session, incarnation to use, message id, body, most waiting, retention ms
+local now = now_ms()
+local meta = redis.call('HMGET', KEYS[1], 'inc', 'posted', 'inbox', 'status', 'keep')
+local posted, inbox = tonumber(meta[2] or 0), tonumber(meta[3] or 0)
+local known = redis.call('HGET', KEYS[6], ARGV[3])
+if known then
+  return {'KNOWN', now, known, posted - inbox, meta[4] or 'idle'}
+end
+if posted - inbox >= tonumber(ARGV[5]) then
+  return {'FULL', posted - inbox}
+end
+
+local number = posted + 1
+redis.call('XADD', KEYS[5], string.format('%d-0', number), 'id', ARGV[3], 'b', ARGV[4])
+redis.call('HSET', KEYS[6], ARGV[3], number)
+if not meta[1] then
+  redis.call('HSET', KEYS[1], 'sid', ARGV[1], 'inc', ARGV[2], 'fmt', 1, 'fence', 0, 'hb', 0, 'seq', 0, 'last', 0,
+    'snap', 0, 'turn', 0, 'inbox', 0, 'jb', 0, 'sb', 0, 'hs', 0, 'bb', 0, 'attempts', 0, 'created', now,
+    'keep', ARGV[6], 'status', 'idle')
+end
+redis.call('HSET', KEYS[1], 'posted', number, 'updated', now)
+if redis.call('HLEN', KEYS[6]) > 96 then -- remember the last 64 and all that wait
+  local oldest = math.min(number - 64, inbox)
+  local answers = redis.call('HGETALL', KEYS[6])
+  for i = 1, #answers, 2 do
+    if tonumber(string.match(answers[i + 1], '^%d+')) <= oldest then redis.call('HDEL', KEYS[6], answers[i]) end
+  end
+end
+keep(meta[5] or ARGV[6])
+return {'OK', now, number, number - inbox, meta[4] or 'idle'}

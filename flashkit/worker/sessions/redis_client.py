@@ -1,0 +1,295 @@
+"""The connection to Redis or Valkey: URLs, one way to call, retries within a budget, errors in our words.
+
+redis-py's own retries are off. A call is repeated here, with full jitter, until its budget is spent: every
+script of ours may run twice (see `lua/`), so a reply that was lost does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from flashkit.errors import ConfigurationError, FlashkitError, StoreFull, StoreMisconfigured, StoreUnavailable
+
+try:
+    import redis.asyncio as aioredis
+    import redis.exceptions
+    from redis.asyncio.cluster import ClusterNode, RedisCluster
+    from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import Sentinel
+    from redis.backoff import NoBackoff
+
+    from flashkit.worker.sessions.redis_lane import Lane, pack
+except ImportError as exc:
+    raise ConfigurationError(
+        "the sessions' store is a Redis, but the package redis is not installed",
+        hint="pip install 'flashkit-serverless[redis]'",
+    ) from exc
+
+T = TypeVar("T")
+
+redis_errors: Final = redis.exceptions
+
+FIRST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 2.0
+SHORTEST_ATTEMPT_S: Final = 0.02
+"""With less of the budget left no attempt is begun."""
+ATTEMPT_S: Final = 5.0
+"""A server that does not answer for this long is tried again on a new connection."""
+_MOST_CONNECTIONS: Final = 64
+_LANES: Final = 2
+"""One writes while the server answers the other."""
+_DEFAULT_SENTINEL_PORT: Final = 26_379
+_LUA: Final = Path(__file__).parent / "lua"
+
+_PASSING: Final = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.ReadOnlyError,
+    redis_errors.MasterDownError,
+    redis_errors.ClusterDownError,
+    redis_errors.TryAgainError,
+    OSError,
+)
+"""Outages and failovers: worth another attempt."""
+_PASSING_WORDS: Final = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED")
+
+
+class NotDurable(Exception):
+    """The server applied a write, but did not confirm in time that it is on disk or on a replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """One Lua script of ours."""
+
+    name: str
+    text: str
+    sha: str
+
+
+def read_script(name: str, *, prelude: bool = True) -> Script:
+    """Return the script in `lua/`, after the part that those about one session share."""
+    text = (_LUA / f"{name}.lua").read_text()
+    if prelude:
+        text = (_LUA / "prelude.lua").read_text() + text
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+class RedisClient:
+    """One server, Sentinel group or Cluster; nothing is connected before the first call."""
+
+    def __init__(self, url: str, *, budget_s: float) -> None:
+        self.shown_url = _without_password(url)
+        self.budget_s = budget_s
+        attempt_s = min(ATTEMPT_S, budget_s / 4)
+        self.confirm_ms = round(800 * attempt_s)
+        """How long a write may wait for disk or replicas before it is tried again."""
+        self.raw: Any = _connect(url, self.shown_url, attempt_s=attempt_s)
+        self.is_cluster = isinstance(self.raw, RedisCluster)
+        self._lane_client: Any = None
+        self._lanes: list[Lane] = []
+        if not self.is_cluster:
+            self._lane_client = _connect(url, self.shown_url, attempt_s=attempt_s, is_lane=True)
+            pool = self._lane_client.connection_pool
+            self._lanes = [Lane(pool, attempt_s=attempt_s) for _ in range(_LANES)]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for lane in self._lanes:
+            await lane.close()
+        for client in filter(None, (self._lane_client, self.raw)):
+            await client.aclose()
+            manager = None if self.is_cluster else getattr(client.connection_pool, "sentinel_manager", None)
+            for sentinel in manager.sentinels if manager else ():
+                await sentinel.aclose()
+
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Return a script's answer, retrying within the budget. Raises `StoreUnavailable`."""
+        started = time.monotonic()
+        try:
+            return await self._run_once(script, keys, arguments)
+        except (redis_errors.RedisError, OSError) as exc:
+            self._raise_lasting(exc)
+            left = self.budget_s - (time.monotonic() - started)
+            last = exc
+        return await self.persist(lambda: self._run_once(script, keys, arguments), budget_s=left, last=last)
+
+    async def command(self, *words: Any) -> Any:
+        """Return a command's answer, retrying within the budget. Raises `StoreUnavailable`."""
+        return await self.persist(lambda: self.raw.execute_command(*words))
+
+    async def run_durably(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], confirm: Sequence[Any]
+    ) -> Any:
+        """Run a script and, on the same connection, the command that waits for disk or replicas."""
+        return await self.persist(lambda: self._run_confirmed(script, keys, arguments, confirm))
+
+    async def persist(
+        self, attempt: Callable[[], Awaitable[T]], *, budget_s: float | None = None, last: Exception | None = None
+    ) -> T:
+        """Return what the attempt returns, repeating it through outages. Raises `StoreUnavailable`."""
+        budget = self.budget_s if budget_s is None else budget_s
+        deadline = time.monotonic() + budget
+        longest = FIRST_PAUSE_S
+        try:
+            async with asyncio.timeout(budget):
+                while True:
+                    try:
+                        return await attempt()
+                    except (redis_errors.RedisError, OSError, NotDurable) as exc:
+                        self._raise_lasting(exc)
+                        last = exc
+                    left = deadline - time.monotonic()
+                    if left < SHORTEST_ATTEMPT_S:
+                        break
+                    pause = random.uniform(0, longest)  # noqa: S311 - spreads retries, guards nothing
+                    await asyncio.sleep(min(pause, left - SHORTEST_ATTEMPT_S))
+                    longest = min(LONGEST_PAUSE_S, 2 * longest)
+        except TimeoutError as exc:
+            last = last or exc
+        raise self._unavailable(last) from last
+
+    async def _run_once(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        try:
+            if not self._lanes:
+                return await self.raw.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            lane = min(self._lanes, key=_load_of)
+            count = b"*%d\r\n" % (3 + len(keys) + len(arguments))
+            return await lane.call(count + _pack_start(script.sha, tuple(keys)) + pack(arguments))
+        except redis_errors.NoScriptError:  # a new server; EVAL also teaches it the script
+            return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+
+    async def _run_confirmed(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], confirm: Sequence[Any]
+    ) -> Any:
+        async with self.raw.pipeline(transaction=False) as pipe:
+            pipe.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+            pipe.execute_command(*confirm)
+            reply, confirmed = await pipe.execute()
+        count = confirmed[0] if isinstance(confirmed, list) else confirmed
+        if count < 1:
+            raise NotDurable(f"{confirm[0]} was not confirmed within {confirm[-1]} ms")
+        return reply
+
+    def _raise_lasting(self, exc: Exception) -> None:
+        """Raise our error for what another attempt cannot heal; return for what it may."""
+        text = str(exc)
+        is_login = isinstance(exc, (redis_errors.AuthenticationError, redis_errors.AuthorizationError))
+        if is_login or "NOAUTH" in text or "unauthenticated" in text:
+            raise self._refused(exc, "check user and password in the URL") from exc
+        if isinstance(exc, redis_errors.NoPermissionError) or "NOPERM" in text or "can't run this command" in text:
+            raise self._refused(exc, "allow the user EVAL, EVALSHA and the commands on keys fk1:*") from exc
+        if isinstance(exc, redis_errors.OutOfMemoryError) or "OOM command" in text or "MISCONF" in text:
+            raise StoreFull(
+                f"the sessions' store at {self.shown_url} has no room for writes: {text}",
+                hint="raise maxmemory or the disk's size, or delete sessions; nothing of this write was applied",
+            ) from exc
+        if isinstance(exc, (*_PASSING, NotDurable)) or any(word in text for word in _PASSING_WORDS):
+            return
+        raise self._refused(exc, "is this a Redis >= 6.2 or a Valkey that nobody else writes fk1:* keys to?") from exc
+
+    def _refused(self, exc: Exception, hint: str) -> FlashkitError:
+        return StoreMisconfigured(f"the sessions' store at {self.shown_url} refused a command: {exc}", hint=hint)
+
+    def _unavailable(self, last: Exception | None) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"the sessions' store at {self.shown_url} could not be used within {self.budget_s:g} s: "
+            f"{type(last).__name__}: {last}",
+            hint="what was acknowledged is kept; try again when the store is back",
+        )
+
+
+_load_of: Final = attrgetter("load")
+
+
+@lru_cache(maxsize=4096)
+def _pack_start(sha: str, keys: tuple[str, ...]) -> bytes:
+    """Return the part of a call that is the same for every call of a script on a session."""
+    return pack(("EVALSHA", sha, len(keys), *keys))
+
+
+def _connect(url: str, shown_url: str, *, attempt_s: float, is_lane: bool = False) -> Any:
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.replace("valkey", "redis", 1)
+    options: dict[str, Any] = {
+        "socket_timeout": None if is_lane else attempt_s,  # a lane has one timer for all it reads
+        "socket_connect_timeout": attempt_s,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+    }
+    try:
+        base, kind = _split_scheme(scheme)
+        if kind == "cluster":
+            return _connect_cluster(rest, options, is_tls=base == "rediss")
+        if kind == "sentinel":
+            return _connect_sentinel(rest, options, is_tls=base == "rediss")
+        pool = aioredis.BlockingConnectionPool.from_url(
+            f"{base}://{rest}", max_connections=_MOST_CONNECTIONS, timeout=attempt_s, **options
+        )
+        return aioredis.Redis.from_pool(pool)
+    except (ValueError, TypeError) as exc:
+        raise ConfigurationError(
+            f"{shown_url!r} is not a store for sessions: {exc}",
+            hint="write it as redis://user:password@host:6379/0, rediss://…, unix:///path/to/socket, "
+            "redis+cluster://host:6379 or redis+sentinel://host:26379/service",
+        ) from exc
+
+
+def _split_scheme(scheme: str) -> tuple[str, str]:
+    """Return what a scheme says about the connection and about the kind of service."""
+    base, _, kind = scheme.partition("+")
+    if base not in ("redis", "rediss", "unix") or kind not in ("", "cluster", "sentinel"):
+        raise ValueError(f"there is no {scheme}://")
+    return base, kind
+
+
+def _connect_cluster(rest: str, options: dict[str, Any], *, is_tls: bool) -> RedisCluster:
+    login, hosts, _ = _split_address(rest)
+    options = {**options, **login, "ssl": is_tls}
+    nodes = [ClusterNode(host, port or 6379) for host, port in hosts]
+    options.pop("retry")  # the cluster client follows redirections by it
+    return RedisCluster(startup_nodes=nodes, **options)
+
+
+def _connect_sentinel(rest: str, options: dict[str, Any], *, is_tls: bool) -> Any:
+    login, hosts, path = _split_address(rest)
+    service, _, database = path.partition("/")
+    if not service:
+        raise ValueError("the name of the service is missing after the hosts")
+    addresses = [(host, port or _DEFAULT_SENTINEL_PORT) for host, port in hosts]
+    tls = {"ssl": True} if is_tls else {}
+    sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no annotations here
+        addresses, sentinel_kwargs={**options, **tls}, **login, **options, **tls
+    )
+    return sentinel.master_for(service, db=int(database or 0))
+
+
+def _split_address(rest: str) -> tuple[dict[str, str], list[tuple[str, int | None]], str]:
+    """Return login, hosts with ports, and path of `user:password@host:1,host:2/path`."""
+    netloc, _, path = rest.partition("/")
+    credentials, _, names = netloc.rpartition("@")
+    user, _, password = credentials.partition(":")
+    pairs = {"username": unquote(user), "password": unquote(password)}
+    hosts = []
+    for name in names.split(","):
+        parts = urlsplit(f"//{name}")
+        if not parts.hostname:
+            raise ValueError(f"{names!r} names no host")
+        hosts.append((parts.hostname, parts.port))
+    return {key: value for key, value in pairs.items() if value}, hosts, path.partition("?")[0]
+
+
+def _without_password(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    address, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{address.rpartition('@')[2]}{slash}{path.partition('?')[0]}"

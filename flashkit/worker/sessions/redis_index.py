@@ -1,0 +1,118 @@
+"""Which sessions there are, and which have lost their worker: sorted sets over all sessions of a namespace.
+
+They are in other slots than the sessions, so no commit writes them. Changes are collected for a moment and
+sent together, best effort; heads are always read from the sessions themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import zlib
+from typing import Any, Final
+
+from flashkit.errors import FlashkitError
+from flashkit.worker.sessions.redis_client import RedisClient, redis_errors
+
+log = logging.getLogger(__name__)
+
+_SHARDS: Final = 16
+_COLLECT_S: Final = 0.005
+_LIFETIME_S: Final = 90 * 86_400
+_GONE: Final = -1
+
+
+class SessionIndex:
+    """The sorted sets of one namespace."""
+
+    def __init__(self, client: RedisClient, namespace: str) -> None:
+        self._client = client
+        self._updated = [f"fk1:idx:{{{namespace}:{shard}}}" for shard in range(_SHARDS)]
+        self._running = [f"fk1:run:{{{namespace}:{shard}}}" for shard in range(_SHARDS)]
+        self._waiting: dict[tuple[str, str], int] = {}
+        self._flushing: asyncio.Task[None] | None = None
+
+    def note_change(self, session: str, updated_ms: int) -> None:
+        """Put a session down as changed."""
+        self._waiting[self._updated[_shard(session)], session] = updated_ms
+        self._flush_soon()
+
+    def note_lease(self, session: str, until_ms: int | None) -> None:
+        """Put a session down as running under a lease until then, or as at rest."""
+        self._waiting[self._running[_shard(session)], session] = _GONE if until_ms is None else until_ms
+        self._flush_soon()
+
+    def forget(self, session: str) -> None:
+        """Take a session out that is gone."""
+        shard = _shard(session)
+        self._waiting[self._updated[shard], session] = _GONE
+        self._waiting[self._running[shard], session] = _GONE
+        self._flush_soon()
+
+    async def latest(self, *, limit: int, before_ms: int | None) -> list[str]:
+        """Return ids of sessions, the last changed first; with what this store has written itself."""
+        await self._flush_now()
+        highest = "+inf" if before_ms is None else f"({before_ms}"
+        return await self._merge(self._updated, "ZREVRANGEBYSCORE", highest, "-inf", limit=limit, is_descending=True)
+
+    async def expired(self, *, limit: int) -> list[str]:
+        """Return ids of sessions whose lease was to end before now, the longest ago first."""
+        await self._flush_now()
+        seconds, _ = await self._client.command("TIME")
+        now_ms = int(seconds) * 1000 + 1000
+        return await self._merge(self._running, "ZRANGEBYSCORE", "-inf", now_ms, limit=limit, is_descending=False)
+
+    async def close(self) -> None:
+        """Send what still waits."""
+        await self._flush_now()
+
+    async def _flush_now(self) -> None:
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing])
+        await self._flush()
+
+    def _flush_soon(self) -> None:
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.get_running_loop().create_task(self._flush_after_a_moment())
+
+    async def _flush_after_a_moment(self) -> None:
+        while self._waiting:
+            await asyncio.sleep(_COLLECT_S)
+            await self._flush()
+
+    async def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return
+        try:
+            async with self._client.raw.pipeline(transaction=False) as pipe:
+                for (key, session), score in waiting.items():
+                    if score == _GONE:
+                        pipe.zrem(key, session)
+                    else:
+                        pipe.zadd(key, {session: score})
+                for key in {key for key, _ in waiting}:
+                    pipe.expire(key, _LIFETIME_S)
+                await pipe.execute(raise_on_error=False)
+        except (redis_errors.RedisError, OSError, FlashkitError) as exc:
+            log.debug("the index of sessions was not written: %r", exc)
+
+    async def _merge(self, keys: list[str], *words: Any, limit: int, is_descending: bool) -> list[str]:
+        command, low, high = words
+        shards = await asyncio.gather(
+            *(self._client.command(command, key, low, high, "WITHSCORES", "LIMIT", 0, limit) for key in keys)
+        )
+        scored = [(float(score), name.decode()) for shard in shards for name, score in _scored(shard)]
+        scored.sort(reverse=is_descending)
+        return [name for _, name in scored[:limit]]
+
+
+def _shard(session: str) -> int:
+    return zlib.crc32(session.encode()) % _SHARDS
+
+
+def _scored(reply: Any) -> list[tuple[bytes, Any]]:
+    """Return names with scores of one answer, flat or in pairs."""
+    if reply and isinstance(reply[0], (list, tuple)):
+        return [(name, score) for name, score in reply]
+    return list(zip(reply[::2], reply[1::2], strict=True))

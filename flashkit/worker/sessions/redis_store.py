@@ -1,0 +1,444 @@
+"""Sessions in Redis or Valkey: one script call a commit, in which every check and every write happens.
+
+Keys of a session share the hash tag `{namespace:session}`, so they are in one slot of a Cluster: `:m` its
+head, `:j` the journal (a stream whose ids are sequence numbers, so the server itself refuses a second record
+of the same number), `:s` the snapshot, `:h` snapshots of earlier turns, `:i` the inbox, `:q` message ids with
+their answers, `:b` large values, `:e` events. Every script that writes gives each key its lifetime anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+import secrets
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Final
+
+from flashkit.errors import StoreMisconfigured
+from flashkit.worker.sessions.packing import Packed, Packer, make_head, make_lease
+from flashkit.worker.sessions.records import Keyring, Record, Snapshot
+from flashkit.worker.sessions.redis_check import ServerFacts, check_server
+from flashkit.worker.sessions.redis_client import RedisClient, read_script
+from flashkit.worker.sessions.redis_index import SessionIndex
+from flashkit.worker.sessions.refusals import (
+    blocked,
+    fenced,
+    inbox_full,
+    journal_lost,
+    journal_too_long,
+    not_found,
+    require_size,
+    session_too_large,
+    still_held,
+)
+from flashkit.worker.sessions.store import (
+    DAY_S,
+    Busy,
+    Change,
+    Claim,
+    Durability,
+    Event,
+    Head,
+    Image,
+    Lease,
+    Limits,
+    Message,
+    Posted,
+    Status,
+    StoreReport,
+    require_session_id,
+)
+
+_ACQUIRE: Final = read_script("acquire")
+_BLOB: Final = read_script("blob")
+_CLAIM: Final = read_script("claim", prelude=False)
+_COMMIT: Final = read_script("commit")
+_DELETE: Final = read_script("delete")
+_EMIT: Final = read_script("emit", prelude=False)
+_HEAD: Final = read_script("head")
+_LOAD: Final = read_script("load")
+_POST: Final = read_script("post")
+_RELEASE: Final = read_script("release")
+_RENEW: Final = read_script("renew")
+
+_KEPT_EVENTS: Final = 1000
+_EVENTS_LIFETIME_MS: Final = 600_000
+_LONGEST_BLOCK_S: Final = 2.0
+_KEPT_CALLS_BYTES: Final = 4 << 20
+"""How much of a lease's latest commits is kept in memory, to put it back after a lossy failover."""
+_NO_CHANGE: Final = Change()
+_PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A commit as it was sent."""
+
+    seq: int
+    """The number of the last record before it."""
+    last_crc: int
+    arguments: tuple[Any, ...]
+    size_bytes: int
+
+
+class RedisStore:
+    """The sessions of one namespace on one server, Sentinel group or Cluster."""
+
+    def __init__(
+        self, client: RedisClient, *, namespace: str, keyring: Keyring | None = None, limits: Limits | None = None
+    ) -> None:
+        self.namespace = namespace
+        self.limits = limits or Limits()
+        self._client = client
+        self._packer = Packer(namespace, keyring, self.limits)
+        self._index = SessionIndex(client, namespace)
+        self._facts: ServerFacts | None = None
+        self._sent: dict[str, deque[_Call]] = {}
+
+    def __repr__(self) -> str:
+        return f"<sessions {self.namespace!r} at {self._client.shown_url}>"
+
+    async def check(self, *, budget_s: float = 5.0) -> StoreReport:
+        """Return what the server is, or raise; see `Store.check`."""
+        report, self._facts = await check_server(self._client, self.namespace, budget_s=budget_s)
+        return report
+
+    async def close(self) -> None:
+        """Write index entries that still wait and close connections."""
+        await self._index.close()
+        await self._client.close()
+
+    async def acquire(
+        self,
+        session: str,
+        owner: str,
+        *,
+        ttl_s: float = 15.0,
+        retain_s: float = 7 * DAY_S,
+        witness: int | None = None,
+        max_attempts: int = 5,
+        unblock: bool = False,
+    ) -> Lease | Busy:
+        """Take the session, or say who has it; see `Store.acquire`."""
+        incarnation, nonce = secrets.token_hex(8), secrets.token_hex(8)
+        asked = time.monotonic()
+        keys = self._keys(session)
+        reply = await self._client.run(
+            _ACQUIRE,
+            keys,
+            [
+                *(session, incarnation, nonce, owner, round(ttl_s * 1000), round(retain_s * 1000)),
+                *("" if witness is None else witness, max_attempts, int(unblock)),
+            ],
+        )
+        match reply[0]:
+            case b"BUSY":
+                now, left = int(reply[1]), int(reply[3]) - int(reply[1])
+                return Busy(session, reply[2].decode(), left / 1000, int(reply[4]), int(reply[5]), int(reply[6]) / 1000)
+            case b"BLOCKED":
+                raise blocked(session, reply[1].decode())
+        now, fence, fields = reply[1:]
+        prior = make_head(session, _pairs(fields), now)
+        lease = make_lease(
+            prior,
+            owner,
+            incarnation=prior.incarnation or incarnation,
+            fence=fence,
+            nonce=nonce,
+            ttl_s=ttl_s,
+            asked=asked,
+        )
+        self._index.note_change(session, now)
+        self._index.note_lease(session, now + round(ttl_s * 1000))
+        return lease
+
+    async def commit(self, lease: Lease, records: Sequence[Record] = (), change: Change | None = None) -> Lease:
+        """Append records and apply a change in one write, all or nothing; see `Store.commit`."""
+        change = change or _NO_CHANGE
+        packed = await self._packer.pack(lease, records, change)
+        call = _Call(lease.seq, lease.last_crc, self._commit_arguments(lease, packed, change), packed.size_bytes)
+        asked = time.monotonic()
+        reply = await self._send(lease, call, change.durability)
+        if reply[0] == b"SEQ":
+            reply = await self._put_back(lease, call, change.durability, int(reply[1]), int(reply[2]))
+        self._require_accepted(lease, reply)
+        self._remember(lease, call)
+        if change.release:
+            self._sent.pop(lease.nonce, None)
+        if change.release or change.status is not None or change.snapshot is not None:
+            self._index.note_change(lease.session, reply[1])
+            is_running = change.status in (None, Status.RUNNING)
+            until = reply[1] if change.release else reply[1] + round(lease.ttl_s * 1000)
+            self._index.note_lease(lease.session, until if is_running else None)
+        return replace(
+            lease,
+            seq=lease.seq + len(packed.records),
+            last_crc=packed.last_crc,
+            deadline=asked if change.release else asked + lease.ttl_s,
+            pending=reply[2],
+        )
+
+    async def renew(self, lease: Lease) -> Lease:
+        """Start the lease anew."""
+        asked = time.monotonic()
+        arguments = [lease.incarnation, lease.fence, lease.nonce, round(lease.ttl_s * 1000)]
+        reply = await self._client.run(_RENEW, self._keys(lease.session), arguments)
+        self._require_accepted(lease, reply)
+        return replace(lease, deadline=asked + lease.ttl_s, pending=reply[2])
+
+    async def release(self, lease: Lease) -> None:
+        """Give the lease back; nothing happens if it was lost."""
+        self._sent.pop(lease.nonce, None)
+        reply = await self._client.run(
+            _RELEASE, self._keys(lease.session), [lease.incarnation, lease.fence, lease.nonce]
+        )
+        if reply[0] == b"OK":
+            self._index.note_lease(lease.session, reply[1])
+
+    async def head(self, session: str) -> Head | None:
+        """Return what is known of a session, None when there is none."""
+        now, fields = await self._client.run(_HEAD, self._keys(session), ())
+        return make_head(session, _pairs(fields), now) if fields else None
+
+    async def load(self, session: str, *, strict: bool = True) -> Image:
+        """Return the session's data; see `Store.load`."""
+        now, fields, snapshot, entries = await self._client.run(_LOAD, self._keys(session), ())
+        if not fields:
+            raise not_found(session)
+        head = make_head(session, _pairs(fields), now)
+        numbered = [(int(name.partition(b"-")[0]), pair[1]) for name, pair in entries]
+        return await self._packer.open_image(head, snapshot, numbered, strict=strict)
+
+    async def past(self, session: str) -> tuple[Snapshot, ...]:
+        """Return the snapshots of earlier turns that were kept, oldest first."""
+        keys = self._keys(session)
+        incarnation = await self._client.command("HGET", keys[0], "inc")
+        stored = await self._client.command("HVALS", keys[3])
+        return self._packer.open_past(session, (incarnation or b"").decode(), stored)
+
+    async def sessions(self, *, limit: int = 100, before_ms: int | None = None) -> list[Head]:
+        """Return sessions, the last changed first."""
+        names = await self._index.latest(limit=limit, before_ms=before_ms)
+        heads = await self._heads(names)
+        return sorted(heads, key=lambda head: (head.updated_ms, head.created_ms), reverse=True)
+
+    async def orphans(self, *, limit: int = 100) -> list[Head]:
+        """Return running sessions whose owner let the lease run out, the longest ago first."""
+        heads = await self._heads(await self._index.expired(limit=limit))
+        return [head for head in heads if head.status is Status.RUNNING and not head.is_held]
+
+    async def delete(self, session: str, *, force: bool = False) -> bool:
+        """Remove a session and all its data; see `Store.delete`."""
+        reply = await self._client.run(_DELETE, self._keys(session), [int(force)])
+        if reply[0] == b"BUSY":
+            raise still_held(session, reply[1].decode(), reply[2] / 1000)
+        self._index.forget(session)
+        return bool(reply[0] == b"OK")
+
+    async def post(self, session: str, message_id: str, body: bytes, *, retain_s: float = 7 * DAY_S) -> Posted:
+        """Put a message into the session's inbox, once per id; see `Store.post`."""
+        require_size(f"message {message_id!r}", body, self.limits.message_bytes)
+        sealed = self._packer.seal_message(session, message_id, body)
+        most = self.limits.inbox_messages
+        reply = await self._client.run(
+            _POST,
+            self._keys(session),
+            [session, secrets.token_hex(8), message_id, sealed, most, round(retain_s * 1000)],
+        )
+        if reply[0] == b"FULL":
+            raise inbox_full(session, reply[1], most)
+        _, now, what, pending, status = reply
+        if reply[0] == b"OK":
+            self._index.note_change(session, now)
+            return Posted(what, duplicate=False, answer=None, pending=pending, status=Status(status.decode()))
+        number, _, stored = what.partition(b" ")
+        answer = self._packer.open_message(session, message_id, stored) if stored else None
+        return Posted(int(number), duplicate=True, answer=answer, pending=pending, status=Status(status.decode()))
+
+    async def inbox(self, session: str) -> list[Message]:
+        """Return the messages that were not consumed, in order."""
+        messages = []
+        for name, fields in await self._client.command("XRANGE", self._keys(session)[4], "-", "+"):
+            message_id = fields[b"id"].decode()
+            body = self._packer.open_message(session, message_id, fields[b"b"])
+            messages.append(Message(int(name.partition(b"-")[0]), message_id, body))
+        return messages
+
+    async def put_blob(self, session: str, data: bytes) -> str:
+        """Store bytes with the session, by content, and return their name."""
+        name, sealed = await self._packer.seal_blob(session, data)
+        reply = await self._client.run(_BLOB, self._keys(session), [name, sealed, self.limits.session_bytes])
+        if reply[0] == b"MISSING":
+            raise not_found(session)
+        if reply[0] == b"TOOBIG":
+            raise session_too_large(session, reply[1], self.limits.session_bytes)
+        return name
+
+    async def get_blob(self, session: str, name: str) -> bytes:
+        """Return a blob."""
+        stored = await self._client.command("HGET", self._keys(session)[6], name)
+        return await self._packer.open_blob(session, name, stored)
+
+    async def claim(self, key: str, holder: str, *, lease_s: float = 60.0, keep_s: float = DAY_S) -> Claim:
+        """Claim an idempotency key for a job, or learn who has it and what came out."""
+        arguments = ["claim", holder, round(lease_s * 1000), round(keep_s * 1000)]
+        reply = await self._client.run(_CLAIM, [self._claim_key(key)], arguments)
+        result = self._packer.open_message(key, "claim", reply[2]) if reply[0] == b"DONE" else None
+        return Claim(mine=reply[0] == b"MINE", holder=reply[1].decode(), result=result)
+
+    async def settle(self, key: str, holder: str, result: bytes, *, keep_s: float = DAY_S) -> bool:
+        """Write what came of a claimed key; False if it is no longer this holder's."""
+        require_size("the result of an idempotent job", result, self.limits.record_bytes)
+        sealed = self._packer.seal_message(key, "claim", result)
+        arguments = ["settle", holder, 0, round(keep_s * 1000), sealed]
+        return bool((await self._client.run(_CLAIM, [self._claim_key(key)], arguments))[0] == b"OK")
+
+    async def unclaim(self, key: str, holder: str) -> bool:
+        """Give a claimed key back without a result."""
+        reply = await self._client.run(_CLAIM, [self._claim_key(key)], ["unclaim", holder])
+        return bool(reply[0] == b"OK")
+
+    async def emit(self, session: str, bodies: Sequence[bytes]) -> None:
+        """Append token or progress events."""
+        if bodies:
+            await self._client.run(_EMIT, [self._keys(session)[7]], [_KEPT_EVENTS, _EVENTS_LIFETIME_MS, *bodies])
+
+    async def events(self, session: str, *, after: str = "0", wait_s: float = 0.0) -> list[Event]:
+        """Return events after the one with this id, waiting for the first one if there is none."""
+        key, deadline = self._keys(session)[7], time.monotonic() + wait_s
+        while True:
+            left = min(_LONGEST_BLOCK_S, deadline - time.monotonic())
+            block = ["BLOCK", max(1, round(left * 1000))] if left > 0 else []
+            reply = await self._client.command("XREAD", "COUNT", _KEPT_EVENTS, *block, "STREAMS", key, after)
+            entries = _first_stream(reply)
+            if entries or left <= 0:
+                return [Event(name.decode(), fields[b"b"]) for name, fields in entries]
+
+    def _keys(self, session: str) -> tuple[str, ...]:
+        return session_keys(self.namespace, session)
+
+    def _claim_key(self, key: str) -> str:
+        return f"fk1:{{{self.namespace}:idem:{_key_part(key)}}}"
+
+    async def _heads(self, names: Sequence[str]) -> list[Head]:
+        """Return the heads of these sessions; those that have expired leave the index."""
+        heads = await asyncio.gather(*(self.head(name) for name in names))
+        for name, head in zip(names, heads, strict=True):
+            if head is None:
+                self._index.forget(name)
+        return [head for head in heads if head is not None]
+
+    def _commit_arguments(self, lease: Lease, packed: Packed, change: Change) -> tuple[Any, ...]:
+        scalars = (
+            *(lease.incarnation, lease.fence, lease.nonce, lease.seq, round(lease.ttl_s * 1000)),
+            *(int(change.release), int(packed.makes_progress), packed.last_crc),
+            *(self.limits.session_bytes, self.limits.journal_records),
+            *(int(change.snapshot is not None), change.snapshot.turn if change.snapshot else 0),
+            *(int(change.trim), change.history, -1 if change.consumed is None else change.consumed),
+            *(len(packed.fields), len(packed.answers)),
+        )
+        return (
+            " ".join(map(str, scalars)),
+            *(() if packed.snapshot is None else (packed.snapshot,)),
+            *(part for pair in packed.fields for part in pair),
+            *(part for pair in packed.answers for part in pair),
+            *packed.records,
+        )
+
+    async def _send(self, lease: Lease, call: _Call, durability: Durability) -> Any:
+        keys = self._keys(lease.session)
+        confirm = self._confirmation(durability)
+        if confirm is None:
+            return await self._client.run(_COMMIT, keys, call.arguments)
+        return await self._client.run_durably(_COMMIT, keys, call.arguments, confirm)
+
+    def _confirmation(self, durability: Durability) -> tuple[Any, ...] | None:
+        """Return the command that waits until a write is durable; None where there is nothing to wait for."""
+        if durability is Durability.DEFAULT:
+            return None
+        facts = self._facts
+        if durability is Durability.FSYNC and facts is not None and facts.syncs_every_write:
+            return None
+        if self._client.is_cluster:
+            raise StoreMisconfigured(
+                f"durability={durability.value!r} cannot be confirmed on a Cluster",
+                hint="set appendfsync always on its servers, or min-replicas-to-write, and call check() first",
+            )
+        if durability is Durability.REPLICA:
+            return ("WAIT", 1, self._client.confirm_ms)
+        if facts is not None and facts.can_wait_for_disk:
+            return ("WAITAOF", 1, 0, self._client.confirm_ms)
+        raise StoreMisconfigured(
+            "durability='fsync' needs a server that confirms writes to disk",
+            hint="set appendonly yes, and appendfsync always where the server is older than 7.2; call check() first",
+        )
+
+    def _remember(self, lease: Lease, call: _Call) -> None:
+        calls = self._sent.setdefault(lease.nonce, deque())
+        calls.append(call)
+        kept = sum(call.size_bytes for call in calls)
+        while len(calls) > 1 and (kept > _KEPT_CALLS_BYTES or len(calls) > self.limits.journal_records):
+            kept -= calls.popleft().size_bytes
+
+    async def _put_back(self, lease: Lease, call: _Call, durability: Durability, seq: int, last_crc: int) -> Any:
+        """Send again what the server forgot in a failover, if this worker knows all of it, and then the call."""
+        calls = [*self._sent.get(lease.nonce, ()), call]
+        start = next((at for at, sent in enumerate(calls) if (sent.seq, sent.last_crc) == (seq, last_crc)), None)
+        if start is None:
+            raise journal_lost(lease, seq)
+        for sent in calls[start:]:
+            reply = await self._send(lease, sent, durability)
+            self._require_accepted(lease, reply)
+        return reply
+
+    def _require_accepted(self, lease: Lease, reply: Any) -> None:
+        match reply[0]:
+            case b"OK":
+                return
+            case b"FENCED":
+                self._sent.pop(lease.nonce, None)
+                raise fenced(lease, *(part.decode() for part in reply[1:]))
+            case b"TOOBIG":
+                raise session_too_large(lease.session, reply[1], self.limits.session_bytes)
+            case b"TOOLONG":
+                raise journal_too_long(lease.session, self.limits.journal_records)
+        raise journal_lost(lease, reply[1])
+
+
+def open_redis_store(
+    url: str, *, namespace: str, keyring: Keyring | None, limits: Limits | None, budget_s: float
+) -> RedisStore:
+    """Return the store at a URL. Raises `ConfigurationError`."""
+    return RedisStore(RedisClient(url, budget_s=budget_s), namespace=namespace, keyring=keyring, limits=limits)
+
+
+@lru_cache(maxsize=4096)
+def session_keys(namespace: str, session: str) -> tuple[str, ...]:
+    """Return the keys of a session, in the order of the scripts' KEYS."""
+    tag = f"fk1:{{{namespace}:{_key_part(require_session_id(session))}}}"
+    return tuple(f"{tag}:{name}" for name in "mjshiqbe")
+
+
+def _key_part(name: str) -> str:
+    """Return an id as it stands in keys: itself, or its digest where it could be mistaken for another part."""
+    if _PLAIN_ID.fullmatch(name):
+        return name
+    return "~" + base64.b32encode(hashlib.sha256(name.encode()).digest()[:20]).decode().lower()
+
+
+def _pairs(flat: Sequence[bytes]) -> Mapping[str, bytes]:
+    return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _first_stream(reply: Any) -> Sequence[Any]:
+    """Return the entries of the only stream in an answer to XREAD, in either of redis-py's shapes."""
+    if not reply:
+        return ()
+    entries: Sequence[Any] = next(iter(reply.values()))[0] if isinstance(reply, dict) else reply[0][1]
+    return entries

@@ -1,0 +1,495 @@
+"""Turns a job into a turn of its session: take the session, resume or begin, run the handler, put it down.
+
+A job's input may name its session (`session_id`), and then carries the turn's input or an `event` that
+the session waits for; with `"event": null` it only goes on with the turn that is under way. Without a name
+the job is a session of its own. A job that comes a second time, or to a second worker, resumes its turn;
+one whose turn is over gets the answer that was stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flashkit.client import Client
+from flashkit.errors import FlashkitError, InputError, OutcomeUnknown, SessionBusy, SessionFenced
+from flashkit.handler import Definition, encode_json, parse_json
+from flashkit.settings import Settings
+from flashkit.worker.job import HandBack
+from flashkit.worker.sessions.budget import Budget
+from flashkit.worker.sessions.calls import Caller
+from flashkit.worker.sessions.history import History
+from flashkit.worker.sessions.records import Kind, Record, Snapshot
+from flashkit.worker.sessions.session import Session
+from flashkit.worker.sessions.state import declared_model, new_state, read_state, state_version
+from flashkit.worker.sessions.store import (
+    Busy,
+    Change,
+    Image,
+    Lease,
+    Status,
+    Store,
+    open_settings_store,
+    require_session_id,
+)
+from flashkit.worker.sessions.turn import Memo, Suspend, Turn, digest_of
+from flashkit.worker.sessions.writer import Writer
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[bytes], Awaitable[None]]
+Handle = Callable[[Session[Any], Any], Awaitable[bytes]]
+
+KEPT_RESULTS: Final = 16
+"""Answers of the last turns that are kept for jobs that come a second time."""
+INLINE_ANSWER_BYTES: Final = 16 << 10
+"""Larger answers are kept beside the snapshot, not in it."""
+KEPT_SNAPSHOTS: Final = 16
+"""States after earlier turns that are kept along with their steps, for forks and comparisons."""
+BUSY_POLL_S: Final = (0.02, 0.5)
+_SNAPSHOT_FORMAT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a job asks of its session."""
+
+    session_id: str
+    id: str
+    """The same on every attempt of the same job."""
+    data: Any
+    """The handler's input; None to go on with the turn that is under way."""
+    event: dict[str, Any] | None = None
+
+    @classmethod
+    def from_job(cls, job_id: str, data: Any) -> Request:
+        """Read a job's input.
+
+        Raises:
+            InputError: The session's id is not one, or the event has no name.
+        """
+        if not isinstance(data, dict) or "session_id" not in data:
+            return cls(job_id, job_id, data)
+        rest = dict(data)
+        session_id = require_session_id(rest.pop("session_id"))
+        only_goes_on = "event" in rest and len(rest) == 1
+        event = rest.pop("event", None)
+        if event is not None and not (isinstance(event, dict) and isinstance(event.get("name"), str)):
+            raise InputError(
+                f"event={event!r} names no event", hint='send {"session_id": ..., "event": {"name": ..., "value": ...}}'
+            )
+        return cls(session_id, job_id, None if only_goes_on else rest, event)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the input."""
+        return digest_of(self.data)
+
+
+@dataclass(slots=True)
+class _Saved:
+    """A snapshot's content."""
+
+    state: Any = None
+    state_version: int = 1
+    history: Sequence[dict[str, Any]] = ()
+    results: Sequence[dict[str, Any]] = ()
+    events: Sequence[dict[str, Any]] = ()
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Snapshot | None) -> _Saved:
+        if snapshot is None:
+            return cls()
+        data = parse_json(snapshot.data)
+        return cls(**{key: data[key] for key in ("state", "state_version", "history", "results", "events")})
+
+    def result_for(self, request: Request) -> dict[str, Any] | None:
+        """Return what is kept of a request's earlier turn, None when it had none."""
+        return next((each for each in self.results if request.id in (each["request"], each.get("began_by"))), None)
+
+
+@dataclass(slots=True)
+class Opened:
+    """A session that this worker has, and what is to be done with it."""
+
+    request: Request
+    lease: Lease
+    saved: _Saved
+    has_room: bool = True
+    """The records of past turns leave room for those of another one."""
+    answer: bytes | None = None
+    """Not None: the request was answered before."""
+    turn: Turn | None = None
+    session: Session[Any] | None = None
+    data: Any = None
+    began_by: str = ""
+    """Id of the request with which the turn began; another one may have gone on with it."""
+
+
+class SessionRunner:
+    """Runs the turns of one endpoint's sessions in this worker."""
+
+    def __init__(self, settings: Settings, definition: Definition) -> None:
+        self._settings = settings
+        self._store: Store = open_settings_store(settings)
+        self._client = Client(settings)
+        self._endpoint = definition.spec.name
+        self._model = declared_model(definition.function)
+        self._code = code_version(definition.function)
+        self._turns: set[Turn] = set()
+        self._held: set[str] = set()
+        self._is_leaving = False
+
+    async def start(self) -> None:
+        """Check the store.
+
+        Raises:
+            ConfigurationError: It would lose sessions, or is not one.
+            StoreUnavailable: It cannot be reached.
+        """
+        for warning in (await self._store.check()).warnings:
+            log.warning("session store: %s", warning)
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._client.close()
+        await self._store.close()
+
+    def hand_back(self) -> None:
+        """Let every running turn end at its next step, without a result: another worker goes on with it."""
+        self._is_leaving = True
+        for turn in self._turns:
+            turn.is_leaving = True
+
+    async def run(self, job_id: str, data: Any, handle: Handle, *, emit: Emit, budget_s: float) -> bytes:
+        """Return the output of a job's turn as JSON text.
+
+        Args:
+            job_id: The platform's id of the job.
+            data: Its input.
+            handle: Runs the handler with a session and its input, and encodes what it returns.
+            emit: Sends a partial output.
+            budget_s: Seconds to wait for a session that another worker has.
+
+        Raises:
+            SessionError: The session cannot be used, or the journal does not fit the code.
+            HandBack: The worker leaves; the job is to be run again elsewhere.
+        """
+        request = Request.from_job(job_id, data)
+        if request.event is not None:
+            await self._post_event(request)
+        opened = await self.open(request, emit=emit, budget_s=budget_s)
+        if opened.answer is not None:
+            await self.abandon(opened)
+            return opened.answer
+        return await self._run_turn(opened, handle)
+
+    async def open(self, request: Request, *, emit: Emit, budget_s: float) -> Opened:
+        """Take the session and rebuild its turn from the journal, or begin one."""
+        give_up_at = time.monotonic() + budget_s
+        await self._wait_for_own_turns(request.session_id, give_up_at)
+        self._held.add(request.session_id)
+        try:
+            return await self._rebuild(request, await self._acquire(request, give_up_at), emit)
+        except BaseException:
+            self._held.discard(request.session_id)
+            raise
+
+    async def abandon(self, opened: Opened) -> None:
+        """Give an opened session back as it is."""
+        self._held.discard(opened.request.session_id)
+        if opened.turn is None:
+            await self._store.release(opened.lease)
+        else:
+            self._turns.discard(opened.turn)
+            await opened.turn.writer.abandon()
+
+    async def _wait_for_own_turns(self, session_id: str, give_up_at: float) -> None:
+        """Return when no other job of this worker has the session: the store would let us take it from that one."""
+        while session_id in self._held:
+            self._check_waiting(session_id, self._settings.worker_id, give_up_at)
+            await asyncio.sleep(BUSY_POLL_S[0])
+
+    def _check_waiting(self, session_id: str, owner: str, give_up_at: float) -> None:
+        if self._is_leaving:
+            raise HandBack
+        if time.monotonic() > give_up_at:
+            raise SessionBusy(
+                f"session {session_id!r} is held by worker {owner!r}",
+                hint="send the job again when that turn is over",
+                details={"owner": owner},
+            )
+
+    async def _acquire(self, request: Request, give_up_at: float) -> Lease:
+        """Take the session, waiting while another worker has it.
+
+        A job that was handed out again is taken from the worker that had it: the platform holds that one
+        for dead, and a fence keeps it from writing if it is not.
+        """
+        pause, witness = BUSY_POLL_S[0], _Witness()
+        while True:
+            found = await self._store.acquire(
+                request.session_id,
+                self._settings.worker_id,
+                ttl_s=self._settings.lease_seconds,
+                witness=witness.heartbeat,
+            )
+            if isinstance(found, Lease):
+                return found
+            self._check_waiting(request.session_id, found.owner, give_up_at)
+            head = await self._store.head(request.session_id)
+            same_job = head is not None and head.info == request.id.encode()
+            witness.see(found, at_once=same_job and found.owner != self._settings.worker_id)
+            if witness.heartbeat is None:
+                await asyncio.sleep(min(pause, max(found.left_s, BUSY_POLL_S[0])))
+                pause = min(pause * 1.5, BUSY_POLL_S[1])
+
+    async def _rebuild(self, request: Request, lease: Lease, emit: Emit) -> Opened:
+        try:
+            image = await self._load(lease)
+            saved = _Saved.from_snapshot(image.snapshot if image else None)
+            result = saved.result_for(request)
+            if result is not None:
+                return Opened(request, lease, saved, answer=await self._stored_answer(lease.session, result))
+        except BaseException:
+            await self._store.release(lease)
+            raise
+        opened = Opened(request, lease, saved, has_room=self._has_room(image))
+        task = asyncio.current_task()
+        writer = Writer(self._store, lease, on_lost=task.cancel if task else lambda: None)
+        try:
+            opened.turn = await self._open_turn(opened, writer, image)
+            await self._take_messages(opened.turn)
+            opened.session = self._make_session(opened, emit)
+        except BaseException:
+            await writer.abandon()
+            raise
+        self._turns.add(opened.turn)
+        opened.turn.is_leaving = self._is_leaving
+        return opened
+
+    async def _open_turn(self, opened: Opened, writer: Writer, image: Image | None) -> Turn:
+        request = opened.request
+        tail = image.tail if image else ()
+        began = next((index for index in range(len(tail) - 1, -1, -1) if tail[index].kind is Kind.TURN), None)
+        current = None if began is None else tail[began]
+        opened.began_by = request.id if current is None else str(current.extra["request"])
+        if current is not None and began is not None and self._continues(request, current):
+            opened.data = parse_json(current.output)
+            records: Sequence[Record] = tail[began + 1 :]
+            number = int(current.key.partition(":")[2])
+        else:
+            number = await self._begin(request, writer, current, image)
+            opened.data, opened.began_by = request.data, request.id
+            records = ()
+        memo = Memo.from_records(records)
+        return Turn(number=number, store=self._store, writer=writer, memo=memo, budget=Budget(), code=self._code)
+
+    async def _load(self, lease: Lease) -> Image | None:
+        is_new = lease.seq == 0 and lease.head.snapshot_seq == 0
+        return None if is_new else await self._store.load(lease.session)
+
+    def _has_room(self, image: Image | None) -> bool:
+        limits = self._store.limits
+        return image is None or (
+            len(image.records) < limits.journal_records // 2 and image.head.stored_bytes < limits.session_bytes // 2
+        )
+
+    def _continues(self, request: Request, current: Record) -> bool:
+        """True when a job goes on with the turn that is under way.
+
+        Raises:
+            SessionFenced: The job's turn was given up for a later one.
+            InputError: There is nothing to go on with.
+        """
+        if request.id in current.extra.get("given_up", ()):
+            raise SessionFenced(
+                f"session {request.session_id!r} has gone on with another request meanwhile",
+                hint="send the request again as a new job",
+            )
+        return request.data is None or current.extra["request"] == request.id or current.digest == request.digest
+
+    async def _begin(self, request: Request, writer: Writer, current: Record | None, image: Image | None) -> int:
+        if request.data is None:
+            raise InputError(
+                f"session {request.session_id!r} has no turn under way that could go on",
+                hint="send the handler's input together with session_id",
+            )
+        given_up = [] if current is None else [*current.extra.get("given_up", ()), current.extra["request"]]
+        last = int(current.key.partition(":")[2]) if current else image.snapshot.turn if image and image.snapshot else 0
+        record = Record(
+            Kind.TURN,
+            f"turn:{last + 1}",
+            encode_json(request.data),
+            digest=request.digest,
+            started_ms=round(time.time() * 1000),
+            code=self._code,
+            extra={"request": request.id, "given_up": given_up[-KEPT_RESULTS:], "endpoint": self._endpoint},
+        )
+        change = Change(status=Status.RUNNING, reason="", info=request.id.encode(), code=self._code)
+        await writer.append(record, change=change)
+        return last + 1
+
+    async def _post_event(self, request: Request) -> None:
+        event = request.event or {}
+        message_id = str(event.get("id") or f"job:{request.id}")
+        body = encode_json({"name": event["name"], "value": event.get("value")})
+        await self._store.post(request.session_id, message_id, body)
+
+    async def _take_messages(self, turn: Turn) -> None:
+        """Move the inbox into the journal, so that each event is seen once."""
+        if not turn.writer.lease.pending:
+            return
+        messages = await self._store.inbox(turn.session)
+        records = []
+        for message in messages:
+            body = parse_json(message.body)
+            records.append(Record(Kind.ANSWER, body["name"], encode_json(body["value"]), code=turn.code))
+        if records:
+            await turn.writer.append(*records, change=Change(consumed=messages[-1].position))
+            for record in records:
+                turn.memo.add(record)
+
+    def _make_session(self, opened: Opened, emit: Emit) -> Session[Any]:
+        assert opened.turn is not None  # noqa: S101 - _rebuild has just made it
+        saved = opened.saved
+        state = None
+        if self._model is not None:
+            stored = saved.state is not None
+            state = read_state(self._model, saved.state, saved.state_version) if stored else new_state(self._model)
+        kept = [Record(Kind.ANSWER, event["name"], encode_json(event["value"])) for event in saved.events]
+        results = [progress.result for progress in opened.turn.memo.steps.values() if progress.result is not None]
+        taken = [result.extra["event"] for result in results if "event" in result.extra]
+        caller = Caller(self._client, namespace=self._settings.state_namespace, emit=emit)
+        events = _unclaimed([*kept, *opened.turn.memo.answers], taken)
+        return Session(opened.turn, caller, state=state, history=History.from_json(saved.history), events=events)
+
+    async def _run_turn(self, opened: Opened, handle: Handle) -> bytes:
+        turn, session = opened.turn, opened.session
+        assert turn is not None  # noqa: S101 - there is no answer yet
+        assert session is not None  # noqa: S101
+        try:
+            return await self._run_handler(opened, turn, session, handle)
+        except BaseException as exc:
+            broken = turn.writer.broken
+            if broken is None or not (isinstance(exc, asyncio.CancelledError) or exc is broken):
+                raise
+            _forget_cancellation()
+            raise broken from None
+        finally:
+            self._turns.discard(turn)
+            self._held.discard(turn.session)
+
+    async def _run_handler(self, opened: Opened, turn: Turn, session: Session[Any], handle: Handle) -> bytes:
+        try:
+            output = await handle(session, opened.data)
+            await self._finish(opened, turn, session, output)
+        except Suspend as exc:
+            return await self._suspend(turn, exc)
+        except HandBack:
+            await turn.writer.abandon()
+            raise
+        except asyncio.CancelledError:
+            await turn.writer.close(change=Change(status=Status.FAILED, reason="cancelled", release=True))
+            raise
+        except BaseException as exc:
+            await self._note_failure(turn, exc)
+            raise
+        return output
+
+    async def _finish(self, opened: Opened, turn: Turn, session: Session[Any], output: bytes) -> None:
+        if turn.writer.broken is not None:  # the handler did not let itself be cancelled
+            raise turn.writer.broken
+        ids = {"request": opened.request.id, "began_by": opened.began_by}
+        result: dict[str, Any] = {**ids, "digest": opened.request.digest}
+        if len(output) > INLINE_ANSWER_BYTES:
+            result["blob"] = await self._store.put_blob(turn.session, output)
+        else:
+            result["output"] = parse_json(output)
+        saved = {
+            "format": _SNAPSHOT_FORMAT,
+            "state": session.state,
+            "state_version": state_version(self._model) if self._model else 1,
+            "history": session.history.to_json(),
+            "results": [*opened.saved.results, result][-KEPT_RESULTS:],
+            "events": [{"name": event.key, "value": parse_json(event.output)} for event in session.unread_events],
+        }
+        snapshot = Snapshot(encode_json(saved), turn=turn.number)
+        keeps_steps = self._settings.keep_journals and opened.has_room
+        change = Change(
+            snapshot=snapshot,
+            trim=not keeps_steps,
+            history=KEPT_SNAPSHOTS if self._settings.keep_journals else 0,
+            status=Status.IDLE,
+            reason="",
+            release=True,
+        )
+        await turn.writer.close(change=change)
+
+    async def _stored_answer(self, session: str, result: dict[str, Any]) -> bytes:
+        if "blob" in result:
+            return await self._store.get_blob(session, result["blob"])
+        return encode_json(result["output"])
+
+    async def _suspend(self, turn: Turn, exc: Suspend) -> bytes:
+        reason = f"waits for event {exc.event!r}"
+        await turn.writer.close(change=Change(status=Status.WAITING, reason=reason, release=True))
+        return encode_json(
+            {"status": "waiting", "session_id": turn.session, "event": exc.event, "timeout": exc.timeout_s}
+        )
+
+    async def _note_failure(self, turn: Turn, exc: BaseException) -> None:
+        status = Status.BLOCKED if isinstance(exc, OutcomeUnknown) else Status.FAILED
+        reason = f"{type(exc).__name__}: {exc}"[:500]
+        try:
+            await turn.writer.close(change=Change(status=status, reason=reason, release=True))
+        except FlashkitError as store_error:
+            log.warning("session %s: its failure could not be written down: %s", turn.session, store_error)
+
+
+class _Witness:
+    """Watches the heartbeat of another worker's lease on this worker's own clock."""
+
+    def __init__(self) -> None:
+        self.heartbeat: int | None = None
+        self._seen: int | None = None
+        self._since = 0.0
+
+    def see(self, busy: Busy, *, at_once: bool) -> None:
+        """Take note; `heartbeat` is set once the lease may be taken although its time is not over."""
+        if busy.heartbeat != self._seen:
+            self._seen, self._since = busy.heartbeat, time.monotonic()
+        stood_still = time.monotonic() - self._since > 2 * busy.ttl_s
+        self.heartbeat = busy.heartbeat if at_once or stood_still else None
+
+
+def _unclaimed(events: Sequence[Record], taken: Sequence[str]) -> list[Record]:
+    """Return the events that no completed `wait_for` of this turn has taken, oldest first."""
+    left = list(events)
+    for name in taken:
+        found = next((event for event in left if event.key == name), None)
+        if found is not None:
+            left.remove(found)
+    return left
+
+
+def _forget_cancellation() -> None:
+    """Undo the cancellation with which a lost lease ended the handler: the reason is raised instead."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        task.uncancel()
+
+
+def code_version(function: Callable[..., Any]) -> str:
+    """Return a short digest of the handler's source, to tell deployments apart."""
+    try:
+        source = inspect.getsource(inspect.unwrap(function))
+    except (OSError, TypeError):
+        source = getattr(function, "__qualname__", "")
+    return hashlib.blake2b(source.encode(), digest_size=4).hexdigest()

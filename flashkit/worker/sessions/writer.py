@@ -1,0 +1,156 @@
+"""The owner's pen: everything one worker writes to one session goes through here, in order.
+
+Records of steps that finish at the same time share one write. The lease is renewed while the handler
+works. Once another worker has the session, or the store stays away past its budget, the writer is broken:
+it refuses everything with that reason, so a superseded worker cannot do harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from flashkit.errors import FlashkitError, SessionError, StoreUnavailable
+from flashkit.worker.sessions.records import Record
+from flashkit.worker.sessions.store import Change, Durability, Lease, Store
+
+log = logging.getLogger(__name__)
+
+RENEWALS_PER_LEASE: Final = 3
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Records that wait to be written, and who waits for them."""
+
+    records: tuple[Record, ...]
+    change: Change | None
+    written: asyncio.Future[None]
+
+
+class Writer:
+    """Commits records under one lease; one per opened session."""
+
+    def __init__(self, store: Store, lease: Lease, *, on_lost: Callable[[], object]) -> None:
+        self._store = store
+        self._lease = lease
+        self._on_lost = on_lost
+        self._waiting: list[_Entry] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._renewing = asyncio.create_task(self._renew_for_ever())
+        # Keeps a renewal and a commit from using the same lease value twice.
+        self._lock = asyncio.Lock()
+        self.broken: FlashkitError | None = None
+
+    @property
+    def lease(self) -> Lease:
+        """The lease as the store last confirmed it."""
+        return self._lease
+
+    async def append(
+        self, *records: Record, change: Change | None = None, durability: Durability = Durability.DEFAULT
+    ) -> None:
+        """Return once the records are in the store.
+
+        Raises:
+            SessionFenced: Another worker has the session.
+            StoreUnavailable: The store stayed away for longer than its budget.
+            PayloadTooLarge: A record is over its limit; the others of this write are in.
+        """
+        if self.broken is not None:
+            raise self.broken
+        if durability is not Durability.DEFAULT:
+            change = change or Change(durability=durability)
+        entry = _Entry(records, change, asyncio.get_running_loop().create_future())
+        self._waiting.append(entry)
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_all())
+        await entry.written  # nobody else awaits it: a step that is cancelled here leaves the write alone
+
+    async def close(self, *, change: Change | None = None) -> None:
+        """Write the last change and give the lease back; quietly, if the session is lost."""
+        self._renewing.cancel()
+        if self.broken is not None:
+            return
+        await self.append(change=change or Change(release=True))
+
+    async def abandon(self) -> None:
+        """Give the lease back without writing anything."""
+        self._renewing.cancel()
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+        if self.broken is None:
+            await self._store.release(self._lease)
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            batch = self._next_batch()
+            records = [record for entry in batch for record in entry.records]
+            await self._write(batch, records, batch[-1].change)
+
+    def _next_batch(self) -> list[_Entry]:
+        """Return the entries up to and including the first that changes more than the journal."""
+        if len(self._waiting) == 1:
+            batch, self._waiting = self._waiting, []
+            return batch
+        size = next((i + 1 for i, entry in enumerate(self._waiting) if entry.change is not None), len(self._waiting))
+        batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        return batch
+
+    async def _write(self, batch: Sequence[_Entry], records: Sequence[Record], change: Change | None) -> None:
+        try:
+            async with self._lock:
+                self._lease = await self._store.commit(self._lease, records, change)
+        except Exception as exc:
+            if not isinstance(exc, FlashkitError):
+                log.exception("session %s could not be written", self._lease.session)
+                exc = StoreUnavailable(f"session {self._lease.session!r} could not be written: {exc!r}")
+            if len(batch) > 1 and not _is_lost(exc):
+                for entry in batch:  # one of them cannot be written; the others can
+                    await self._write([entry], entry.records, entry.change)
+                return
+            self._fail(batch, exc)
+        else:
+            for entry in batch:
+                if not entry.written.done():
+                    entry.written.set_result(None)
+
+    def _fail(self, batch: Sequence[_Entry], exc: FlashkitError) -> None:
+        if _is_lost(exc):
+            self._lose(exc)
+        for entry in batch:
+            if not entry.written.done():
+                entry.written.set_exception(exc)
+                entry.written.exception()  # looked at, also when the step that waits was cancelled meanwhile
+
+    def _lose(self, exc: FlashkitError) -> None:
+        self.broken = exc
+        self._renewing.cancel()
+        waiting, self._waiting = self._waiting, []
+        self._fail_rest(waiting, exc)
+        self._on_lost()
+
+    def _fail_rest(self, waiting: Sequence[_Entry], exc: FlashkitError) -> None:
+        for entry in waiting:
+            if not entry.written.done():
+                entry.written.set_exception(exc)
+                entry.written.exception()
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease.ttl_s / RENEWALS_PER_LEASE)
+            try:
+                async with self._lock:
+                    self._lease = await self._store.renew(self._lease)
+            except FlashkitError as exc:
+                log.warning("session %s: %s", self._lease.session, exc)
+                self._lose(exc)
+                return
+
+
+def _is_lost(exc: FlashkitError) -> bool:
+    """True when nothing more can be written under this lease."""
+    return not isinstance(exc, SessionError) or exc.code not in ("payload_too_large",)

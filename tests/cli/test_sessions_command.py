@@ -1,0 +1,177 @@
+"""`flashkit sessions` beside a running `flashkit dev`, and where it looks for sessions without one."""
+
+import json
+import re
+
+import pytest
+
+AGENT = """
+from pydantic import BaseModel
+
+from flashkit import Session, orchestrator_endpoint
+
+
+class Notes(BaseModel):
+    words: list[str] = []
+
+
+def shout(word: str) -> str:
+    print("shouting", word)
+    if word == "nothing":
+        raise LookupError("there is nothing to shout")
+    return word.upper()
+
+
+@orchestrator_endpoint(name="agent")
+async def agent(session: Session[Notes], word: str, ask: bool = False) -> str:
+    loud = await session.step("shout", shout, word)
+    if ask:
+        loud += await session.wait_for("more")
+    session.state.words.append(loud)
+    return loud
+"""
+
+
+@pytest.fixture(scope="module")
+def sessions(tmp_path_factory, start_shared_dev, flashkit):
+    """Run commands in the folder of one server that all tests share; each uses sessions of its own."""
+    folder = tmp_path_factory.mktemp("agents")
+    (folder / "app.py").write_text(AGENT)
+    start_shared_dev(folder, "--no-reload", FLASHKIT_NAMESPACE="of-tests")
+
+    def run(*arguments, **environment):
+        return flashkit(*arguments, folder=folder, **environment)
+
+    return run
+
+
+def begin(sessions, session, **data):
+    result = sessions("run", "agent", json.dumps({"session_id": session, **data}), "--json")
+    return json.loads(result.out) if result.code == 0 else result.err
+
+
+def test_sessions_are_found_in_the_store_and_namespace_of_the_running_server(sessions):
+    begin(sessions, "l1", word="a")
+    begin(sessions, "l2", word="b", ask=True)
+    listed = json.loads(sessions("sessions", "list", "--json").out)
+    assert [(each["session"], each["status"]) for each in listed][:2] == [("l2", "waiting"), ("l1", "idle")]
+    shown = sessions("sessions", "list", "--limit", "1").out
+    assert re.search(r"^session +status", shown)
+    assert re.search(r"^l2 +waiting +0 .* ago .* B +waits for event 'more'$", shown, re.MULTILINE)
+    assert "l1" not in shown
+
+
+def test_a_timeline_has_a_bar_for_every_step_and_the_next_command(sessions):
+    begin(sessions, "t1", word="a")
+    begin(sessions, "t1", word="b", ask=True)
+    shown = sessions("sessions", "show", "t1").out
+    assert re.search(r"^session t1  waiting  endpoint agent · ", shown)
+    assert "next: flashkit sessions event t1 more JSON" in shown
+    assert re.search(r'^turn 1  done  .* · code \w{8}  {"word":"a"}$', shown, re.MULTILINE)
+    assert len(re.findall(r"^  shout +step +done .* 3 B +█+ *$", shown, re.MULTILINE)) == 2
+    assert re.search(r"^  event:more +event +waiting", shown, re.MULTILINE)
+    assert "\x1b" not in shown
+
+
+def test_a_timeline_is_offered_as_json(sessions):
+    begin(sessions, "j1", word="a")
+    told = json.loads(sessions("sessions", "show", "j1", "--json").out)
+    assert told["turns"][0]["endpoint"] == "agent"
+    assert (
+        told["turns"][0]["steps"][0] | {"key": "shout", "state": "done", "preview": '"A"'}
+        == told["turns"][0]["steps"][0]
+    )
+
+
+def test_an_event_lets_the_turn_end_and_its_output_is_printed(sessions):
+    assert begin(sessions, "e1", word="a", ask=True)["status"] == "waiting"
+    result = sessions("sessions", "event", "e1", "more", '"!"')
+    assert (result.code, result.out) == (0, "A!\n")
+    kept = sessions("sessions", "event", "e1", "more", '"?"')
+    assert (kept.code, kept.out) == (0, "")
+    assert "kept for the next one" in kept.err
+    assert begin(sessions, "e1", word="b", ask=True) == "B?"
+
+
+def test_a_failed_turn_is_resumed_where_it_stands(sessions):
+    assert "there is nothing to shout" in begin(sessions, "r1", word="nothing")
+    assert "next: flashkit sessions resume r1" in sessions("sessions", "show", "r1").out
+    result = sessions("sessions", "resume", "r1")
+    assert result.code == 1
+    assert "LookupError: there is nothing to shout" in result.err
+    begin(sessions, "r2", word="a", ask=True)
+    assert json.loads(sessions("sessions", "resume", "r2", "--json").out)["event"] == "more"
+    assert re.fullmatch(r"[0-9a-f-]{36}\n", sessions("sessions", "resume", "r2", "--wait", "0").out)
+
+
+def test_what_cannot_be_resumed_is_said(sessions):
+    begin(sessions, "r3", word="a")
+    done = sessions("sessions", "resume", "r3")
+    assert done.code == 2
+    assert "no turn under way" in done.err
+    gone = sessions("sessions", "resume", "r4")
+    assert gone.code == 1
+    assert "'r4'" in gone.err
+    assert "Traceback" not in gone.err
+
+
+def test_a_fork_goes_on_by_itself_and_differs_in_what_it_did(sessions):
+    begin(sessions, "f1", word="a")
+    begin(sessions, "f1", word="b")
+    result = sessions("sessions", "fork", "f1", "f2", "--turn", "2", "--state", '{"words": ["z"]}')
+    assert result.out == "f2 has 1 steps of f1\nlet it go on with: flashkit sessions resume f2\n"
+    assert "forked from f1, turn 2" in sessions("sessions", "show", "f2").out
+    assert sessions("sessions", "resume", "f2").out == "B\n"
+    assert sessions("sessions", "diff", "f1", "f2").out == '~ $.state.words[0]  "A" → "z"\n'
+    found = json.loads(sessions("sessions", "diff", "f1@1", "f1@2", "--json").out)
+    assert {"path": "$.state.words[1]", "what": "added", "before": None, "after": "B"} in found
+    assert sessions("sessions", "diff", "f1", "f1").out == "no difference\n"
+
+
+def test_a_deleted_session_is_gone(sessions):
+    begin(sessions, "d1", word="a")
+    assert sessions("sessions", "delete", "d1").out == "deleted d1\n"
+    assert sessions("sessions", "show", "d1").code == 1
+    assert sessions("sessions", "delete", "d1").code == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["settle", "s1", "pay"], "either --result JSON"),
+        (["settle", "s1", "pay", "--result", "1", "--again"], "either --result JSON"),
+        (["settle", "s1", "pay", "--result", "{"], "is not JSON"),
+        (["event", "s1", "word", "yes"], "is not JSON"),
+        (["diff", "s1", "s1@last"], "no number of a turn"),
+        (["fork", "s1", "s2", "--turn", "0"], "--turn"),
+        (["list", "--store", "http://127.0.0.1"], "is not a store for sessions"),
+        (["show", "no id"], "is not a session's id"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(sessions, arguments, message):
+    result = sessions("sessions", *arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_variable_and_an_option_name_other_stores(sessions, tmp_path):
+    begin(sessions, "v1", word="a")
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert f"there are no sessions in {other}" in sessions("sessions", "list", "--store", other).out
+    assert f"there are no sessions in {other}" in sessions("sessions", "list", FLASHKIT_STATE=other).out
+    assert sessions("sessions", "show", "v1", FLASHKIT_NAMESPACE="elsewhere").code == 1
+
+
+def test_a_store_that_does_not_answer_is_named_without_its_password(flashkit, tmp_path):
+    result = flashkit("sessions", "list", "--store", "redis://:secret@127.0.0.1:1/0", folder=tmp_path)
+    assert result.code == 1
+    assert "127.0.0.1:1" in result.err
+    assert "secret" not in result.err
+    assert "Traceback" not in result.err
+
+
+def test_the_help_of_the_group_and_of_a_command_is_quick_to_read(flashkit, tmp_path):
+    shown = flashkit("sessions", "--help", folder=tmp_path).out
+    for name in ("list", "show", "resume", "event", "fork", "settle", "delete", "diff"):
+        assert re.search(rf"^  {name} ", shown, re.MULTILINE)
