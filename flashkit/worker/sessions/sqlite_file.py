@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Final
 
 from flashkit.errors import FlashkitError, StoreFull, StoreMisconfigured, StoreUnavailable
 
+_SET_UP_PAUSE_S: Final = 0.005
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS head (
     ns TEXT, sid TEXT, inc TEXT NOT NULL, fence INTEGER NOT NULL DEFAULT 0, nonce TEXT, owner TEXT NOT NULL DEFAULT '',
@@ -73,18 +75,28 @@ class SqliteFile:
             raise self._translate(exc) from exc
 
     def _connect(self) -> sqlite3.Connection:
-        if self._db is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, timeout=self._budget_s, isolation_level=None)
+        """Return the connection. SQLite's own waiting does not cover a file that two processes set up at once."""
+        give_up_at = time.monotonic() + self._budget_s
+        while self._db is None:
             try:
-                db.row_factory = sqlite3.Row
-                db.execute("PRAGMA journal_mode=WAL")
-                db.executescript(_SCHEMA)
-            except sqlite3.Error:
-                db.close()
-                raise
-            self._db = db
+                self._db = self._open()
+            except sqlite3.OperationalError as exc:
+                if not exc.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > give_up_at:
+                    raise
+                time.sleep(_SET_UP_PAUSE_S)
         return self._db
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(self.path, timeout=self._budget_s, isolation_level=None)
+        try:
+            db.row_factory = sqlite3.Row
+            db.execute("PRAGMA journal_mode=WAL")
+            db.executescript(_SCHEMA)
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
 
     def _translate(self, exc: Exception) -> FlashkitError:
         name = getattr(exc, "sqlite_errorname", "")
