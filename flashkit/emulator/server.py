@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flashkit.emulator.answers import error_body, internal_error, send_body
 from flashkit.emulator.bodies import encode_json
+from flashkit.emulator.connections import BreakableProtocol
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.events import Event, LogLine, ignore
 from flashkit.emulator.platform import Job, JobRequest, Platform
@@ -191,7 +192,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=BreakableProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
