@@ -41,6 +41,27 @@ RUNSYNC_DEFAULT_WAIT_MS: Final = 90_000
 """How long `/runsync` waits without `?wait=`."""
 TTL_MS: Final = (10_000, 604_800_000)
 """Bounds of `policy.ttl`: 10 s to 7 days."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """How many requests an endpoint takes: in ten seconds, and at the same time (None: no such limit)."""
+
+    requests: int
+    concurrent: int | None
+
+
+RATE_LIMITS: Final = {
+    "run": RateLimit(1000, 200),
+    "runsync": RateLimit(2000, 400),
+    "status": RateLimit(2000, 400),
+    "stream": RateLimit(2000, 400),
+    "cancel": RateLimit(100, 20),
+    "purge-queue": RateLimit(2, None),
+    "openai": RateLimit(2000, 400),
+    "requests": RateLimit(10, 2),
+}
+"""Documented, for each endpoint and route; a client over one gets 429."""
 INPUT_ENVELOPE: Final = "_flashkit"
 """Key in a job's `input` under which one flashkit endpoint tells another what is not for the handler."""
 POLL_LIMIT_SECONDS: Final = 90
@@ -75,6 +96,8 @@ class PlatformDefaults:
     """Undocumented: workers in a row that die before taking a job until queued jobs are FAILED."""
     respawn_delay: float = 1.0
     """Undocumented: wait after a failed start; doubles with each one in a row, up to 30 s."""
+    rate_limit_per_worker: float = 0.1
+    """Undocumented: the share of a route's base rate limit that each running worker is worth; the larger counts."""
     oversize_status: int = 413
     """Undocumented: HTTP status for a body over the limit."""
 

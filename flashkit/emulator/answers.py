@@ -16,6 +16,7 @@ from starlette.types import Send
 
 from flashkit.emulator.bodies import BodyTooLarge, encode_json
 from flashkit.emulator.platform import Job, Worker
+from flashkit.emulator.rate_limits import RateLimited
 from flashkit.errors import ErrorReport, FlashkitError, InputError, JobNotFound, PlatformError
 from flashkit.protocol import PlatformDefaults
 
@@ -80,6 +81,8 @@ def http_status(error: FlashkitError, defaults: PlatformDefaults) -> int:
         return 401
     if isinstance(error, ForeignOrigin):
         return 403
+    if isinstance(error, RateLimited):
+        return 429
     return 400 if isinstance(error, InputError) else 500
 
 

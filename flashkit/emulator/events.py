@@ -11,7 +11,20 @@ from typing import Literal
 from flashkit.errors import ErrorReport
 from flashkit.protocol import JobStatus
 
-WorkerMoment = Literal["starting", "ready", "draining", "exited", "killed", "unhealthy"]
+WorkerMoment = Literal[
+    "initializing",
+    "starting",
+    "ready",
+    "frozen",
+    "thawing",
+    "draining",
+    "reclaimed",
+    "exited",
+    "killed",
+    "unhealthy",
+]
+"""`initializing` comes before `starting` where a cold start has phases, and says which one in its detail;
+`starting` is the start of the process; `reclaimed` is a spot machine's notice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +70,40 @@ class LogLine:
     text: str
 
 
-Event = JobEvent | WorkerEvent | LogLine
+@dataclass(frozen=True, slots=True)
+class FaultEvent:
+    """A fault struck that somebody had asked for."""
+
+    endpoint: str
+    """Empty for the store of sessions."""
+    job_id: str | None
+    worker_id: str | None
+    kind: str
+    detail: str
+    """The rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityEvent:
+    """The number of workers that an endpoint wants and there are no machines for has changed."""
+
+    endpoint: str
+    throttled: int
+    capacity: int | None
+    """Workers that there are machines for; None for any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClockEvent:
+    """The platform's clock was moved on, or goes at another speed."""
+
+    now: float
+    advanced_s: float
+    """0 when only the speed has changed."""
+    speed: float
+
+
+Event = JobEvent | WorkerEvent | LogLine | CapacityEvent | ClockEvent | FaultEvent
 
 
 def ignore(event: Event) -> None:

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from flashkit.errors import InputError
 
+FAULT_HEADER: Final = "X-Flashkit-Fault"
+"""With it a request brings rules for its own job."""
 ANY_ENDPOINT: Final = "*"
 _LARGEST_DRAW: Final = 1 << 64
 
@@ -226,11 +228,14 @@ class FaultPlan:
         """Return the rules as `/_/faults` shows them."""
         return {"enabled": self.is_enabled, "seed": self.seed, "faults": [str(fault) for fault in self.faults]}
 
-    def note_job(self, endpoint: str, job_id: str, own: Iterable[Fault] = ()) -> None:
-        """Count a job that was submitted, and keep the rules that it brought for itself."""
+    def bring(self, job_id: str, own: Iterable[Fault]) -> None:
+        """Keep the rules that a job brought for itself."""
         if own := tuple(own):
             self._own[job_id] = own
-        if self.is_active:
+
+    def count_job(self, endpoint: str, job_id: str) -> None:
+        """Number a job that was submitted."""
+        if self.faults:
             number = self._submitted[endpoint] = self._submitted.get(endpoint, 0) + 1
             self._numbers[job_id] = number
 

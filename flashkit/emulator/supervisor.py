@@ -116,6 +116,7 @@ class Supervisor:
         api_key: str | None,
         on_log: Callable[[LogLine], None],
         on_exit: OnExit,
+        fails_to_start: Callable[[str, str], bool] = lambda endpoint, worker_id: False,
     ) -> None:
         self.endpoints: dict[str, LocalEndpoint] = {}
         self._base_url = base_url
@@ -124,6 +125,7 @@ class Supervisor:
         self._credentials = {} if api_key is None else {"RUNPOD_API_KEY": api_key}
         self._on_log = on_log
         self._on_exit = on_exit
+        self._fails_to_start = fails_to_start
         self._reaper = ReaperProcess()
         self._workers: dict[str, _Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -153,6 +155,11 @@ class Supervisor:
         if worker := self._workers.get(worker_id):
             worker.kill()
 
+    def note(self, worker_id: str, text: str) -> None:
+        """Write a line of the platform's own into a worker's log."""
+        if worker := self._workers.get(worker_id):
+            self._take_line(worker, text.encode())
+
     def terminate_all(self) -> None:
         """Ask every worker to finish, and start no others."""
         self._is_closing = True
@@ -175,7 +182,11 @@ class Supervisor:
     async def _run(self, worker: _Worker) -> None:
         exit_code = CANNOT_START
         try:
-            exit_code = await self._run_process(worker)
+            if self._fails_to_start(worker.endpoint, worker.worker_id):
+                self._take_line(worker, b"the worker did not start (injected fault)")
+                exit_code = 1
+            else:
+                exit_code = await self._run_process(worker)
         except (OSError, ValueError) as exc:  # a value that no program can be given is a ValueError
             self._take_line(worker, f"the worker could not be started: {exc}".encode())
         finally:
