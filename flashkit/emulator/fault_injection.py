@@ -274,10 +274,11 @@ class _Answer:
 
 def _read_call(scope: Scope, receive: Receive, send: Send) -> _Call | None:
     """Return what a request is about; None when it is none of the job API's or a worker's."""
-    root, version, endpoint, action, *rest = [*scope["path"].split("/"), "", "", "", ""]
-    if root or version != "v2" or not action:
+    path: str = scope["path"]
+    parts = (path + "////").split("/")
+    if parts[1] != "v2" or not parts[3]:
         return None
-    return _Call(endpoint, action, rest[0], rest[1], scope, receive, send)
+    return _Call(parts[2], parts[3], parts[4], parts[5], scope, receive, send)
 
 
 def _job_ids(body: bytes) -> Sequence[str]:
