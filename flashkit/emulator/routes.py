@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import hmac
-import reprlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
+from flashkit.emulator.admission import Admission
 from flashkit.emulator.answers import (
-    ForeignOrigin,
     RouteUnknown,
-    Unauthorized,
     describe_job,
     describe_worker,
     error_response,
@@ -41,7 +37,6 @@ from flashkit.emulator.openai import submit_relayed
 from flashkit.emulator.platform import Job
 from flashkit.emulator.submissions import read_query_ms, read_submission, read_wait_ms
 from flashkit.emulator.supervisor import LocalEndpoint
-from flashkit.emulator.webhooks import is_loopback
 from flashkit.errors import ErrorReport, FlashkitError
 from flashkit.protocol import RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, TTL_MS, PlatformDefaults
 
@@ -56,8 +51,6 @@ class RouteOptions:
     """What the client routes may do."""
 
     defaults: PlatformDefaults
-    api_key: str | None = None
-    """When set, requests without it are refused."""
     allow_remote_webhooks: bool = False
 
 
@@ -65,12 +58,20 @@ class ClientRoutes:
     """Serves the job API of every endpoint."""
 
     def __init__(
-        self, dispatcher: Dispatcher, *, endpoints: Mapping[str, LocalEndpoint], options: RouteOptions
+        self,
+        dispatcher: Dispatcher,
+        *,
+        endpoints: Mapping[str, LocalEndpoint],
+        admission: Admission,
+        options: RouteOptions,
+        more_routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._dispatcher = dispatcher
         self._platform = dispatcher.platform
         self._endpoints = endpoints
+        self._admission = admission
         self._options = options
+        self._more_routes = more_routes
 
     def application(self) -> Starlette:
         """Return the routes as an ASGI application."""
@@ -94,6 +95,7 @@ class ClientRoutes:
                     for method, path, handler in job_api
                 ),
                 Route("/_/state", self._state, methods=["GET"]),
+                *self._more_routes,
                 Route("/", self._index, methods=["GET"]),
             ],
             exception_handlers={
@@ -108,25 +110,13 @@ class ClientRoutes:
 
     def _guard(self, handler: EndpointHandler) -> Callable[[Request], Awaitable[ASGIApp]]:
         async def guarded(request: Request) -> ASGIApp:
-            _check_origin(request)
-            self._check_key(request)
+            self._admission.check(request)
             name = request.path_params["endpoint"]
             if name not in self._endpoints:
                 raise _unknown_endpoint(name, self._endpoints)
             return await handler(request, name)
 
         return guarded
-
-    def _check_key(self, request: Request) -> None:
-        expected = self._options.api_key
-        if expected is None:
-            return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), expected.encode()):
-            raise Unauthorized(
-                "the Authorization header does not carry this platform's key",
-                hint="send `Authorization: Bearer <key>`, or the bare key",
-            )
 
     async def _run(self, request: Request, endpoint: str) -> Response:
         job = await self._submit(request, endpoint, sync=False)
@@ -195,7 +185,7 @@ class ClientRoutes:
         return json_response({"platform": "flashkit", "endpoints": urls})
 
     async def _state(self, request: Request) -> Response:
-        self._check_key(request)
+        self._admission.check(request)
         return json_response({name: self._describe_endpoint(name) for name in self._endpoints})
 
     def _describe_endpoint(self, name: str) -> dict[str, Any]:
@@ -222,16 +212,6 @@ class ClientRoutes:
             hint=f"use {allowed} for this path" if allowed else "GET / lists the endpoints and their URLs",
         )
         return error_response(report, status=exc.status_code, headers=exc.headers)
-
-
-def _check_origin(request: Request) -> None:
-    """Refuse what a web page of another machine makes a browser send: anybody's page could run jobs here."""
-    origin = request.headers.get("origin")
-    if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
-        raise ForeignOrigin(
-            f"a web page of {reprlib.repr(origin)} may not use this platform",
-            hint="open the page from http://localhost, or send the request from your server",
-        )
 
 
 def _unknown_endpoint(name: str, known: Iterable[str]) -> RouteUnknown:

@@ -22,12 +22,15 @@ from typing import Final, Self
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from flashkit.emulator.admission import Admission
 from flashkit.emulator.answers import error_body, internal_error, send_body
 from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.connections import BreakableProtocol
+from flashkit.emulator.control import ControlRoutes
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.events import Event, LogLine, ignore
 from flashkit.emulator.platform import Job, JobRequest, Platform
+from flashkit.emulator.recorder import Recorder
 from flashkit.emulator.routes import ClientRoutes, RouteOptions
 from flashkit.emulator.supervisor import LocalEndpoint, Supervisor
 from flashkit.emulator.webhooks import WebhookSender
@@ -77,12 +80,14 @@ class Emulator:
     ) -> None:
         defaults = defaults or PlatformDefaults()
         self.platform = Platform(defaults)
+        self.recorder = Recorder()
         self._endpoints = tuple(endpoints)
         self._address = (host, port)
         self._defaults = defaults
         self._state_dir = state_dir
         self._on_event = on_event
-        self._options = RouteOptions(defaults, api_key=api_key, allow_remote_webhooks=allow_remote_webhooks)
+        self._options = RouteOptions(defaults, allow_remote_webhooks=allow_remote_webhooks)
+        self._admission = Admission(api_key=api_key)
         self._shutdown_grace = shutdown_grace
         self._environ = os.environ if environ is None else environ
 
@@ -99,17 +104,18 @@ class Emulator:
             base_url=self.url,
             state_dir=self._state_dir,
             environ=self._environ,
-            api_key=self._options.api_key,
+            api_key=self._admission.api_key,
             on_log=self._tell,
             on_exit=self._worker_exited,
         )
         self.dispatcher = Dispatcher(
-            self.platform, processes=self._supervisor, send_webhook=self._webhooks.send, on_event=self._on_event
+            self.platform, processes=self._supervisor, send_webhook=self._webhooks.send, on_event=self._observe
         )
         server = _Server(self._application(), listener)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(server.stop)
             stack.push_async_callback(self._webhooks.close)
+            stack.callback(self.recorder.close)
             stack.push_async_callback(self._stop_workers)
             await server.start()
             await self._supervisor.open()
@@ -156,11 +162,22 @@ class Emulator:
 
     def _application(self) -> ASGIApp:
         wire = WorkerWire(self.dispatcher, self._defaults)
-        routes = ClientRoutes(self.dispatcher, endpoints=self._supervisor.endpoints, options=self._options)
+        control = ControlRoutes(self.recorder, admission=self._admission)
+        routes = ClientRoutes(
+            self.dispatcher,
+            endpoints=self._supervisor.endpoints,
+            admission=self._admission,
+            options=self._options,
+            more_routes=control.routes(),
+        )
         return _Application(wire, routes.application())
 
     def _worker_exited(self, endpoint: str, worker_id: str, *, exit_code: int, log_tail: Sequence[str]) -> None:
         self.dispatcher.worker_exited(endpoint, worker_id, exit_code=exit_code, log_tail=log_tail)
+
+    def _observe(self, event: Event) -> None:
+        self.recorder.record(event)
+        self._on_event(event)
 
     def _tell(self, line: LogLine) -> None:
         self.dispatcher.tell(line)

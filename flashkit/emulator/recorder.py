@@ -1,0 +1,340 @@
+"""What happened lately: events, the lines that workers printed, and the story of each job, in bounded memory.
+
+The emulator records everything that it tells. Readers come with the number of the last event they saw and
+get what came after; whoever follows is woken once for many events, so that nobody slows a job down by
+watching. A worker that prints without end pushes out its own lines only: each worker and each job has a
+budget of its own.
+
+A line that a handler prints carries no job id. It is counted as the job's that its worker runs, when that is
+one alone, or has just run: a line may come in a moment after the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from flashkit.emulator.events import Event, JobEvent, LogLine, WorkerEvent
+from flashkit.errors import ErrorReport
+
+EVENT_LIMIT: Final = 10_000
+"""Events of jobs and workers that are kept."""
+JOB_LIMIT: Final = 10_000
+"""Jobs whose story is kept."""
+JOB_EVENT_LIMIT: Final = 60
+"""Events in the story of one job: the first ones and the last ones of a job that is retried for ever."""
+LINE_LIMIT_CHARACTERS: Final = 16_000
+"""Longer lines are cut."""
+WORKER_LINES_BYTES: Final = 512 * 1024
+"""Lines that are kept of one worker."""
+JOB_LINES_BYTES: Final = 64 * 1024
+"""Lines that are kept of one job."""
+ALL_LINES_BYTES: Final = 16 * 1024 * 1024
+"""Lines that are kept of all workers together, and once more of all jobs."""
+
+_ENTRY_BYTES: Final = 250
+"""About what an entry takes besides its text."""
+_LATE_LINE_SECONDS: Final = 0.5
+
+
+class Recorded(NamedTuple):
+    """An event with its number and its time."""
+
+    n: int
+    """Counts all events from 1."""
+    at: float
+    """Seconds since 1970."""
+    event: Event
+
+
+class Batch(NamedTuple):
+    """Some of the events that followed a number."""
+
+    entries: list[Recorded]
+    next: int
+    """Ask for what follows this number to go on."""
+    is_complete: bool
+    """False when older ones that followed as well are not kept any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which events somebody wants; everything that is not named is wanted."""
+
+    types: Collection[str] = ()
+    endpoint: str | None = None
+    job_id: str | None = None
+    worker_id: str | None = None
+
+    def accepts(self, event: Event) -> bool:
+        """True for an event that is wanted."""
+        if self.types and type_of(event) not in self.types:
+            return False
+        wanted = (("endpoint", self.endpoint), ("job_id", self.job_id), ("worker_id", self.worker_id))
+        return all(value is None or getattr(event, name, None) == value for name, value in wanted)
+
+
+EVERYTHING: Final = Filter()
+
+
+class Lines:
+    """The latest lines of one source, bounded by their size."""
+
+    __slots__ = ("_limit_bytes", "dropped_to", "entries", "size_bytes")
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self.entries: deque[Recorded] = deque()
+        self.size_bytes = 0
+        self.dropped_to = 0
+        """Number of the latest line that is not kept any more."""
+
+    def add(self, entry: Recorded, size_bytes: int) -> int:
+        """Keep one more line, and return by how many bytes all of them have grown."""
+        before = self.size_bytes
+        self.entries.append(entry)
+        self.size_bytes += size_bytes
+        while self.size_bytes > self._limit_bytes and len(self.entries) > 1:
+            dropped = self.entries.popleft()
+            self.size_bytes -= _size_of(dropped)
+            self.dropped_to = dropped.n
+        return self.size_bytes - before
+
+
+@dataclass(slots=True)
+class JobStory:
+    """What is remembered of one job."""
+
+    endpoint: str
+    job_id: str
+    latest: JobEvent
+    timeline: list[Recorded] = field(default_factory=list)
+
+    @property
+    def submitted_at(self) -> float:
+        """When it was first seen, in seconds since 1970."""
+        return self.timeline[0].at
+
+    def add(self, entry: Recorded, event: JobEvent) -> None:
+        """Take note of a new status or attempt."""
+        self.latest = event
+        if len(self.timeline) >= JOB_EVENT_LIMIT:
+            del self.timeline[JOB_EVENT_LIMIT // 2]
+        self.timeline.append(entry)
+
+
+class Recorder:
+    """Keeps what happened lately, for whoever asks later or follows live.
+
+    Args:
+        clock: Gives the time of day.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self.jobs: OrderedDict[str, JobStory] = OrderedDict()
+        """Jobs by id, in the order in which they were first seen."""
+        self.is_closed = False
+        self._clock = clock
+        self._count = 0
+        self._events: deque[Recorded] = deque(maxlen=EVENT_LIMIT)
+        self._worker_lines = _LineBudget(WORKER_LINES_BYTES)
+        self._job_lines = _LineBudget(JOB_LINES_BYTES)
+        self._running: dict[str, dict[str, None]] = {}
+        """Jobs that each worker has."""
+        self._worker_of: dict[str, str] = {}
+        """The worker of each running job."""
+        self._finished: dict[str, tuple[str, float]] = {}
+        """The job that each worker finished last, and when."""
+        self._waiting: set[asyncio.Event] = set()
+
+    @property
+    def count(self) -> int:
+        """Number of the latest event."""
+        return self._count
+
+    def record(self, event: Event) -> None:
+        """Keep an event, and wake whoever waits for one."""
+        self._count += 1
+        at = self._clock()
+        if isinstance(event, LogLine):
+            self._keep_line(at, event)
+        else:
+            entry = Recorded(self._count, at, event)
+            self._events.append(entry)
+            if isinstance(event, JobEvent):
+                self._keep_job_event(entry, event)
+            elif isinstance(event, WorkerEvent) and event.what == "exited":
+                self._running.pop(event.worker_id, None)
+                self._finished.pop(event.worker_id, None)
+        if self._waiting:
+            self._wake()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        self.is_closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        for waiting in self._waiting:
+            waiting.set()
+        self._waiting.clear()
+
+    # ------------------------------------------------------------------ jobs
+
+    def _keep_job_event(self, entry: Recorded, event: JobEvent) -> None:
+        story = self.jobs.get(event.job_id)
+        if story is None:
+            story = self.jobs[event.job_id] = JobStory(event.endpoint, event.job_id, event)
+            if len(self.jobs) > JOB_LIMIT:
+                oldest, _ = self.jobs.popitem(last=False)
+                self._job_lines.forget(oldest)
+        story.add(entry, event)
+        left = self._worker_of.pop(event.job_id, None)
+        if left is not None and left in self._running:  # otherwise the worker is dead, and prints no more
+            self._running[left].pop(event.job_id, None)
+            self._finished[left] = (event.job_id, entry.at)
+        if event.worker_id is not None and not event.status.is_final:
+            self._worker_of[event.job_id] = event.worker_id
+            self._running.setdefault(event.worker_id, {})[event.job_id] = None
+
+    def _job_of_line(self, at: float, line: LogLine) -> str | None:
+        running = self._running.get(line.worker_id, ())
+        if len(running) == 1:
+            return next(iter(running))
+        finished = self._finished.get(line.worker_id)
+        if running or finished is None or at - finished[1] > _LATE_LINE_SECONDS:
+            return None
+        return finished[0]
+
+    # ------------------------------------------------------------------ lines
+
+    def _keep_line(self, at: float, line: LogLine) -> None:
+        text, job_id = line.text, line.job_id or self._job_of_line(at, line)
+        if len(text) > LINE_LIMIT_CHARACTERS:
+            text = f"{text[:LINE_LIMIT_CHARACTERS]}… ({len(text) - LINE_LIMIT_CHARACTERS:,} more characters)"
+        if text is not line.text or job_id != line.job_id:
+            line = LogLine(line.endpoint, line.worker_id, job_id, line.level, text)
+        entry = Recorded(self._count, at, line)
+        self._worker_lines.add(line.worker_id, entry)
+        if job_id is not None and job_id in self.jobs:
+            self._job_lines.add(job_id, entry)
+
+    def lines_of_job(self, job_id: str) -> list[Recorded]:
+        """Return what is kept of the lines of a job, oldest first."""
+        lines = self._job_lines.sources.get(job_id)
+        return [] if lines is None else list(lines.entries)
+
+    @property
+    def lines_bytes(self) -> int:
+        """About the memory that all lines take."""
+        return self._worker_lines.size_bytes + self._job_lines.size_bytes
+
+    # ------------------------------------------------------------------ readers
+
+    def after(self, n: int, *, limit: int, wanted: Filter = EVERYTHING) -> Batch:
+        """Return the oldest events that followed number `n`, at most `limit`."""
+        sources = self._sources(wanted)
+        entries = sorted(entry for source in sources for entry in _newer(source, n) if wanted.accepts(entry.event))
+        is_complete = n >= self._dropped_to()
+        if len(entries) > limit:
+            return Batch(entries[:limit], entries[limit - 1].n, is_complete)
+        return Batch(entries, self._count, is_complete)
+
+    def latest(self, limit: int, *, wanted: Filter = EVERYTHING) -> Batch:
+        """Return the newest events, oldest of them first."""
+        found: list[Recorded] = []
+        for source in self._sources(wanted):
+            accepted = (entry for entry in reversed(source) if wanted.accepts(entry.event))
+            found += [entry for entry, _ in zip(accepted, range(limit), strict=False)]
+        return Batch(sorted(found)[-limit:], self._count, is_complete=True)
+
+    def _sources(self, wanted: Filter) -> Iterable[deque[Recorded]]:
+        if not wanted.types or set(wanted.types) != {"log"}:
+            yield self._events
+        if wanted.types and "log" not in wanted.types:
+            return
+        for worker_id, lines in self._worker_lines.sources.items():
+            if wanted.worker_id in (None, worker_id):
+                yield lines.entries
+
+    def _dropped_to(self) -> int:
+        first = self._events[0].n if len(self._events) == EVENT_LIMIT else 0
+        return max(first - 1, self._worker_lines.dropped_to)
+
+    async def wait(self, n: int, *, seconds: float) -> bool:
+        """Wait until there is an event after number `n`, or nothing will come any more; False after this time."""
+        if self.is_closed or self._count > n:
+            return True
+        waiting = asyncio.Event()
+        self._waiting.add(waiting)
+        try:
+            await asyncio.wait_for(waiting.wait(), seconds)
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting.discard(waiting)
+        return True
+
+
+class _LineBudget:
+    """Lines by source, each source within its own limit, all of them within one."""
+
+    def __init__(self, source_bytes: int, *, all_bytes: int = ALL_LINES_BYTES) -> None:
+        self.sources: OrderedDict[str, Lines] = OrderedDict()
+        """In the order in which they printed last."""
+        self.size_bytes = 0
+        self._forgotten_to = 0
+        self._source_bytes = source_bytes
+        self._all_bytes = all_bytes
+
+    @property
+    def dropped_to(self) -> int:
+        """Number of the latest line that is not kept any more."""
+        return max(self._forgotten_to, *(lines.dropped_to for lines in self.sources.values()), 0)
+
+    def add(self, source: str, entry: Recorded) -> None:
+        """Keep a line; the sources that were silent for longest make room for it."""
+        lines = self.sources.get(source)
+        if lines is None:
+            lines = self.sources[source] = Lines(self._source_bytes)
+        self.sources.move_to_end(source)
+        self.size_bytes += lines.add(entry, _size_of(entry))
+        while self.size_bytes > self._all_bytes:
+            self.forget(next(iter(self.sources)))
+
+    def forget(self, source: str) -> None:
+        """Drop all lines of a source."""
+        if lines := self.sources.pop(source, None):
+            self.size_bytes -= lines.size_bytes
+            self._forgotten_to = max(self._forgotten_to, lines.entries[-1].n)
+
+
+def _size_of(entry: Recorded) -> int:
+    return _ENTRY_BYTES + (sys.getsizeof(entry.event.text) if isinstance(entry.event, LogLine) else 0)
+
+
+def _newer(entries: deque[Recorded], n: int) -> Iterator[Recorded]:
+    for entry in reversed(entries):
+        if entry.n <= n:
+            return
+        yield entry
+
+
+def type_of(event: Event) -> str:
+    """Return the name of an event's type: `job`, `worker`, `log`, and so on."""
+    return "log" if isinstance(event, LogLine) else type(event).__name__.removesuffix("Event").lower()
+
+
+def describe(entry: Recorded) -> dict[str, Any]:
+    """Return an event as JSON shows it."""
+    event = entry.event
+    fields: Mapping[str, Any] = {name: getattr(event, name) for name in event.__slots__}
+    described = {"n": entry.n, "at": entry.at, "type": type_of(event), **fields}
+    if isinstance(described.get("error"), ErrorReport):
+        described["error"] = described["error"].to_dict()
+    return described
