@@ -152,6 +152,10 @@ class Range:
 
 EXECUTION_TIMEOUT_MS = Range(5_000, 604_800_000)
 """5 s to 7 days (docs.runpod.io, operation reference, `policy.executionTimeout`)."""
+LOAD_BALANCED_TIMEOUT_MS = 330_000
+"""5.5 min for one request to a load-balanced endpoint (docs.runpod.io, load balancing overview)."""
+LOAD_BALANCED_CONCURRENCY = 32
+"""Chosen: requests that one worker handles at the same time unless the endpoint says otherwise."""
 IDLE_TIMEOUT_SECONDS = Range(1, 3_600)
 """REST v1 and v2 endpoint schema."""
 VOLUME_SIZE_GB = Range(10, 4_096)

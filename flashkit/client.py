@@ -15,8 +15,6 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-import orjson
-
 from flashkit.errors import (
     ErrorReport,
     FlashkitError,
@@ -35,7 +33,7 @@ from flashkit.protocol import (
     JobStatus,
 )
 from flashkit.settings import Settings
-from flashkit.transport import Request, RetryPolicy, Transport, expect_object, jitter
+from flashkit.transport import Request, RetryPolicy, Transport, encode_body, expect_object, jitter
 
 _log = logging.getLogger(__name__)
 
@@ -354,10 +352,7 @@ def _encode_job(
         "policy": {key: value for key, value in policy.items() if value is not None},
     }
     job = {"input": job_input, **{key: value for key, value in optional.items() if value}}
-    try:
-        body = orjson.dumps(job, default=_dump_model)
-    except TypeError as exc:
-        raise InputError(f"the input cannot be sent as JSON: {exc}", hint="send plain values") from exc
+    body = encode_body(job)
     if len(body) > limit_bytes:
         raise InputError(
             f"the input has {len(body):,} bytes of JSON, the platform takes {limit_bytes:,}",
@@ -365,14 +360,6 @@ def _encode_job(
             details={"limit_bytes": limit_bytes, "size_bytes": len(body)},
         )
     return body
-
-
-def _dump_model(value: object) -> Any:
-    """Encode pydantic models without importing pydantic."""
-    dump = getattr(value, "model_dump", None)
-    if dump is None:
-        raise TypeError(f"a {type(value).__name__} is not a JSON value")
-    return dump(mode="json")
 
 
 def _unwrap_chunk(chunk: object) -> Any:

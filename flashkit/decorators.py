@@ -1,5 +1,8 @@
 """The four decorators. They describe: everything is checked here and nothing is started.
 
+Used as a decorator, the result of a call makes a queue-based endpoint; with `.get("/path")` and the like it
+becomes a load-balanced one (`http_endpoint`).
+
 All options are keyword-only. A value that cannot work is refused when the app file is imported, and an
 option that does not exist is refused with the nearest name, because a misspelt `idle_timeuot=` that is
 silently ignored costs money.
@@ -11,14 +14,17 @@ import inspect
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, Never, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Final, Never, ParamSpec, Protocol, TypeVar, overload
 
 from flashkit import catalog
 from flashkit.catalog import DataCenter, GpuPool, GpuType
 from flashkit.endpoint import Endpoint
 from flashkit.errors import DefinitionError
 from flashkit.handler import define
+from flashkit.http_endpoint import HttpEndpoint
+from flashkit.http_routes import HttpDefinition
 from flashkit.spec import EndpointSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
 
 P = ParamSpec("P")
@@ -31,11 +37,16 @@ DataCenterOption = str | DataCenter | Sequence[str | DataCenter] | None
 VolumeOption = NetworkVolume | Sequence[NetworkVolume] | None
 
 
-class EndpointDecorator(Protocol):
-    """Turns a function or class into an endpoint with the same parameters.
+class EndpointDecorator(HttpEndpoint):
+    """Turns a function or class into an endpoint with the same parameters, or becomes an endpoint by its routes.
 
     The first overload that fits is meant; that a class could be called like a function is no conflict.
     """
+
+    def __init__(self, make_endpoint: Callable[[Any], Endpoint[..., Any, ..., Any]], place: str, http: _Http) -> None:
+        super().__init__(http.define)
+        self._make_endpoint = make_endpoint
+        self._place = place
 
     @overload
     def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> Endpoint[P, AsyncIterator[R], P, list[R]]: ...  # type: ignore[overload-overlap]
@@ -47,6 +58,14 @@ class EndpointDecorator(Protocol):
     def __call__(self, target: type[R], /) -> Endpoint[..., R, ..., Any]: ...
     @overload
     def __call__(self, target: Callable[P, R], /) -> Endpoint[P, R, P, R]: ...
+    def __call__(self, target: Any, /) -> Any:
+        """Return the queue-based endpoint that handles jobs with this function or class."""
+        try:
+            endpoint = self._make_endpoint(target)
+            self._note_queue_endpoint(endpoint.name)
+        except DefinitionError as exc:
+            raise _at(exc, self._place) from None
+        return endpoint
 
 
 class SessionDecorator(Protocol):
@@ -79,17 +98,17 @@ def cpu_endpoint(
     cpu: str = "cpu3c-2-4",
     workers: WorkersOption = (0, 3),
     idle_timeout: int = 5,
-    execution_timeout_ms: int = 600_000,
-    concurrency: int = 1,
+    execution_timeout_ms: int | None = None,
+    concurrency: int | None = None,
     datacenter: DataCenterOption = None,
     volume: VolumeOption = None,
     env: Mapping[str, str] | None = None,
-    scaler_type: str = ScalerType.QUEUE_DELAY,
+    scaler_type: str | None = None,
     scaler_value: int = 4,
     flashboot: bool = True,
     **unknown: Never,
 ) -> EndpointDecorator:
-    """Make a stateless CPU tool of a function or class.
+    """Make a stateless CPU tool of a function or class, or a web API by `.get("/path")` and the like.
 
     Sync functions run in threads, so they never block the worker's loop.
 
@@ -97,14 +116,14 @@ def cpu_endpoint(
         name: Name in URLs; by default the function's name with dashes.
         cpu: Instance as family, vCPUs and GB: `cpu5c-4-8` has 4 vCPUs and 8 GB.
         workers: (min, max), or only max.
-        idle_timeout: Seconds without a job until a worker above min stops.
-        execution_timeout_ms: Milliseconds one job may run.
-        concurrency: Jobs that one worker runs at the same time.
+        idle_timeout: Seconds without a job or request until a worker above min stops.
+        execution_timeout_ms: Milliseconds one job may run, 600,000 by default; one request, 330,000 at most.
+        concurrency: Jobs that one worker runs at the same time, 1 by default; requests, 32.
         datacenter: Where workers may run; anywhere by default.
         volume: Network volume or volumes, mounted at /runpod-volume.
         env: Environment variables of the worker.
-        scaler_type: `QUEUE_DELAY` or `REQUEST_COUNT`.
-        scaler_value: Seconds a job may wait, or jobs per worker.
+        scaler_type: `QUEUE_DELAY`, the default, or `REQUEST_COUNT`, the only one without a queue.
+        scaler_value: Seconds a job may wait, or jobs or requests per worker.
         flashboot: Let the platform keep a warmed-up worker's state for fast restarts.
 
     Raises:
@@ -118,7 +137,7 @@ def cpu_endpoint(
         5
     """
     options = dict(locals())
-    return _decorator(Kind.CPU, options)  # type: ignore[return-value]  # the protocol states the types
+    return _decorator(Kind.CPU, options)
 
 
 def gpu_endpoint(
@@ -128,36 +147,36 @@ def gpu_endpoint(
     gpu_count: int = 1,
     workers: WorkersOption = (0, 3),
     idle_timeout: int = 5,
-    execution_timeout_ms: int = 600_000,
-    concurrency: int = 1,
+    execution_timeout_ms: int | None = None,
+    concurrency: int | None = None,
     datacenter: DataCenterOption = None,
     volume: VolumeOption = None,
     env: Mapping[str, str] | None = None,
     min_cuda_version: str | None = None,
-    scaler_type: str = ScalerType.QUEUE_DELAY,
+    scaler_type: str | None = None,
     scaler_value: int = 4,
     flashboot: bool = True,
     **unknown: Never,
 ) -> EndpointDecorator:
-    """Make a GPU endpoint of a function, or of a class that is built once per worker.
+    """Make a GPU endpoint of a function or class, or a web API by `.get("/path")` and the like.
 
-    A class may have `setup()`, `warmup()` and `teardown()`; the method named `run` (or the only public
-    one) handles jobs.
+    A class is built once per worker. It may have `setup()`, `warmup()` and `teardown()`; the method named `run`
+    (or the only public one) handles jobs.
 
     Args:
         gpu: GPU types or pools in order of preference; enum members, device names or fragments ("A100").
         name: Name in URLs; by default the function's or class's name with dashes.
         gpu_count: GPUs per worker.
         workers: (min, max), or only max.
-        idle_timeout: Seconds without a job until a worker above min stops.
-        execution_timeout_ms: Milliseconds one job may run.
-        concurrency: Jobs that one worker runs at the same time.
+        idle_timeout: Seconds without a job or request until a worker above min stops.
+        execution_timeout_ms: Milliseconds one job may run, 600,000 by default; one request, 330,000 at most.
+        concurrency: Jobs that one worker runs at the same time, 1 by default; requests, 32.
         datacenter: Where workers may run; anywhere by default.
         volume: Network volume or volumes, mounted at /runpod-volume.
         env: Environment variables of the worker.
         min_cuda_version: Oldest CUDA version of a host, for example "12.8".
-        scaler_type: `QUEUE_DELAY` or `REQUEST_COUNT`.
-        scaler_value: Seconds a job may wait, or jobs per worker.
+        scaler_type: `QUEUE_DELAY`, the default, or `REQUEST_COUNT`, the only one without a queue.
+        scaler_value: Seconds a job may wait, or jobs or requests per worker.
         flashboot: Let the platform keep a warmed-up worker's state for fast restarts.
 
     Raises:
@@ -174,7 +193,7 @@ def gpu_endpoint(
         (<GpuType.NVIDIA_A100_80GB_PCIe: 'NVIDIA A100 80GB PCIe'>,)
     """
     options = dict(locals())
-    return _decorator(Kind.GPU, options)  # type: ignore[return-value]  # the protocol states the types
+    return _decorator(Kind.GPU, options)
 
 
 def embedding_endpoint(
@@ -286,7 +305,7 @@ def orchestrator_endpoint(
     return _decorator(Kind.ORCHESTRATOR, options)  # type: ignore[return-value]  # the protocol states the types
 
 
-def _decorator(kind: Kind, options: dict[str, Any]) -> Callable[[Any], Endpoint[..., Any, ..., Any]]:
+def _decorator(kind: Kind, options: dict[str, Any]) -> EndpointDecorator:
     place = _caller()
     try:
         _refuse_unknown(kind, options.pop("unknown"), options)
@@ -294,16 +313,43 @@ def _decorator(kind: Kind, options: dict[str, Any]) -> Callable[[Any], Endpoint[
     except DefinitionError as exc:
         raise _at(exc, place) from None
 
-    def decorate(target: Any) -> Endpoint[..., Any, ..., Any]:
+    def make_endpoint(target: Any) -> Endpoint[..., Any, ..., Any]:
         named = values | {"name": values["name"] or _default_name(target)}
-        try:
-            definition = define(target, EndpointSpec(kind=kind, **named))
-            _require_session(definition.spec, definition.function)
-        except DefinitionError as exc:
-            raise _at(exc, place) from None
+        definition = define(target, EndpointSpec(kind=kind, **named))
+        _require_session(definition.spec, definition.function)
         return Endpoint(definition)
 
-    return decorate
+    return EndpointDecorator(make_endpoint, place, _Http(kind, values, place))
+
+
+@dataclass(frozen=True, slots=True)
+class _Http:
+    """What the options mean for an endpoint without a queue."""
+
+    kind: Kind
+    values: Mapping[str, Any]
+    place: str
+
+    def define(self) -> HttpDefinition:
+        """Return the definition of a load-balanced endpoint without routes yet."""
+        if not self.values["name"]:
+            raise DefinitionError(
+                "an endpoint with routes needs a name of its own",
+                hint=f'{self.kind}_endpoint(name="api", ...)',
+                where=self.place,
+            )
+        try:
+            spec = EndpointSpec(kind=self.kind, load_balanced=True, **{**_HTTP_DEFAULTS, **self.values})
+        except DefinitionError as exc:
+            raise _at(exc, self.place) from None
+        return HttpDefinition(spec, self.place)
+
+
+_HTTP_DEFAULTS: Final[Mapping[str, Any]] = {
+    "execution_timeout_ms": catalog.LOAD_BALANCED_TIMEOUT_MS,
+    "concurrency": catalog.LOAD_BALANCED_CONCURRENCY,
+    "scaler_type": ScalerType.REQUEST_COUNT,
+}
 
 
 def _refuse_unknown(kind: Kind, unknown: Mapping[str, Any], known: Mapping[str, Any]) -> None:
@@ -316,8 +362,12 @@ def _refuse_unknown(kind: Kind, unknown: Mapping[str, Any], known: Mapping[str, 
 
 
 def _spec_values(options: dict[str, Any]) -> dict[str, Any]:
-    """Resolve names and short forms into the values of an `EndpointSpec`."""
-    values = {key: value for key, value in options.items() if key not in ("gpu", "datacenter", "volume")}
+    """Resolve names and short forms into the values of an `EndpointSpec`; what was not given is left out."""
+    short_forms = ("gpu", "datacenter", "volume", "scaler_type")
+    values = {key: value for key, value in options.items() if key not in short_forms}
+    for option in ("execution_timeout_ms", "concurrency"):
+        if values[option] is None:
+            del values[option]
     values["gpu"] = catalog.resolve_gpus(_as_tuple(options.get("gpu") or ()))
     values["datacenters"] = tuple(map(catalog.resolve_datacenter, _as_tuple(options["datacenter"] or ())))
     values["volumes"] = _as_tuple(options["volume"] or ())
@@ -327,13 +377,18 @@ def _spec_values(options: dict[str, Any]) -> dict[str, Any]:
         values["cpu"] = catalog.resolve_cpu(options["cpu"])
     if options.get("min_cuda_version") is not None:
         values["min_cuda_version"] = catalog.resolve_cuda(options["min_cuda_version"])
+    if options["scaler_type"] is not None:
+        values["scaler_type"] = _scaler_type(options["scaler_type"])
+    return values
+
+
+def _scaler_type(option: str) -> ScalerType:
     try:
-        values["scaler_type"] = ScalerType(options["scaler_type"])
+        return ScalerType(option)
     except ValueError:
         raise DefinitionError(
-            f"scaler_type={options['scaler_type']!r} is not known", hint=f"valid names: {', '.join(ScalerType)}"
+            f"scaler_type={option!r} is not known", hint=f"valid names: {', '.join(ScalerType)}"
         ) from None
-    return values
 
 
 def _as_tuple(option: Any) -> tuple[Any, ...]:

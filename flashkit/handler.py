@@ -54,6 +54,8 @@ class Definition:
     """Place of the definition, as `app.py:12`."""
     method: str | None = None
     """Name of the method that handles a job, for classes."""
+    supplied: frozenset[str] = frozenset()
+    """More parameters that the worker fills in: the request itself, say."""
 
     @property
     def is_class(self) -> bool:
@@ -80,7 +82,8 @@ class Definition:
         listed = list(inspect.signature(self.function).parameters.values())
         if self.method and not isinstance(inspect.getattr_static(self.target, self.method), staticmethod):
             listed = listed[1:]
-        return tuple(parameter for parameter in listed if parameter.name != self.injected)
+        filled_in = {*self.supplied, self.injected}
+        return tuple(parameter for parameter in listed if parameter.name not in filled_in)
 
     @property
     def signature(self) -> str:

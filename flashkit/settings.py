@@ -12,14 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 from flashkit.errors import ConfigurationError
 
-RUNPOD_API_URL = "https://api.runpod.ai/v2"
+RUNPOD_API_HOST = "api.runpod.ai"
+RUNPOD_API_URL = f"https://{RUNPOD_API_HOST}/v2"
 DEFAULT_STATE_URL = "sqlite:///.flashkit/sessions.db"
 DEFAULT_NAMESPACE = "default"
 DEFAULT_WEIGHTS_DIR = Path("models")
 DEFAULT_WORKER_ID = "local"
+LOOPBACK = "127.0.0.1"
+EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - the platform reaches a container from outside
 DEV_FILE = Path(".flashkit") / "dev.json"
 """Where a running `flashkit dev` leaves its URL, its store and its process id, below the project's folder."""
 
@@ -59,6 +63,12 @@ class Settings:
     """Folder with weights as `<organisation>/<name>/` (FLASHKIT_WEIGHTS_DIR)."""
     worker_id: str = DEFAULT_WORKER_ID
     """This worker's id on the platform (RUNPOD_POD_ID)."""
+    http_host: str = LOOPBACK
+    """Address at which a load-balanced worker listens (FLASHKIT_HTTP_HOST; every one on the platform)."""
+    http_port: int = 80
+    """Port at which a load-balanced worker listens (PORT)."""
+    health_port: int | None = None
+    """Port at which it answers /ping, when that is another one (PORT_HEALTH)."""
     show_tracebacks: bool = False
     """Send tracebacks to callers: set by `flashkit dev` only (FLASHKIT_TRACEBACKS)."""
 
@@ -94,6 +104,9 @@ class Settings:
             keep_journals=_read_flag(env, "FLASHKIT_KEEP_JOURNALS"),
             weights_dir=Path(env.get("FLASHKIT_WEIGHTS_DIR") or DEFAULT_WEIGHTS_DIR),
             worker_id=env.get("RUNPOD_POD_ID") or DEFAULT_WORKER_ID,
+            http_host=env.get("FLASHKIT_HTTP_HOST") or (EVERY_ADDRESS if env.get("RUNPOD_POD_ID") else LOOPBACK),
+            http_port=_read_port(env, "PORT") or 80,
+            health_port=_read_port(env, "PORT_HEALTH"),
             show_tracebacks=_read_flag(env, "FLASHKIT_TRACEBACKS"),
         )
 
@@ -114,6 +127,17 @@ class Settings:
     def endpoint_url(self, name: str) -> str:
         """Return the URL below which the endpoint's routes are."""
         return f"{self.require_base_url()}/{self.endpoint_ids.get(name, name)}"
+
+    def load_balanced_url(self, name: str) -> str:
+        """Return the URL below which a load-balanced endpoint's own paths are.
+
+        On Runpod each has a host of its own; a local platform has them all below `/lb/`.
+        """
+        base = urlsplit(self.require_base_url())
+        name = self.endpoint_ids.get(name, name)
+        if base.hostname == RUNPOD_API_HOST:
+            return f"{base.scheme}://{name}.{base.netloc}"
+        return f"{base.scheme}://{base.netloc}{base.path.removesuffix('/v2')}/lb/{name}"
 
 
 def find_dev_server(folder: Path) -> DevServer | None:
@@ -151,6 +175,15 @@ def _read_seconds(env: Mapping[str, str], name: str, default: float) -> float:
     if not 1.0 <= seconds <= 3600.0:  # noqa: PLR2004 - an hour without a sign of life is dead
         raise ConfigurationError(f"{name}={text!r} is not a time in seconds", hint="give a number from 1 to 3600")
     return seconds
+
+
+def _read_port(env: Mapping[str, str], name: str) -> int | None:
+    text = env.get(name)
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:  # noqa: PLR2004
+        raise ConfigurationError(f"{name}={text!r} is not a port", hint="give a number from 1 to 65535")
+    return int(text)
 
 
 def _read_flag(env: Mapping[str, str], name: str) -> bool:

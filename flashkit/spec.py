@@ -126,6 +126,8 @@ class EndpointSpec:
     volumes: tuple[NetworkVolume, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     weights: Weights | None = None
+    load_balanced: bool = False
+    """Requests go straight to HTTP servers in the workers; there is no queue and there are no jobs."""
 
     def __post_init__(self) -> None:
         for check in _CHECKS:
@@ -231,4 +233,30 @@ def _check_volumes(spec: EndpointSpec) -> None:
             )
 
 
-_CHECKS = (_check_name, _check_compute, _check_counts, _check_timeouts, _check_types, _check_env, _check_volumes)
+def _check_load_balancing(spec: EndpointSpec) -> None:
+    if not spec.load_balanced:
+        return
+    if spec.kind not in (Kind.CPU, Kind.GPU):
+        raise DefinitionError(
+            f"{spec.kind} endpoint {spec.name!r} cannot be load-balanced: it works on jobs from a queue",
+            hint="make the HTTP routes of a cpu_endpoint or gpu_endpoint, and call this one from there",
+        )
+    if spec.scaler_type is not ScalerType.REQUEST_COUNT:
+        raise DefinitionError(
+            f"scaler_type={spec.scaler_type.value!r} of load-balanced endpoint {spec.name!r} needs a queue, "
+            "and it has none",
+            hint="leave scaler_type out: workers follow the number of requests, scaler_value for each",
+        )
+    if spec.execution_timeout_ms > catalog.LOAD_BALANCED_TIMEOUT_MS:
+        raise DefinitionError(
+            f"execution_timeout_ms={spec.execution_timeout_ms!r} of load-balanced endpoint {spec.name!r} is out of "
+            "range",
+            hint=f"the platform ends a request after {catalog.LOAD_BALANCED_TIMEOUT_MS:,} milliseconds; longer work "
+            "belongs into a queue: decorate a function with @cpu_endpoint or @gpu_endpoint",
+        )
+
+
+_CHECKS = (
+    _check_name, _check_compute, _check_counts, _check_timeouts, _check_types, _check_env, _check_volumes,
+    _check_load_balancing,
+)  # fmt: skip

@@ -263,6 +263,25 @@ def describe_foreign_error(exc: BaseException, url: str, timeout: float) -> Flas
     return PlatformError(f"the connection to {origin} broke: {str(exc) or type(exc).__name__}")
 
 
+def encode_body(value: Any) -> bytes:
+    """Return a value as JSON; pydantic models are dumped without importing pydantic.
+
+    Raises:
+        InputError: It has no JSON form.
+    """
+    try:
+        return orjson.dumps(value, default=_dump_model)
+    except TypeError as exc:
+        raise InputError(f"the input cannot be sent as JSON: {exc}", hint="send plain values") from exc
+
+
+def _dump_model(value: object) -> Any:
+    dump = getattr(value, "model_dump", None)
+    if dump is None:
+        raise TypeError(f"a {type(value).__name__} is not a JSON value")
+    return dump(mode="json")
+
+
 def expect_object(answer: object) -> Mapping[str, Any]:
     """Return the answer if it is a JSON object, else raise `PlatformError`."""
     if not isinstance(answer, Mapping):
