@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -69,8 +69,6 @@ class FaultInjector:
 
     def __init__(
         self,
-        plan: FaultPlan,
-        app: ASGIApp,
         *,
         workers: Workers,
         reclaim: Callable[[str], None],
@@ -78,19 +76,16 @@ class FaultInjector:
         freeze_store: Callable[[bool], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what it needs.
+        """Begin without rules.
 
         Args:
-            plan: Which faults there are.
-            app: What answers the requests.
             workers: The worker processes.
             reclaim: Takes a worker's machine away, given its id.
             tell: Gets an event for each fault that struck.
             freeze_store: Makes the store of sessions stop answering, or answer again; None where it is not ours.
             clock: Seconds, for the windows of the rules.
         """
-        self.plan = plan
-        self._app = app
+        self.plan = FaultPlan()
         self._workers = workers
         self._reclaim = reclaim
         self._tell = tell
@@ -103,17 +98,24 @@ class FaultInjector:
         self._is_store_down = False
         self._store_watch: asyncio.Task[None] | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, with the faults that strike it."""
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """Return the application with faults."""
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._serve(app, scope, receive, send)
+
+        return serve
+
+    async def _serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         call = _read_call(scope, receive, send) if scope["type"] == "http" and self.plan.is_active else None
         if call is None:
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
         elif call.action in _TAKES:
-            await self._take(call)
+            await self._take(app, call)
         elif call.action in _DELIVERIES:
-            await self._deliver(call)
+            await self._deliver(app, call)
         elif call.action not in _CLIENT_ACTIONS or not await self._refuse(call):
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
 
     def notice(self, event: Event) -> None:
         """Learn from an event who has which job."""
@@ -139,10 +141,12 @@ class FaultInjector:
             self._report(fault, endpoint, worker_id=worker_id)
         return fault is not None
 
-    def watch_store(self) -> None:
-        """See to it that the store of sessions fails when a rule says so; call it after each change of rules."""
-        if self._freeze_store is not None and self._store_watch is None:
-            self._store_watch = asyncio.create_task(self._watch_store())
+    def set(self, faults: Iterable[Fault], *, seed: int | None = None) -> None:
+        """Replace the rules; their windows begin now."""
+        self.plan.set(faults, now=self._clock(), seed=seed)
+        concerns_store = any(fault.kind is FaultKind.STORE for fault in self.plan.faults)
+        if concerns_store and self._freeze_store is not None and self._store_watch is None:
+            self._store_watch = asyncio.get_running_loop().create_task(self._watch_store())
 
     async def close(self) -> None:
         """Let the store answer again."""
@@ -163,9 +167,9 @@ class FaultInjector:
         self._freeze_store(is_down)
         self._tell(FaultEvent("", None, None, FaultKind.STORE.value, "down" if is_down else "up again"))
 
-    async def _take(self, call: _Call) -> None:
+    async def _take(self, app: ASGIApp, call: _Call) -> None:
         answer = _Answer()
-        await self._app(call.scope, call.receive, answer.keep)
+        await app(call.scope, call.receive, answer.keep)
         job_ids = _job_ids(answer.body)
         delay_s = sum([self._hold_up(call.endpoint, job_id, len(answer.body)) for job_id in job_ids])
         if delay_s:
@@ -177,7 +181,7 @@ class FaultInjector:
         for job_id in job_ids:
             self._plan_death(call.endpoint, job_id, call.worker_id)
 
-    async def _deliver(self, call: _Call) -> None:
+    async def _deliver(self, app: ASGIApp, call: _Call) -> None:
         endpoint, job_id = call.endpoint, call.job_id
         turn = self._count(job_id, call.action)
         if self._strikes(FaultKind.DROP, endpoint, job_id, turn):
@@ -188,7 +192,7 @@ class FaultInjector:
             return
         fault = self._strikes(FaultKind.SLOW, endpoint, job_id, turn)
         receive = call.receive if fault is None else _slowed(call.receive, fault.bytes_per_s)
-        await self._app(call.scope, receive, call.send)
+        await app(call.scope, receive, call.send)
 
     async def _refuse(self, call: _Call) -> bool:
         self._requests[call.endpoint] += 1

@@ -33,8 +33,10 @@ from flashkit.emulator.answers import (
 )
 from flashkit.emulator.bodies import ClientGone, read_body
 from flashkit.emulator.dispatch import Dispatcher
+from flashkit.emulator.faults import FAULT_HEADER, FaultPlan, read_job_faults
 from flashkit.emulator.openai import submit_relayed
 from flashkit.emulator.platform import Job
+from flashkit.emulator.rate_limits import RateLimiter
 from flashkit.emulator.submissions import read_query_ms, read_submission, read_wait_ms
 from flashkit.emulator.supervisor import LocalEndpoint
 from flashkit.errors import ErrorReport, FlashkitError
@@ -52,6 +54,8 @@ class RouteOptions:
 
     defaults: PlatformDefaults
     allow_remote_webhooks: bool = False
+    has_rate_limits: bool = False
+    """Clients that send more than Runpod takes get 429."""
 
 
 class ClientRoutes:
@@ -64,6 +68,7 @@ class ClientRoutes:
         endpoints: Mapping[str, LocalEndpoint],
         admission: Admission,
         options: RouteOptions,
+        faults: FaultPlan,
         more_routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._dispatcher = dispatcher
@@ -72,6 +77,9 @@ class ClientRoutes:
         self._admission = admission
         self._options = options
         self._more_routes = more_routes
+        self._faults = faults
+        per_worker = options.defaults.rate_limit_per_worker
+        self._limiter = RateLimiter(per_worker=per_worker) if options.has_rate_limits else None
 
     def application(self) -> Starlette:
         """Return the routes as an ASGI application."""
@@ -91,7 +99,7 @@ class ClientRoutes:
         application = Starlette(
             routes=[
                 *(
-                    Route(f"/v2/{{endpoint}}/{path}", self._guard(handler), methods=[method])
+                    Route(f"/v2/{{endpoint}}/{path}", self._guard(path.partition("/")[0], handler), methods=[method])
                     for method, path, handler in job_api
                 ),
                 Route("/_/state", self._state, methods=["GET"]),
@@ -108,13 +116,17 @@ class ClientRoutes:
         application.router.redirect_slashes = False  # a redirect would turn a POST into a second request
         return application
 
-    def _guard(self, handler: EndpointHandler) -> Callable[[Request], Awaitable[ASGIApp]]:
+    def _guard(self, action: str, handler: EndpointHandler) -> Callable[[Request], Awaitable[ASGIApp]]:
         async def guarded(request: Request) -> ASGIApp:
             self._admission.check(request)
             name = request.path_params["endpoint"]
             if name not in self._endpoints:
                 raise _unknown_endpoint(name, self._endpoints)
-            return await handler(request, name)
+            if self._limiter is None:
+                return await handler(request, name)
+            running = self._platform.health(name)["workers"]["running"]
+            with self._limiter.admit(name, action, running_workers=running):
+                return await handler(request, name)
 
         return guarded
 
@@ -132,7 +144,10 @@ class ClientRoutes:
         limit_bytes = RUNSYNC_BODY_LIMIT_BYTES if sync else RUN_BODY_LIMIT_BYTES
         body = await read_body(request.receive, limit_bytes=limit_bytes)
         submission = read_submission(body, allow_remote_webhooks=self._options.allow_remote_webhooks)
-        return self._dispatcher.submit(endpoint, submission, sync=sync, size_bytes=len(body))
+        own_faults = read_job_faults(request.headers.get(FAULT_HEADER))
+        job = self._dispatcher.submit(endpoint, submission, sync=sync, size_bytes=len(body))
+        self._faults.bring(job.id, own_faults)
+        return job
 
     async def _wait_for_end(self, job: Job, seconds: float) -> None:
         loop = asyncio.get_running_loop()

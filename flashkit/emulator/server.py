@@ -28,7 +28,10 @@ from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.connections import BreakableProtocol
 from flashkit.emulator.control import ControlRoutes
 from flashkit.emulator.dispatch import Dispatcher
-from flashkit.emulator.events import Event, LogLine, ignore
+from flashkit.emulator.events import Event, ignore
+from flashkit.emulator.fault_injection import FaultInjector
+from flashkit.emulator.fault_routes import fault_routes
+from flashkit.emulator.faults import parse_faults
 from flashkit.emulator.platform import Job, JobRequest, Platform
 from flashkit.emulator.recorder import Recorder
 from flashkit.emulator.routes import ClientRoutes, RouteOptions
@@ -61,6 +64,10 @@ class Emulator:
         api_key: When set, clients must send it; workers get it for calls to other endpoints.
         allow_remote_webhooks: Let webhooks leave this machine.
         shutdown_grace: Seconds that workers get to finish their jobs at the end.
+        has_rate_limits: Refuse clients that send more than Runpod takes.
+        faults: Rules of `faults.parse_faults` for what is to go wrong; `emulator.faults.set` changes them.
+        seed: What chance depends on: the same jobs under the same seed meet the same faults.
+        freeze_store: Makes the store of sessions stop answering, or answer again, for the fault `redis=down`.
         environ: Where PATH and the like of the workers come from; this process's by default.
     """
 
@@ -76,6 +83,10 @@ class Emulator:
         api_key: str | None = None,
         allow_remote_webhooks: bool = False,
         shutdown_grace: float = 5.0,
+        has_rate_limits: bool = False,
+        faults: Sequence[str] = (),
+        seed: int = 0,
+        freeze_store: Callable[[bool], None] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         defaults = defaults or PlatformDefaults()
@@ -86,7 +97,12 @@ class Emulator:
         self._defaults = defaults
         self._state_dir = state_dir
         self._on_event = on_event
-        self._options = RouteOptions(defaults, allow_remote_webhooks=allow_remote_webhooks)
+        self._options = RouteOptions(
+            defaults, allow_remote_webhooks=allow_remote_webhooks, has_rate_limits=has_rate_limits
+        )
+        self._initial_faults = [fault for text in faults for fault in parse_faults(text)]
+        self._seed = seed
+        self._freeze_store = freeze_store
         self._admission = Admission(api_key=api_key)
         self._shutdown_grace = shutdown_grace
         self._environ = os.environ if environ is None else environ
@@ -107,6 +123,13 @@ class Emulator:
             api_key=self._admission.api_key,
             on_log=self._tell,
             on_exit=self._worker_exited,
+            fails_to_start=self._fails_to_start,
+        )
+        self.faults = FaultInjector(
+            workers=self._supervisor,
+            reclaim=self.reclaim_worker,
+            tell=self._tell,
+            freeze_store=self._freeze_store,
         )
         self.dispatcher = Dispatcher(
             self.platform, processes=self._supervisor, send_webhook=self._webhooks.send, on_event=self._observe
@@ -116,9 +139,11 @@ class Emulator:
             stack.push_async_callback(server.stop)
             stack.push_async_callback(self._webhooks.close)
             stack.callback(self.recorder.close)
+            stack.push_async_callback(self.faults.close)
             stack.push_async_callback(self._stop_workers)
             await server.start()
             await self._supervisor.open()
+            self.faults.set(self._initial_faults, seed=self._seed)
             await self.replace(self._endpoints)
             self._stack = stack.pop_all()
         return self
@@ -160,6 +185,10 @@ class Emulator:
         """
         return self.dispatcher.submit(endpoint, request, sync=sync, size_bytes=len(encode_json(request.input)))
 
+    def reclaim_worker(self, worker_id: str) -> None:
+        """Take a worker's machine away: it is told to end, and is killed if it has not in time."""
+        self._supervisor.terminate(worker_id)
+
     def _application(self) -> ASGIApp:
         wire = WorkerWire(self.dispatcher, self._defaults)
         control = ControlRoutes(self.recorder, admission=self._admission)
@@ -168,19 +197,24 @@ class Emulator:
             endpoints=self._supervisor.endpoints,
             admission=self._admission,
             options=self._options,
-            more_routes=control.routes(),
+            faults=self.faults.plan,
+            more_routes=[*control.routes(), *fault_routes(self.faults, self._admission)],
         )
-        return _Application(wire, routes.application())
+        return self.faults.around(_Application(wire, routes.application()))
+
+    def _fails_to_start(self, endpoint: str, worker_id: str) -> bool:
+        return self.faults.fails_to_start(endpoint, worker_id)
 
     def _worker_exited(self, endpoint: str, worker_id: str, *, exit_code: int, log_tail: Sequence[str]) -> None:
         self.dispatcher.worker_exited(endpoint, worker_id, exit_code=exit_code, log_tail=log_tail)
 
     def _observe(self, event: Event) -> None:
+        self.faults.notice(event)
         self.recorder.record(event)
         self._on_event(event)
 
-    def _tell(self, line: LogLine) -> None:
-        self.dispatcher.tell(line)
+    def _tell(self, event: Event) -> None:
+        self.dispatcher.tell(event)
 
 
 class _Application:
