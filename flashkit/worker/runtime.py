@@ -3,45 +3,29 @@
 Knows nothing of the runpod SDK or HTTP: it takes a job and gives an `Outcome`, partial outputs and
 progress going to callbacks on the way. Whatever user code does (raise, exit, return nonsense) becomes an
 outcome; only the death of the process does not.
-
-Sync code runs in threads of one pool, `concurrency` of them: with the default of one, setup and all jobs
-share a single thread, which libraries with thread-bound state need. A thread cannot be interrupted: a
-cancelled sync handler keeps its slot until it returns, and sees `current_job().cancelled` meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import inspect
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from flashkit.errors import (
-    ErrorReport,
-    FlashkitError,
-    HandlerError,
-    HandlerExit,
-    OutputError,
-    SetupError,
-    describe_exception,
-    user_traceback,
-)
+from flashkit.errors import ErrorReport, OutputError
 from flashkit.handler import Contract, Definition, encode_json
 from flashkit.protocol import INPUT_ENVELOPE, RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
 from flashkit.settings import Settings
 from flashkit.spec import Kind
-from flashkit.worker.job import HandBack, JobContext, contain, enter_job
+from flashkit.worker.calling import Caller, describe_failure, describe_setup_failure, is_cancelled_from_outside
+from flashkit.worker.job import HandBack, JobContext, enter_job
 
 log = logging.getLogger(__name__)
 
 Emit = Callable[[bytes], Awaitable[None]]
-_DONE: Final = object()
 _SHARE_OF_TIME_TO_WAIT: Final = 0.5
 """How much of its execution timeout a job may wait for a session that another worker has."""
 
@@ -79,8 +63,7 @@ class Runtime:
         self._engine: Any = None
         self._sessions: Any = None
         self._deduplicator: Any = None
-        self._threads = ThreadPoolExecutor(definition.spec.concurrency, thread_name_prefix="handler")
-        self._busy_threads = 0
+        self._caller = Caller(definition.spec.concurrency)
 
     @property
     def concurrency(self) -> int:
@@ -90,7 +73,7 @@ class Runtime:
     @property
     def has_stuck_threads(self) -> bool:
         """True while a sync handler is still running, so that the process cannot end by itself."""
-        return self._busy_threads > 0
+        return self._caller.has_stuck_threads
 
     async def start(self) -> None:
         """Build what the handler needs and warm it up, on the loop that will serve the jobs.
@@ -101,17 +84,10 @@ class Runtime:
         try:
             await self._build()
         except BaseException as exc:
-            if isinstance(exc, asyncio.CancelledError) and _is_cancelled_from_outside():
+            if isinstance(exc, asyncio.CancelledError) and is_cancelled_from_outside():
                 raise
-            failure = HandlerExit.from_exit(exc) if isinstance(exc, SystemExit) else exc
-            report = describe_exception(failure, with_traceback=self.settings.show_tracebacks)
-            error = SetupError(
-                f"endpoint {self.definition.spec.name!r} could not be set up: {report.type}: {report.message}",
-                hint=report.hint or "look at the worker's log for the traceback",
-                where=report.where,
-                details=report.details,
-            )
-            raise error from exc
+            name = self.definition.spec.name
+            raise describe_setup_failure(exc, endpoint=name, settings=self.settings) from exc
 
     def hand_back(self) -> None:
         """Let sessions end at their next step, without a result, because this worker must go."""
@@ -123,14 +99,14 @@ class Runtime:
         teardown = getattr(self._instance, "teardown", None)
         if teardown is not None:
             try:
-                await self._call(teardown)
+                await self._caller.call(teardown)
             except (Exception, SystemExit):
                 log.exception("teardown of %s failed", self.definition.spec.name)
         if self._sessions is not None:
             await self._sessions.close()
         if self._deduplicator is not None:
             await self._deduplicator.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._caller.close()
 
     async def run(
         self,
@@ -157,11 +133,11 @@ class Runtime:
             output = await self._run_handler(job, context, emit, collected)
             return Outcome(output, restart_worker=context.worker_restart_requested)
         except BaseException as exc:  # KeyboardInterrupt and its like end this job only
-            if isinstance(exc, HandBack) or (isinstance(exc, asyncio.CancelledError) and _is_cancelled_from_outside()):
+            if isinstance(exc, HandBack) or (isinstance(exc, asyncio.CancelledError) and is_cancelled_from_outside()):
                 raise
             return Outcome(
                 collected.to_json() if collected else None,
-                self._describe_failure(exc, context),
+                describe_failure(exc, context, self.settings),
                 restart_worker=context.worker_restart_requested,
             )
 
@@ -171,17 +147,17 @@ class Runtime:
         if spec.weights is not None:
             from flashkit.worker.engines.embedding import EmbeddingEngine
 
-            self._engine = await self._in_thread(partial(EmbeddingEngine.load, spec.weights, self.settings))
+            self._engine = await self._caller.in_thread(partial(EmbeddingEngine.load, spec.weights, self.settings))
         if spec.kind is Kind.ORCHESTRATOR:
             from flashkit.worker.sessions import SessionRunner
 
             self._sessions = SessionRunner(self.settings, self.definition)
             await self._sessions.start()
         if self.definition.is_class:
-            self._instance = await self._in_thread(self.definition.target)
+            self._instance = await self._caller.in_thread(self.definition.target)
             for name in ("setup", "warmup"):
                 if method := getattr(self._instance, name, None):
-                    await self._call(method)
+                    await self._caller.call(method)
 
     async def _run_handler(
         self, job: Mapping[str, Any], context: JobContext, emit: Emit, collected: _Collected
@@ -214,11 +190,12 @@ class Runtime:
         if self.definition.injected:
             arguments[self.definition.injected] = injected
         if not self.definition.streams:
-            result = await self._call(partial(self._bound_handler, **arguments), context)
+            result = await self._caller.call(partial(self._bound_handler, **arguments), context)
             output = self.contract.encode_output(result)
             _check_size(output, context.id)
             return output
-        async with aclosing(self._iterate(context, arguments)) as chunks:
+        handler = partial(self._bound_handler, **arguments)
+        async with aclosing(self._caller.iterate(handler, context)) as chunks:
             async for chunk in chunks:
                 text = self.contract.encode_output(chunk)
                 collected.add(text)
@@ -230,63 +207,6 @@ class Runtime:
         if self.definition.method is None:
             return self.definition.function
         return getattr(self._instance, self.definition.method)  # type: ignore[no-any-return]  # user code
-
-    async def _call(self, function: Callable[[], Any], context: JobContext | None = None) -> Any:
-        """Call a sync function in a thread, an async one here; await whatever awaitable comes back."""
-        if inspect.iscoroutinefunction(function):
-            return await function()
-        result = await self._in_thread(function, context)
-        return await result if inspect.isawaitable(result) else result
-
-    async def _iterate(self, context: JobContext, arguments: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
-        """Yield what the handler's generator yields; it is closed, its `finally` blocks included, before this is."""
-        handler = partial(self._bound_handler, **arguments)
-        is_generator = inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler)
-        stream = handler() if is_generator else await self._call(handler, context)
-        if inspect.isasyncgen(stream):
-            async with aclosing(stream):
-                async for chunk in stream:
-                    yield chunk
-        elif isinstance(stream, Iterator):
-            try:
-                while (chunk := await self._in_thread(partial(next, stream, _DONE), context)) is not _DONE:
-                    yield chunk
-            finally:
-                if inspect.isgenerator(stream):
-                    await self._in_thread(stream.close)  # in the thread that ran it
-        else:
-            yield stream  # a decorator around the generator function gave something else back
-
-    async def _in_thread(self, function: Callable[[], Any], context: JobContext | None = None) -> Any:
-        """Run in the pool. When cancelled, wait for the thread, because it cannot be interrupted."""
-        variables = contextvars.copy_context()
-        self._busy_threads += 1
-        future = asyncio.get_running_loop().run_in_executor(self._threads, partial(variables.run, contain, function))
-        future.add_done_callback(self._thread_done)
-        try:
-            outcome = await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if context is not None:
-                context.mark_cancelled()
-            await asyncio.wait([future])
-            raise
-        return outcome()
-
-    def _thread_done(self, future: asyncio.Future[Any]) -> None:
-        self._busy_threads -= 1
-
-    def _describe_failure(self, exc: BaseException, context: JobContext) -> ErrorReport:
-        if isinstance(exc, SystemExit):
-            exc = HandlerExit.from_exit(exc)
-        elif isinstance(exc, asyncio.CancelledError):
-            error = HandlerError("the handler was cancelled by its own code, not by the platform")
-            exc = error.with_traceback(exc.__traceback__)
-        if isinstance(exc, FlashkitError):  # the report says it all, and reaches the caller
-            log.info("job %s failed: %s", context.id, exc)
-        else:
-            log.error("job %s failed\n%s", context.id, user_traceback(exc))
-        with_traceback = self.settings.show_tracebacks and not isinstance(exc, FlashkitError)
-        return describe_exception(exc, request_id=context.id, with_traceback=with_traceback)
 
 
 class _Collected:
@@ -334,11 +254,6 @@ def split_envelope(data: Any) -> tuple[Any, Envelope]:
         {name: value for name, value in content.items() if isinstance(value, str)} if isinstance(content, dict) else {}
     )
     return rest, Envelope(texts.get("key"), texts.get("instead_of"))
-
-
-def _is_cancelled_from_outside() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _check_size(output: bytes, job_id: str) -> None:
