@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,8 +22,9 @@ class BreakableProtocol(HttpToolsProtocol):
         scope[_ABORT] = self.transport.abort
 
 
-def break_connection(scope: Scope) -> None:
+async def break_connection(scope: Scope) -> None:
     """Close the request's connection at once: its sender gets no answer, and sees a reset or an end."""
     abort: Callable[[], None] | None = scope.get(_ABORT)
     if abort is not None:
         abort()
+        await asyncio.sleep(0)  # lets the server see that the connection is gone before the request ends

@@ -23,6 +23,7 @@ from flashkit.emulator.faults import Fault, FaultKind, FaultPlan
 from flashkit.errors import ErrorReport
 from flashkit.protocol import JobStatus
 
+_POLL: Final = "/job-take"
 _TAKES: Final = ("job-take", "job-take-batch")
 _DELIVERIES: Final = ("job-done", "job-stream")
 _CLIENT_ACTIONS: Final = frozenset(
@@ -107,7 +108,9 @@ class FaultInjector:
         return serve
 
     async def _serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        call = _read_call(scope, receive, send) if scope["type"] == "http" and self.plan.is_active else None
+        # A poll may be held for long, and meet rules that came after it.
+        concerns_us = scope["type"] == "http" and (self.plan.is_active or _POLL in scope["path"])
+        call = _read_call(scope, receive, send) if concerns_us else None
         if call is None:
             await app(scope, receive, send)
         elif call.action in _TAKES:
@@ -168,16 +171,16 @@ class FaultInjector:
         self._tell(FaultEvent("", None, None, FaultKind.STORE.value, "down" if is_down else "up again"))
 
     async def _take(self, app: ASGIApp, call: _Call) -> None:
-        answer = _Answer()
+        answer = _Answer(self.plan, call.send)
         await app(call.scope, call.receive, answer.keep)
         job_ids = _job_ids(answer.body)
         delay_s = sum([self._hold_up(call.endpoint, job_id, len(answer.body)) for job_id in job_ids])
         if delay_s:
             await asyncio.sleep(delay_s)
         if any(self._strikes(FaultKind.DROP, call.endpoint, job_id) for job_id in job_ids):
-            break_connection(call.scope)
+            await break_connection(call.scope)
             return
-        await answer.send_on(call.send)
+        await answer.send_on()
         for job_id in job_ids:
             self._plan_death(call.endpoint, job_id, call.worker_id)
 
@@ -185,7 +188,7 @@ class FaultInjector:
         endpoint, job_id = call.endpoint, call.job_id
         turn = self._count(job_id, call.action)
         if self._strikes(FaultKind.DROP, endpoint, job_id, turn):
-            break_connection(call.scope)
+            await break_connection(call.scope)
             return
         if call.action == "job-done" and self._strikes(FaultKind.ERROR, endpoint, job_id, turn):
             await send_body(call.send, 500, error_body(_injected("internal_error", "at this result"), job_id))
@@ -259,21 +262,29 @@ class FaultInjector:
 
 
 class _Answer:
-    """A response that is looked at before it is sent."""
+    """A response that is looked at before it is sent, if there are rules when it begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, plan: FaultPlan, send: Send) -> None:
+        self._plan = plan
+        self._send = send
         self._messages: list[Message] = []
+        self._is_kept = False
         self.body = b""
 
     async def keep(self, message: Message) -> None:
         """Take a part of it."""
+        if message["type"] == "http.response.start":
+            self._is_kept = self._plan.is_active
+        if not self._is_kept:
+            await self._send(message)
+            return
         self._messages.append(message)
         self.body += message.get("body", b"")
 
-    async def send_on(self, send: Send) -> None:
-        """Send all of it."""
+    async def send_on(self) -> None:
+        """Send what was kept."""
         for message in self._messages:
-            await send(message)
+            await self._send(message)
 
 
 def _read_call(scope: Scope, receive: Receive, send: Send) -> _Call | None:
