@@ -103,7 +103,24 @@ class ClockEvent:
     speed: float
 
 
-Event = JobEvent | WorkerEvent | LogLine | CapacityEvent | ClockEvent | FaultEvent
+@dataclass(frozen=True, slots=True)
+class ReloadEvent:
+    """Files were saved, and the endpoints that depend on them run other code from now on."""
+
+    files: tuple[str, ...]
+    """Relative to the project's folder."""
+    restarted: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    """Endpoints of the same apps whose workers go on."""
+    seconds: float = 0.0
+    """From the notice of the save until new workers take over."""
+    error: ErrorReport | None = None
+    """Why the app cannot be imported; its endpoints go on with the last good code."""
+
+
+Event = JobEvent | WorkerEvent | LogLine | CapacityEvent | ClockEvent | FaultEvent | ReloadEvent
 
 
 def ignore(event: Event) -> None:

@@ -38,7 +38,7 @@ from flashkit.emulator.routes import ClientRoutes, RouteOptions
 from flashkit.emulator.supervisor import LocalEndpoint, Supervisor
 from flashkit.emulator.webhooks import WebhookSender
 from flashkit.emulator.worker_wire import WorkerWire
-from flashkit.errors import ConfigurationError
+from flashkit.errors import ConfigurationError, ErrorReport
 from flashkit.protocol import PlatformDefaults
 
 __all__ = ["Emulator", "LocalEndpoint"]
@@ -92,6 +92,8 @@ class Emulator:
         defaults = defaults or PlatformDefaults()
         self.platform = Platform(defaults)
         self.recorder = Recorder()
+        self.problems: dict[str, ErrorReport] = {}
+        """Why apps do not import, by the names of their files: set by whoever loads them, shown to people."""
         self._endpoints = tuple(endpoints)
         self._address = (host, port)
         self._defaults = defaults

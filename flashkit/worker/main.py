@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Protocol
 
-from flashkit.errors import ConfigurationError, FlashkitError, describe_exception, user_traceback
+from flashkit.errors import ConfigurationError, DefinitionError, FlashkitError, describe_exception, user_traceback
 from flashkit.handler import Contract, Definition
+from flashkit.http_routes import HttpDefinition
 from flashkit.settings import Settings
 from flashkit.worker.output import attribute_output
 
@@ -29,7 +30,9 @@ EXIT_IMPORT: Final = 3
 class Defined(Protocol):
     """Anything that a decorator gave back."""
 
-    definition: Definition
+    @property
+    def definition(self) -> Definition | HttpDefinition:
+        """What the user wrote."""
 
 
 def main(arguments: list[str]) -> int:
@@ -51,11 +54,19 @@ def serve(endpoint: Defined) -> None:
         if __name__ == "__main__":
             flashkit.serve(agent)
     """
+    attribute_output()
+    settings = Settings.from_environment()
+    definition = endpoint.definition
+    if isinstance(definition, HttpDefinition):
+        from flashkit.worker.http.server import serve_http
+
+        if exit_code := serve_http(definition, settings):
+            raise SystemExit(exit_code)
+        return
     from flashkit.worker.runpod_sdk import serve_jobs
     from flashkit.worker.runtime import Runtime
 
-    attribute_output()
-    serve_jobs(Runtime(endpoint.definition, Settings.from_environment()))
+    serve_jobs(Runtime(definition, settings))
 
 
 def load_app(app: str) -> ModuleType:
@@ -113,7 +124,8 @@ def list_endpoints(module: ModuleType) -> dict[str, Defined]:
     """Return the module's endpoints by attribute name, each once."""
     found: dict[int, tuple[str, Defined]] = {}
     for attribute, value in vars(module).items():
-        if isinstance(inspect.getattr_static(value, "definition", None), Definition):  # runs no code of the user's
+        definition = inspect.getattr_static(value, "definition", None)
+        if isinstance(definition, Definition | HttpDefinition):  # runs no code of the user's
             found.setdefault(id(value), (attribute, value))
     return dict(found.values())
 
@@ -125,26 +137,37 @@ def describe(app: str) -> int:
             _print_json({"endpoints": [], "runpod_handler": True})
             return 0
         endpoints = list_endpoints(load_app(app))
-        _print_json({"endpoints": [_describe_endpoint(*item) for item in endpoints.items()], "runpod_handler": False})
+        described = [_describe_endpoint(*item) for item in endpoints.items()]
+        _print_json({"endpoints": described, "runpod_handler": False, "files": _loaded_files(Path.cwd())})
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever the user's module raises is reported
         _print_json(describe_exception(exc, with_traceback=True).to_dict())
         return EXIT_IMPORT
     return 0
 
 
+def _loaded_files(folder: Path) -> list[str]:
+    """Return the files below the folder that have been imported."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    paths = {Path(file) for file in files if isinstance(file, str)}
+    return sorted(str(path) for path in paths if path.is_relative_to(folder) and "site-packages" not in path.parts)
+
+
 def _describe_endpoint(attribute: str, endpoint: Defined) -> dict[str, Any]:
     definition = endpoint.definition
-    contract = Contract(definition)
-    return {
+    described = {
         "name": definition.spec.name,
         "attribute": attribute,
         "spec": definition.spec.to_dict(),
         "signature": definition.signature,
         "description": definition.description,
-        "example": contract.example_input(),
-        "schema": contract.input_schema(),
         "where": definition.where,
     }
+    if isinstance(definition, HttpDefinition):
+        from flashkit.worker.http.description import describe_routes
+
+        return described | {"routes": describe_routes(definition)}
+    contract = Contract(definition)
+    return described | {"example": contract.example_input(), "schema": contract.input_schema()}
 
 
 def _calls_runpod(app: str) -> bool:
@@ -182,7 +205,7 @@ def _run(target: str) -> int:
         return EXIT_IMPORT
     try:
         serve(endpoint)
-    except ConfigurationError as exc:
+    except (ConfigurationError, DefinitionError) as exc:
         print(exc.report.render(), file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     return 0
