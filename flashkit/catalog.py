@@ -109,6 +109,31 @@ GPUS: dict[GpuType, Gpu] = {
 }
 
 
+ACTIVE_USD_PER_SECOND: dict[GpuPool, float] = {
+    GpuPool.AMPERE_16: 0.00011,
+    GpuPool.AMPERE_24: 0.00013,
+    GpuPool.ADA_24: 0.00021,
+    GpuPool.AMPERE_48: 0.00024,
+    GpuPool.ADA_48_PRO: 0.00037,
+    GpuPool.AMPERE_80: 0.00060,
+    GpuPool.ADA_80_PRO: 0.00093,
+    GpuPool.HOPPER_141: 0.00124,
+    GpuPool.BLACKWELL_180: 0.00190,
+}
+"""Price of a worker that is always there (`workers.min`), by pool: earlier, undated copies of the pricing page of
+docs.runpod.io; the page of 2026-07 names none. No source gives a price of CPU instances."""
+
+
+def usd_per_second(gpu: GpuType | GpuPool, *, is_active: bool = False) -> float | None:
+    """Return what one GPU costs, active (always there) or flex; None where no source gives a price.
+
+    A pool costs what the first of its models costs that has a price.
+    """
+    models = [GPUS[gpu]] if isinstance(gpu, GpuType) else [model for model in GPUS.values() if model.pool is gpu]
+    flex = next((model.usd_per_second for model in models if model.usd_per_second is not None), None)
+    return ACTIVE_USD_PER_SECOND.get(models[0].pool, flex) if is_active and flex is not None else flex
+
+
 class DataCenter(StrEnum):
     """Data centres with serverless capacity: docs page and vendor SDK lists together."""
 

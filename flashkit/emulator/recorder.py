@@ -15,11 +15,12 @@ import asyncio
 import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from flashkit.emulator.events import Event, JobEvent, LogLine, WorkerEvent
+from flashkit.emulator.lanes import Lanes
 from flashkit.errors import ErrorReport
 
 EVENT_LIMIT: Final = 10_000
@@ -39,7 +40,6 @@ ALL_LINES_BYTES: Final = 16 * 1024 * 1024
 
 _ENTRY_BYTES: Final = 250
 """About what an entry takes besides its text."""
-_LATE_LINE_SECONDS: Final = 0.5
 
 
 class Recorded(NamedTuple):
@@ -138,18 +138,13 @@ class Recorder:
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self.jobs: OrderedDict[str, JobStory] = OrderedDict()
         """Jobs by id, in the order in which they were first seen."""
+        self.lanes = Lanes()
         self.is_closed = False
         self._clock = clock
         self._count = 0
         self._events: deque[Recorded] = deque(maxlen=EVENT_LIMIT)
         self._worker_lines = _LineBudget(WORKER_LINES_BYTES)
         self._job_lines = _LineBudget(JOB_LINES_BYTES)
-        self._running: dict[str, dict[str, None]] = {}
-        """Jobs that each worker has."""
-        self._worker_of: dict[str, str] = {}
-        """The worker of each running job."""
-        self._finished: dict[str, tuple[str, float]] = {}
-        """The job that each worker finished last, and when."""
         self._waiting: set[asyncio.Event] = set()
 
     @property
@@ -168,9 +163,8 @@ class Recorder:
             self._events.append(entry)
             if isinstance(event, JobEvent):
                 self._keep_job_event(entry, event)
-            elif isinstance(event, WorkerEvent) and event.what == "exited":
-                self._running.pop(event.worker_id, None)
-                self._finished.pop(event.worker_id, None)
+            elif isinstance(event, WorkerEvent):
+                self.lanes.note_worker(self._count, at, event)
         if self._waiting:
             self._wake()
 
@@ -194,27 +188,12 @@ class Recorder:
                 oldest, _ = self.jobs.popitem(last=False)
                 self._job_lines.forget(oldest)
         story.add(entry, event)
-        left = self._worker_of.pop(event.job_id, None)
-        if left is not None and left in self._running:  # otherwise the worker is dead, and prints no more
-            self._running[left].pop(event.job_id, None)
-            self._finished[left] = (event.job_id, entry.at)
-        if event.worker_id is not None and not event.status.is_final:
-            self._worker_of[event.job_id] = event.worker_id
-            self._running.setdefault(event.worker_id, {})[event.job_id] = None
-
-    def _job_of_line(self, at: float, line: LogLine) -> str | None:
-        running = self._running.get(line.worker_id, ())
-        if len(running) == 1:
-            return next(iter(running))
-        finished = self._finished.get(line.worker_id)
-        if running or finished is None or at - finished[1] > _LATE_LINE_SECONDS:
-            return None
-        return finished[0]
+        self.lanes.note_job(entry.n, entry.at, event)
 
     # ------------------------------------------------------------------ lines
 
     def _keep_line(self, at: float, line: LogLine) -> None:
-        text, job_id = line.text, line.job_id or self._job_of_line(at, line)
+        text, job_id = line.text, line.job_id or self.lanes.job_of_line(at, line.worker_id)
         if len(text) > LINE_LIMIT_CHARACTERS:
             text = f"{text[:LINE_LIMIT_CHARACTERS]}… ({len(text) - LINE_LIMIT_CHARACTERS:,} more characters)"
         if text is not line.text or job_id != line.job_id:
@@ -228,6 +207,16 @@ class Recorder:
         """Return what is kept of the lines of a job, oldest first."""
         lines = self._job_lines.sources.get(job_id)
         return [] if lines is None else list(lines.entries)
+
+    def changed_jobs(self, *, after: int, limit: int) -> list[JobStory]:
+        """Return the jobs to which something happened since event `after`, the latest first."""
+        changed: dict[str, JobStory] = {}
+        for entry in _newer(self._events, after):
+            if isinstance(entry.event, JobEvent) and (story := self.jobs.get(entry.event.job_id)):
+                changed[story.job_id] = story
+                if len(changed) == limit:
+                    break
+        return list(changed.values())
 
     @property
     def lines_bytes(self) -> int:
@@ -245,11 +234,11 @@ class Recorder:
             return Batch(entries[:limit], entries[limit - 1].n, is_complete)
         return Batch(entries, self._count, is_complete)
 
-    def latest(self, limit: int, *, wanted: Filter = EVERYTHING) -> Batch:
-        """Return the newest events, oldest of them first."""
+    def latest(self, limit: int, *, after: int = 0, wanted: Filter = EVERYTHING) -> Batch:
+        """Return the newest of the events that followed a number, oldest of them first."""
         found: list[Recorded] = []
         for source in self._sources(wanted):
-            accepted = (entry for entry in reversed(source) if wanted.accepts(entry.event))
+            accepted = (entry for entry in _newer(source, after) if wanted.accepts(entry.event))
             found += [entry for entry, _ in zip(accepted, range(limit), strict=False)]
         return Batch(sorted(found)[-limit:], self._count, is_complete=True)
 
@@ -333,8 +322,6 @@ def type_of(event: Event) -> str:
 def describe(entry: Recorded) -> dict[str, Any]:
     """Return an event as JSON shows it."""
     event = entry.event
-    fields: Mapping[str, Any] = {name: getattr(event, name) for name in event.__slots__}
-    described = {"n": entry.n, "at": entry.at, "type": type_of(event), **fields}
-    if isinstance(described.get("error"), ErrorReport):
-        described["error"] = described["error"].to_dict()
-    return described
+    values = {name: getattr(event, name) for name in event.__slots__}
+    fields = {name: value.to_dict() if isinstance(value, ErrorReport) else value for name, value in values.items()}
+    return {"n": entry.n, "at": entry.at, "type": type_of(event), **fields}

@@ -1,0 +1,239 @@
+"""Figures of each endpoint: queue, workers, latencies, cold starts, tokens, and what it would cost.
+
+Once a second a sample is taken; a quarter of an hour of samples is kept. Latencies are those of the jobs that
+ended in the last five minutes. Costs are those of the same workers on Runpod, at the catalogue's prices, from
+the start of a worker to its end; time that was skipped by advancing the clock is not counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from flashkit.catalog import usd_per_second
+from flashkit.emulator.events import Event, JobEvent
+from flashkit.emulator.lanes import Lane
+from flashkit.emulator.platform import Platform
+from flashkit.emulator.recorder import Recorder
+from flashkit.errors import FlashkitError
+from flashkit.protocol import JobStatus
+from flashkit.spec import EndpointSpec
+
+SAMPLE_LIMIT: Final = 900
+"""Samples that are kept, one a second."""
+WINDOW_SECONDS: Final = 300.0
+WINDOW_JOBS: Final = 2_000
+"""Latencies are those of the jobs that ended in this time, the latest so many of them."""
+SERIES: Final = ("queued", "running", "idle", "busy", "starting", "leaving", "finished", "failed", "tokens")
+"""What a sample has, after its time: jobs in the queue and at work, workers by what they do, and what ended, and
+tokens, since the sample before."""
+
+_SECONDS_PER_HOUR: Final = 3600
+_WORKER_COLUMNS: Final = {
+    "idle": "idle",
+    "running": "busy",
+    "initializing": "starting",
+    "starting": "starting",
+    "draining": "leaving",
+    "unhealthy": "leaving",
+}
+_FREE_STATES: Final = ("frozen", "exited")
+"""Nothing is paid for these."""
+
+
+class Ended(NamedTuple):
+    """A job that came to its end."""
+
+    at: float
+    delay_ms: int
+    execution_ms: int
+
+
+class Tokens(NamedTuple):
+    """Tokens that an output of OpenAI's shape speaks of."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
+@dataclass(slots=True)
+class EndpointFigures:
+    """What is counted for one endpoint."""
+
+    ended: deque[Ended] = field(default_factory=lambda: deque(maxlen=WINDOW_JOBS))
+    samples: deque[tuple[float, ...]] = field(default_factory=lambda: deque(maxlen=SAMPLE_LIMIT))
+    since_sample: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    """Spent so far."""
+
+
+class Metrics:
+    """Counts what happens, and samples what there is.
+
+    Args:
+        platform: Whose figures these are.
+        recorder: What happened; its clock gives the time.
+    """
+
+    def __init__(self, platform: Platform, recorder: Recorder, *, clock: Callable[[], float]) -> None:
+        self._platform = platform
+        self._recorder = recorder
+        self._clock = clock
+        self._figures: dict[str, EndpointFigures] = {}
+        self._sampled_at = clock()
+
+    def observe(self, event: Event) -> None:
+        """Count an event."""
+        if not isinstance(event, JobEvent) or not event.status.is_final:
+            return
+        figures = self._of(event.endpoint)
+        is_failure = event.status in (JobStatus.FAILED, JobStatus.TIMED_OUT)
+        figures.since_sample["failed" if is_failure else "finished"] += 1
+        if event.delay_ms is not None and event.execution_ms is not None:
+            figures.ended.append(Ended(self._clock(), event.delay_ms, event.execution_ms))
+        if event.status is JobStatus.COMPLETED:
+            self._count_tokens(figures, event)
+
+    def _of(self, endpoint: str) -> EndpointFigures:
+        return self._figures.setdefault(endpoint, EndpointFigures())
+
+    def _count_tokens(self, figures: EndpointFigures, event: JobEvent) -> None:
+        try:
+            job = self._platform.job(0.0, event.endpoint, event.job_id)
+        except FlashkitError:  # forgotten already
+            return
+        tokens = read_tokens(job.output)
+        figures.prompt_tokens += tokens.prompt
+        figures.completion_tokens += tokens.completion
+        figures.since_sample["tokens"] += tokens.prompt + tokens.completion
+
+    async def sample_for_ever(self) -> None:
+        """Take a sample each second."""
+        while True:
+            self.sample()
+            await asyncio.sleep(1 - self._clock() % 1)
+
+    def sample(self) -> None:
+        """Take a sample of every endpoint."""
+        now = self._clock()
+        seconds, self._sampled_at = max(0.0, now - self._sampled_at), now
+        lanes = self._lanes_by_endpoint()
+        specs = self._platform.specs
+        for name in self._figures.keys() - specs.keys():
+            del self._figures[name]
+        for name, spec in specs.items():
+            figures, alive = self._of(name), lanes.get(name, ())
+            workers = Counter(_WORKER_COLUMNS.get(lane.state, "") for lane in alive)
+            jobs = self._platform.health(name)["jobs"]
+            counted, figures.since_sample = figures.since_sample, Counter()
+            values: dict[str, int] = {**workers, **counted, "queued": jobs["inQueue"], "running": jobs["inProgress"]}
+            figures.samples.append((now, *(values.get(column, 0) for column in SERIES)))
+            figures.usd += (cost_per_second(spec, alive) or 0.0) * seconds
+
+    def _lanes_by_endpoint(self) -> dict[str, list[Lane]]:
+        lanes: dict[str, list[Lane]] = {}
+        for lane in self._recorder.lanes.by_worker.values():
+            if not lane.is_over:
+                lanes.setdefault(lane.endpoint, []).append(lane)
+        return lanes
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """Return the figures of every endpoint as they are now."""
+        lanes = self._lanes_by_endpoint()
+        return {
+            name: self._describe_endpoint(name, spec, lanes.get(name, ()))
+            for name, spec in self._platform.specs.items()
+        }
+
+    def _describe_endpoint(self, name: str, spec: EndpointSpec, alive: Sequence[Lane]) -> dict[str, Any]:
+        figures, health, now = self._of(name), self._platform.health(name), self._clock()
+        ended = [job for job in figures.ended if job.at >= now - WINDOW_SECONDS]
+        cost = cost_per_second(spec, alive)
+        return {
+            "jobs": health["jobs"],
+            "workers": Counter(lane.state for lane in alive),
+            "bounds": {"min": spec.workers.min, "max": spec.workers.max},
+            "latency": {
+                "window_seconds": WINDOW_SECONDS,
+                "jobs": len(ended),
+                "delay_ms": percentiles(job.delay_ms for job in ended),
+                "execution_ms": percentiles(job.execution_ms for job in ended),
+                "total_ms": percentiles(job.delay_ms + job.execution_ms for job in ended),
+            },
+            "cold_starts": self._describe_cold_starts(name),
+            "tokens": {"prompt": figures.prompt_tokens, "completion": figures.completion_tokens},
+            "cost": {
+                "usd_per_hour": None if cost is None else cost * _SECONDS_PER_HOUR,
+                "usd": None if cost is None else figures.usd,
+            },
+        }
+
+    def _describe_cold_starts(self, name: str) -> dict[str, Any]:
+        seconds = [
+            start
+            for lane in self._recorder.lanes.by_worker.values()
+            if lane.endpoint == name
+            for start in cold_starts(lane)
+        ]
+        return {"count": len(seconds), "ms": percentiles(round(value * 1000) for value in seconds)}
+
+    def series(self, *, after: float = 0.0) -> dict[str, list[tuple[float, ...]]]:
+        """Return the samples of every endpoint that were taken after this time; `SERIES` names the columns."""
+        return {
+            name: [sample for sample in figures.samples if sample[0] > after] for name, figures in self._figures.items()
+        }
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float] | None:
+    """Return the 50th, 95th and 99th percentile (nearest rank) of the values; None of none."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return {f"p{share}": ordered[math.ceil(share / 100 * len(ordered)) - 1] for share in (50, 95, 99)}
+
+
+def cold_starts(lane: Lane) -> list[float]:
+    """Return how long each start of this worker took, in seconds: from the wish for it until it was ready."""
+    found, began = [], None
+    for change in lane.changes:
+        if change.state in ("initializing", "starting"):
+            began = change.at if began is None else began
+        elif began is not None:
+            if change.state in ("idle", "running"):
+                found.append(change.at - began)
+            began = None
+    return found
+
+
+def cost_per_second(spec: EndpointSpec, alive: Sequence[Lane]) -> float | None:
+    """Return what these workers cost on Runpod, the always-there ones at their own price; None without a price."""
+    if not spec.gpu:
+        return None
+    flex = usd_per_second(spec.gpu[0])
+    active = usd_per_second(spec.gpu[0], is_active=True)
+    if flex is None or active is None:
+        return None
+    paid = sum(lane.state not in _FREE_STATES for lane in alive)
+    always = min(paid, spec.workers.min)
+    return (always * active + (paid - always) * flex) * spec.gpu_count
+
+
+def read_tokens(output: Any) -> Tokens:
+    """Return the tokens that an output speaks of, in the names of OpenAI's older and newer API."""
+    if isinstance(output, list) and output:
+        return read_tokens(output[-1])
+    usage = output.get("usage") if isinstance(output, Mapping) else None
+    if not isinstance(usage, Mapping):
+        return Tokens()
+    return Tokens(_count(usage, "prompt_tokens", "input_tokens"), _count(usage, "completion_tokens", "output_tokens"))
+
+
+def _count(usage: Mapping[str, Any], *names: str) -> int:
+    values = (usage.get(name) for name in names)
+    return next((value for value in values if isinstance(value, int) and 0 <= value < 10**12), 0)
