@@ -283,6 +283,15 @@ class Contract:
         schema.pop("title", None)  # a name of ours, or of a class that callers do not know
         return {"type": "object", **schema}
 
+    @property
+    def annotations(self) -> Mapping[str, Any]:
+        """The types of parameters and of the result, as far as the user wrote them.
+
+        Raises:
+            DefinitionError: One is not defined where the function is.
+        """
+        return self._hints
+
     @cached_property
     def _hints(self) -> dict[str, Any]:
         try:
@@ -302,7 +311,7 @@ class Contract:
         if len(parameters) != 1 or parameters[0].kind is inspect.Parameter.VAR_KEYWORD:
             return None
         annotation = self._hints.get(parameters[0].name)
-        return parameters[0] if _is_model(annotation) else None
+        return parameters[0] if is_model(annotation) else None
 
     @cached_property
     def _input_adapter(self) -> Any:
@@ -441,7 +450,7 @@ def _adapter(annotation: Any, config: Any) -> Any:
     from pydantic import TypeAdapter
     from typing_extensions import TypeAliasType
 
-    if _is_model(annotation):  # pydantic takes a config for dataclasses and TypedDicts only behind another name
+    if is_model(annotation):  # pydantic takes a config for dataclasses and TypedDicts only behind another name
         annotation = TypeAliasType("Value", annotation)  # type: ignore[misc]  # built from a value
     return TypeAdapter(annotation, config=config)
 
@@ -462,7 +471,7 @@ def _encode_other(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
-def _is_model(annotation: Any) -> bool:
+def is_model(annotation: Any) -> bool:
     """True for types whose JSON form is one object with named fields."""
     return inspect.isclass(annotation) and (
         hasattr(annotation, "__pydantic_validator__")

@@ -35,6 +35,8 @@ RUNSYNC_BODY_LIMIT_BYTES: Final = 20 * 1024 * 1024
 """Largest `/runsync` request, and largest result of one. Documented as "20 MB"."""
 STREAM_CHUNK_LIMIT_BYTES: Final = 1024 * 1024
 """Largest single partial output."""
+REQUEST_BODY_LIMIT_BYTES: Final = 30 * 1024 * 1024
+"""Largest request to a load-balanced endpoint, and largest answer. Documented as "30 MB"."""
 RUNSYNC_WAIT_MS: Final = (1_000, 300_000)
 """Bounds of `/runsync?wait=`."""
 RUNSYNC_DEFAULT_WAIT_MS: Final = 90_000
@@ -92,8 +94,16 @@ class PlatformDefaults:
     """Undocumented: after a stop signal, a worker has this long to drop the job before it is killed."""
     drain_grace: float = 30.0
     """Undocumented: after SIGTERM, a worker has this long to finish its jobs before SIGKILL."""
+    init_timeout: float = 420.0
+    """Documented: a worker is given up when its cold start takes more than 7 min, counted from the start of its
+    process; RUNPOD_INIT_TIMEOUT in the endpoint's `env` goes before it."""
+    frozen_keep: float = 600.0
+    """Undocumented: seconds for which FlashBoot keeps an idle worker frozen before it is killed."""
+    reclaim_grace: float = 5.0
+    """Undocumented: after the notice that its machine is reclaimed, a worker has this long before SIGKILL."""
     failed_starts: int = 3
-    """Undocumented: workers in a row that die before taking a job until queued jobs are FAILED."""
+    """Undocumented: workers in a row that end with an error before they have done anything well until queued
+    jobs are FAILED."""
     respawn_delay: float = 1.0
     """Undocumented: wait after a failed start; doubles with each one in a row, up to 30 s."""
     rate_limit_per_worker: float = 0.1

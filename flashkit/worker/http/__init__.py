@@ -1,0 +1,1 @@
+"""Load-balanced workers: typed routes and mounted applications behind an HTTP server of their own."""
