@@ -6,7 +6,8 @@ is held, how long `/runsync` waits. Processes of workers live in real time as we
 needs 6 s of a clock that runs 60 times as fast.
 
 `advance` goes from timer to timer: each runs at its own time, in their order, and whoever waits for one goes on
-before the next. It moves everything, the execution timeouts of running jobs too.
+before the next. It moves everything, the execution timeouts of running jobs too, but is patient with processes
+that start or stop because of it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ import asyncio
 import heapq
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from flashkit.errors import InputError
 
+DEFAULT_PATIENCE: Final = 10.0
+"""Real seconds for which `advance` waits for processes of workers, in all."""
+_QUIET_POLL_SECONDS: Final = 0.01
 _ROUNDS_TO_SETTLE: Final = 20
 """Rounds of the event loop after each timer: enough for what it woke to wake others in turn."""
 _TIMERS_TOLERATED: Final = 64
@@ -47,12 +51,6 @@ class Timer:
             self.callback()
 
 
-async def let_the_loop_settle() -> None:
-    """Let everything that is ready to run do so."""
-    for _ in range(_ROUNDS_TO_SETTLE):
-        await asyncio.sleep(0)
-
-
 class Clock:
     """Seconds that never go back, timers that follow them, and two ways to change their pace.
 
@@ -70,8 +68,8 @@ class Clock:
         self._sweep_at = _TIMERS_TOLERATED
         self._alarm: asyncio.TimerHandle | None = None
         self._advancing: asyncio.Lock | None = None
-        self.settle: Callable[[], Awaitable[None]] = let_the_loop_settle
-        """Awaited by `advance` after each timer; time stands still meanwhile, but for the clock's own speed."""
+        self.is_quiet: Callable[[], bool] = _is_always_quiet
+        """Asked by `advance` whether to move on: not while a real process is starting, say."""
         self.on_change: Callable[[float], None] = _ignore
         """Called with the seconds of each `advance`, and with 0 for a new speed, once it is done."""
 
@@ -118,8 +116,13 @@ class Clock:
         finally:
             timer.cancel()
 
-    async def advance(self, seconds: float) -> None:
+    async def advance(self, seconds: float, *, patience: float = DEFAULT_PATIENCE) -> None:
         """Move on by so many seconds, stopping at each timer on the way.
+
+        Args:
+            seconds: Of this clock.
+            patience: Real seconds, in all, for which it waits on its way until what it set off is over: worker
+                processes that are starting or stopping. Jobs that run are not waited for.
 
         Raises:
             InputError: They are negative or not a finite number.
@@ -132,11 +135,12 @@ class Clock:
             self._advancing = asyncio.Lock()
         async with self._advancing:  # two advances at once would each run into the other's time
             target = self.now() + seconds
-            await self.settle()
+            patient_until = time.monotonic() + patience
+            await self._settle(patient_until)
             while (timer := self._first()) is not None and timer.when <= target:
                 self._rebase(max(timer.when, self.now()))
                 self._run_due()
-                await self.settle()
+                await self._settle(patient_until)
             self._rebase(max(target, self.now()))
             self._set_alarm()
         self.on_change(seconds)
@@ -145,6 +149,13 @@ class Clock:
         """Call nobody any more."""
         self._timers.clear()
         self._set_alarm()
+
+    async def _settle(self, patient_until: float) -> None:
+        """Let everything that is ready to run do so, and what takes real time come to its end."""
+        for _ in range(_ROUNDS_TO_SETTLE):
+            await asyncio.sleep(0)
+        while not self.is_quiet() and time.monotonic() < patient_until:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(_QUIET_POLL_SECONDS)
 
     def _rebase(self, shown: float) -> None:
         self._base, self._real_base = shown, time.monotonic()
@@ -192,3 +203,7 @@ def _checked_speed(speed: float) -> float:
 
 def _ignore(seconds: float) -> None:
     """Tell nobody."""
+
+
+def _is_always_quiet() -> bool:
+    return True

@@ -10,16 +10,74 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _ABORT: Final = "flashkit.abort"
+_CONNECTION: Final = "flashkit.connection"
 
 
 class BreakableProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol; each request carries the means to break its connection."""
 
+    _on_unread: Callable[[], None] | None = None
+    _owners: set[BreakableProtocol] | None = None
+
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Begin a request: whoever sends one has read the answer to the one before."""
         super().on_message_begin()
+        self._on_unread = None
         scope: Any = self.scope
         scope[_ABORT] = self.transport.abort
+        scope[_CONNECTION] = self
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Take note of the end. A reset, or an end before the answer, says that the answer was not read."""
+        is_answered = self.cycle is None or self.cycle.response_complete
+        super().connection_lost(exc)
+        if self._owners is not None:
+            self._owners.discard(self)
+        if self._on_unread is not None and (exc is not None or not is_answered):
+            self._on_unread()
+        self._on_unread = None
+
+    def join(self, connections: set[BreakableProtocol]) -> None:
+        """Be one of these for as long as it stands."""
+        self._owners = connections
+        connections.add(self)
+
+    def call_if_unread(self, callback: Callable[[], None]) -> None:
+        """Call back when the connection ends and the answer to this request was not read."""
+        self._on_unread = callback
+
+
+class WorkerConnections:
+    """Which connections to the server are whose, so that those of a worker can be broken together."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, set[BreakableProtocol]] = {}
+
+    def note(self, worker_id: str, scope: Scope) -> None:
+        """Take note that a worker sent this request."""
+        connection: BreakableProtocol | None = scope.get(_CONNECTION)
+        if connection is not None:
+            connection.join(self._of.setdefault(worker_id, set()))
+
+    def break_all(self, worker_id: str) -> None:
+        """Break all of a worker's connections, busy and idle ones."""
+        for connection in self._of.pop(worker_id, ()):
+            connection.transport.abort()
+
+    def forget(self, worker_id: str) -> None:
+        """Drop what is known of a worker that is gone."""
+        self._of.pop(worker_id, None)
+
+
+def if_unread(scope: Scope, callback: Callable[[], None]) -> None:
+    """Call back when it turns out that the sender of this request did not get its answer.
+
+    The kernel knows: what closes a socket with something unread in it resets the connection. What it has read
+    and then forgotten counts as read.
+    """
+    connection: BreakableProtocol | None = scope.get(_CONNECTION)
+    if connection is not None:
+        connection.call_if_unread(callback)
 
 
 async def break_connection(scope: Scope) -> None:

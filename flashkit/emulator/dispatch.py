@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from flashkit.emulator.bodies import encode_json
-from flashkit.emulator.events import Event, JobEvent, WorkerEvent, WorkerMoment
+from flashkit.emulator.clock import Clock, Timer
+from flashkit.emulator.connections import WorkerConnections
+from flashkit.emulator.events import CapacityEvent, ClockEvent, Event, JobEvent, WorkerEvent, WorkerMoment
 from flashkit.emulator.failures import WorkerExit
 from flashkit.emulator.platform import (
+    CapacityChanged,
     DrainWorker,
+    EnterPhase,
+    FreezeWorker,
+    GiveUpWorker,
     Job,
     JobChanged,
     JobRequest,
@@ -26,7 +31,9 @@ from flashkit.emulator.platform import (
     Platform,
     SendWebhook,
     StartWorker,
+    ThawWorker,
     WakeWorker,
+    WorkerState,
 )
 from flashkit.errors import ErrorReport
 from flashkit.protocol import JobStatus
@@ -50,6 +57,12 @@ class Processes(Protocol):
 
     def kill(self, worker_id: str) -> None:
         """End a worker's whole process group at once (SIGKILL)."""
+
+    def freeze(self, worker_id: str) -> None:
+        """Stop a worker's whole process group where it stands (SIGSTOP)."""
+
+    def thaw(self, worker_id: str) -> None:
+        """Let a worker's process group go on (SIGCONT)."""
 
 
 class Bells:
@@ -108,6 +121,14 @@ class _ColdStart:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class HandOut:
+    """One hand-out of a job."""
+
+    job_id: str
+    attempt: int
+
+
 @dataclass(slots=True)
 class _Record:
     """What is remembered of a job until its end, for its events."""
@@ -129,35 +150,45 @@ class Dispatcher:
         processes: Processes,
         send_webhook: Callable[[Job], None],
         on_event: Callable[[Event], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
     ) -> None:
         self.platform = platform
+        self.clock = Clock() if clock is None else clock
+        self.connections = WorkerConnections()
         self.is_closing = False
         self._processes = processes
         self._send_webhook = send_webhook
         self._on_event = on_event
-        self._clock = clock
         self._polls = Bells()
         self._jobs = Bells()
         self._draining: set[str] = set()
+        self._frozen: set[str] = set()
         self._starting: dict[str, float] = {}
         self._cold: dict[str, _ColdStart] = {}
         self._records: dict[str, _Record] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._timer_due = float("inf")
         self._carry_out: dict[type, Callable[[Any], None]] = {
+            EnterPhase: self._enter_phase,
             StartWorker: self._start_worker,
+            GiveUpWorker: self._give_up_worker,
+            FreezeWorker: self._freeze_worker,
+            ThawWorker: self._thaw_worker,
             DrainWorker: self._drain_worker,
             KillWorker: self._kill_worker,
             WakeWorker: self._wake_worker,
             JobChanged: self._job_changed,
             SendWebhook: self._webhook_due,
+            CapacityChanged: self._capacity_changed,
         }
+        platform.set_pace(self.clock.speed)
+        self.clock.on_change = self._clock_changed
+        self.clock.is_quiet = self.is_quiet
 
     def apply(self, action: Callable[Concatenate[float, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the platform with the time of now, and carry out what follows from it."""
         try:
-            return action(self._clock(), *args, **kwargs)
+            return action(self.clock.now(), *args, **kwargs)
         finally:
             self._settle()
 
@@ -182,9 +213,13 @@ class Dispatcher:
         """True for a worker that was asked to exit: its polls are to be answered soon, with nothing."""
         return self.is_closing or worker_id in self._draining
 
+    def is_frozen(self, worker_id: str) -> bool:
+        """True for a worker that is stopped: a request of its own that comes in now is from before."""
+        return worker_id in self._frozen
+
     def submit(self, endpoint: str, request: JobRequest, *, sync: bool, size_bytes: int) -> Job:
         """Queue a job that came as a request of this size."""
-        job = self.platform.submit(self._clock(), endpoint, request, sync=sync)
+        job = self.platform.submit(self.clock.now(), endpoint, request, sync=sync)
         self._records[job.id] = _Record(size_bytes)
         self._settle()
         return job
@@ -196,6 +231,16 @@ class Dispatcher:
         if worker_id in self._starting:
             self._note_ready(endpoint, worker_id)
         return self.apply(self.platform.take, endpoint, worker_id, limit=limit, job_in_progress=job_in_progress)
+
+    def put_back(self, endpoint: str, worker_id: str, hand_outs: Sequence[HandOut]) -> None:
+        """Hand out again what was in an answer that its worker never got."""
+        for hand_out in reversed(hand_outs):  # each goes to the front of the queue
+            self.apply(self.platform.put_back, endpoint, worker_id, hand_out.job_id, attempt=hand_out.attempt)
+
+    def worker_ready(self, endpoint: str, worker_id: str) -> None:
+        """Take note that a worker of a load-balanced endpoint can take requests; say it as often as you like."""
+        if self.apply(self.platform.worker_ready, endpoint, worker_id) and worker_id in self._starting:
+            self._note_ready(endpoint, worker_id)
 
     def finish(self, endpoint: str, worker_id: str, job_id: str, result: Mapping[str, Any], *, size_bytes: int) -> None:
         """Take a result of this size; one that is late or not the worker's changes nothing."""
@@ -210,20 +255,27 @@ class Dispatcher:
 
     def worker_exited(self, endpoint: str, worker_id: str, *, exit_code: int, log_tail: Sequence[str]) -> None:
         """Take note of a worker's end."""
-        self._draining.discard(worker_id)
-        self._starting.pop(worker_id, None)
-        self._cold.pop(worker_id, None)
+        self._forget_worker(worker_id)
         ended = WorkerExit(worker_id, exit_code, log_tail)
         self._tell_of_worker(endpoint, worker_id, "exited", ended.signal_name or f"exit code {exit_code}")
         self.apply(self.platform.worker_exited, endpoint, worker_id, exit_code=exit_code, log_tail=log_tail)
+
+    def is_quiet(self) -> bool:
+        """True when no process of a worker is coming up or going down, and none is about to take a job."""
+        for endpoint in self.platform.specs:
+            workers = self.platform.workers(endpoint)
+            if any(worker.is_changing for worker in workers):
+                return False
+            if self.platform.has_waiting_jobs(endpoint) and any(w.state is WorkerState.IDLE for w in workers):
+                return False
+        return True
 
     def close(self) -> None:
         """Answer every waiting poll and request, and let nobody wait any more."""
         self.is_closing = True
         self._polls.ring_all()
         self._jobs.ring_all()
-        if self._timer is not None:
-            self._timer.cancel()
+        self.clock.close()
 
     def _settle(self) -> None:
         for effect in self.platform.effects():
@@ -236,8 +288,7 @@ class Dispatcher:
             return
         if self._timer is not None:
             self._timer.cancel()
-        delay = max(_SHORTEST_TIMER_SECONDS, due - self._clock())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+        self._timer = self.clock.call_at(max(due, self.clock.now() + _SHORTEST_TIMER_SECONDS), self._tick)
         self._timer_due = due
 
     def _tick(self) -> None:
@@ -245,16 +296,53 @@ class Dispatcher:
         self._timer_due = float("inf")
         self.apply(self.platform.tick)
 
+    def _clock_changed(self, advanced_s: float) -> None:
+        self.platform.set_pace(self.clock.speed)
+        self.tell(ClockEvent(self.clock.now(), advanced_s, self.clock.speed))
+
+    def _enter_phase(self, effect: EnterPhase) -> None:
+        self._starting.setdefault(effect.worker_id, self.clock.now())
+        detail = f"{effect.phase} for {effect.seconds:g} s"
+        self._tell_of_worker(effect.endpoint, effect.worker_id, "initializing", detail)
+
+    def _give_up_worker(self, effect: GiveUpWorker) -> None:
+        self._forget_worker(effect.worker_id)
+        self._tell_of_worker(effect.endpoint, effect.worker_id, "exited", f"before its start: {effect.reason}")
+
+    def _freeze_worker(self, effect: FreezeWorker) -> None:
+        """Stop it first: it must not see its connections break before it is thawed."""
+        self._frozen.add(effect.worker_id)
+        self._processes.freeze(effect.worker_id)
+        self.connections.break_all(effect.worker_id)
+        self._tell_of_worker(effect.endpoint, effect.worker_id, "frozen")
+
+    def _thaw_worker(self, effect: ThawWorker) -> None:
+        self._frozen.discard(effect.worker_id)
+        self._starting[effect.worker_id] = self.clock.now()
+        self._tell_of_worker(effect.endpoint, effect.worker_id, "thawing")
+        self._processes.thaw(effect.worker_id)
+
+    def _capacity_changed(self, effect: CapacityChanged) -> None:
+        self.tell(CapacityEvent(effect.endpoint, effect.throttled, effect.capacity))
+
+    def _forget_worker(self, worker_id: str) -> None:
+        self._draining.discard(worker_id)
+        self._frozen.discard(worker_id)
+        self._starting.pop(worker_id, None)
+        self._cold.pop(worker_id, None)
+        self.connections.forget(worker_id)
+
     def _start_worker(self, effect: StartWorker) -> None:
         if self.is_closing:  # the floor of workers does not count any more
             return
-        self._starting[effect.worker_id] = self._clock()
+        self._starting.setdefault(effect.worker_id, self.clock.now())
         self._tell_of_worker(effect.endpoint, effect.worker_id, "starting")
         self._processes.start(effect.endpoint, effect.worker_id)
 
     def _drain_worker(self, effect: DrainWorker) -> None:
         self._draining.add(effect.worker_id)
-        self._tell_of_worker(effect.endpoint, effect.worker_id, "draining")
+        what: WorkerMoment = "reclaimed" if effect.is_reclaimed else "draining"
+        self._tell_of_worker(effect.endpoint, effect.worker_id, what)
         # The signal goes first: a worker that sees its poll answered before it takes another round.
         self._processes.terminate(effect.worker_id)
         self._polls.ring(effect.worker_id)
@@ -286,7 +374,7 @@ class Dispatcher:
         self.tell(_describe(job, record))
 
     def _note_ready(self, endpoint: str, worker_id: str) -> None:
-        now = self._clock()
+        now = self.clock.now()
         seconds = now - self._starting.pop(worker_id)
         self._cold[worker_id] = _ColdStart(now, seconds)
         self._tell_of_worker(endpoint, worker_id, "ready", f"after {seconds:.1f} s")

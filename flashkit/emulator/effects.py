@@ -16,11 +16,48 @@ class StartWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class EnterPhase:
+    """A worker that has no process yet spends some time on what comes before: nothing to do but tell of it."""
+
+    endpoint: str
+    worker_id: str
+    phase: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUpWorker:
+    """A worker that has no process yet is not wanted any more."""
+
+    endpoint: str
+    worker_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeWorker:
+    """Stop the worker's process group where it stands (SIGSTOP), then break its connections."""
+
+    endpoint: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThawWorker:
+    """Let the worker's process group go on (SIGCONT)."""
+
+    endpoint: str
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class DrainWorker:
     """Send SIGTERM, then answer the worker's held polls with 204, so that it finishes and exits."""
 
     endpoint: str
     worker_id: str
+    is_reclaimed: bool = False
+    """Its machine is wanted back; the worker itself sees no difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +90,25 @@ class SendWebhook:
     job: Job
 
 
-Effect = StartWorker | DrainWorker | KillWorker | WakeWorker | JobChanged | SendWebhook
+@dataclass(frozen=True, slots=True)
+class CapacityChanged:
+    """The number of workers that are wanted and have no machine is another one."""
+
+    endpoint: str
+    throttled: int
+    capacity: int | None
+
+
+Effect = (
+    StartWorker
+    | EnterPhase
+    | GiveUpWorker
+    | FreezeWorker
+    | ThawWorker
+    | DrainWorker
+    | KillWorker
+    | WakeWorker
+    | JobChanged
+    | SendWebhook
+    | CapacityChanged
+)

@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from flashkit.emulator.jobs import Job, JobQueue
 from flashkit.emulator.scaling import Load
+from flashkit.errors import InputError
 from flashkit.protocol import JobStatus
 from flashkit.spec import EndpointSpec
 
@@ -26,8 +27,39 @@ class WorkerState(StrEnum):
     """It reported a failed check and is expected to exit."""
     DRAINING = "DRAINING"
     """It was told to exit, or is being killed: no new jobs."""
+    FROZEN = "FROZEN"
+    """Kept by FlashBoot: its processes are stopped where they stood, and go on when a job needs a worker."""
     THROTTLED = "THROTTLED"
-    """Never here: the real platform is short of machines. In health answers it counts 0."""
+    """Wanted, but there is no machine for it. Only counted: no worker is ever in this state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a cold start that comes before the worker's process."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ColdStart:
+    """What a new worker of an endpoint spends its time on before its process starts; a thawed one does not."""
+
+    pull_s: float = 0.0
+    """Seconds for pulling the image onto the machine."""
+    load_s: float = 0.0
+    """Seconds for loading the weights."""
+
+    def __post_init__(self) -> None:
+        for name, seconds in (("pull_s", self.pull_s), ("load_s", self.load_s)):
+            if not math.isfinite(seconds) or seconds < 0:
+                raise InputError(f"ColdStart({name}={seconds!r}) is no time", hint="give seconds, 0 or more")
+
+    @property
+    def phases(self) -> list[Phase]:
+        """The phases that take time, in order."""
+        phases = (Phase("pulling the image", self.pull_s), Phase("loading the weights", self.load_s))
+        return [phase for phase in phases if phase.seconds]
 
 
 @dataclass(slots=True)
@@ -47,8 +79,17 @@ class Worker:
     id: str
     endpoint: str
     started_at: float
+    """When it was wished for, or its latest thaw began."""
+    phases: list[Phase] = field(default_factory=list)
+    """What is to come before its process starts."""
+    phase: str = ""
+    """What it is at before it has a process."""
+    phase_ends_at: float | None = None
+    has_process: bool = False
+    init_due_at: float = math.inf
+    """When it is killed if it has not asked for work by then."""
     ready_at: float | None = None
-    """When it first asked for work."""
+    """When it first asked for work, since its latest thaw if it was frozen."""
     idle_since: float | None = None
     """Since when it could work and does not; being woken for a job starts it anew. None while it works."""
     asked_at: float | None = None
@@ -62,10 +103,18 @@ class Worker:
     stop_signals: list[str] = field(default_factory=list)
     """Job ids that its next job-stop poll gets."""
     jobs_done: int = 0
+    is_proven: bool = False
+    """It has done something to the end without an error."""
+    requests: set[str] = field(default_factory=set)
+    """Ids of HTTP requests that it works on, if it is one of a load-balanced endpoint."""
     failed_check: str | None = None
-    """What it reported as unhealthy."""
+    """What it reported as unhealthy, or why it was given up before it was ready."""
+    frozen_until: float | None = None
+    """When it is killed if no job needs it; None unless it is frozen."""
     is_leaving: bool = False
     is_killed: bool = False
+    is_overdue: bool = False
+    """It is killed because it was not ready in time."""
     exit_due_at: float | None = None
     """When it is killed if it has not exited by itself."""
 
@@ -74,6 +123,8 @@ class Worker:
         """What it is doing."""
         if self.is_leaving:
             return WorkerState.DRAINING
+        if self.is_frozen:
+            return WorkerState.FROZEN
         if self.failed_check is not None:
             return WorkerState.UNHEALTHY
         if self.ready_at is None:
@@ -83,19 +134,32 @@ class Worker:
     @property
     def is_busy(self) -> bool:
         """True while it runs something, also what it was told to stop."""
-        return bool(self.jobs or self.stopping)
+        return bool(self.jobs or self.stopping or self.requests)
+
+    @property
+    def is_frozen(self) -> bool:
+        """True while its processes are stopped."""
+        return self.frozen_until is not None
 
     @property
     def can_take_jobs(self) -> bool:
-        """True unless it is on its way out."""
-        return not self.is_leaving and self.failed_check is None
+        """True unless it is frozen or on its way out."""
+        return not self.is_leaving and not self.is_frozen and self.failed_check is None
+
+    @property
+    def is_changing(self) -> bool:
+        """True while its process is coming up, going down, or has been told to stop a job."""
+        return self.has_process and (self.is_leaving or self.state is WorkerState.INITIALIZING or bool(self.stopping))
 
     def due_at(self, idle_timeout: float) -> float:
-        """Return when time alone ends it: it should have exited, or stopped a job, or was idle for too long."""
+        """Return when time alone changes it: its phase is over, or it took or was idle or frozen for too long."""
         if self.is_killed:
             return math.inf
-        if self.exit_due_at is not None:
-            return self.exit_due_at
+        for due_at in (self.exit_due_at, self.phase_ends_at, self.frozen_until):
+            if due_at is not None:
+                return due_at
+        if self.ready_at is None:
+            return self.init_due_at
         if self.stopping:
             return min(stop.kill_at for stop in self.stopping.values())
         return math.inf if self.idle_since is None else self.idle_since + idle_timeout
@@ -137,11 +201,21 @@ class Fleet:
     """Those that were not told to leave."""
     initializing: set[str] = field(default_factory=set)
     """Those of the active ones that have not asked for work yet."""
+    frozen: dict[str, Worker] = field(default_factory=dict)
+    """Those that FlashBoot keeps, the latest last; they are not among the active ones."""
     parked: OrderedDict[str, Worker] = field(default_factory=OrderedDict)
     """Those whose last question for work found none, so that a held poll of theirs can be woken."""
 
+    capacity: int | None = None
+    """Workers that there are machines for; None for any number."""
+    throttled: int = 0
+    """Workers that are wanted and have no machine."""
+    waiting_requests: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    """HTTP requests that no worker has room for, by id, with the time when they came."""
+    running_requests: int = 0
+
     failed_starts: int = 0
-    """Workers in a row that ended before they asked for work."""
+    """Workers in a row that came to nothing: they ended before they had done anything without an error."""
     may_start_at: float | None = None
     """No worker is started before."""
     submitted: int = 0
@@ -163,13 +237,21 @@ class Fleet:
     def load(self) -> Load:
         """What the scaler looks at."""
         first = self.queue.first_urgent
+        oldest = [next(iter(self.waiting_requests.values()))] if self.waiting_requests else []
+        if first is not None:
+            oldest.append(first.queued_at)
         return Load(
-            queued=self.queue.urgent_count,
-            running=self.running,
-            oldest_queued_at=None if first is None else first.queued_at,
+            queued=self.queue.urgent_count + len(self.waiting_requests),
+            running=self.running + self.running_requests,
+            oldest_queued_at=min(oldest, default=None),
             workers=len(self.active),
             initializing=len(self.initializing),
         )
+
+    @property
+    def free_machines(self) -> float:
+        """How many more workers there are machines for; a frozen one takes none."""
+        return math.inf if self.capacity is None else self.capacity - (len(self.workers) - len(self.frozen))
 
     def reopen(self, spec: EndpointSpec) -> None:
         """Go on with this spec, as if no worker had ever failed to start."""
@@ -196,8 +278,9 @@ class Fleet:
         return chosen
 
     def retire(self, worker: Worker) -> None:
-        """Count the worker no longer among the active ones."""
+        """Count the worker no longer among the active or frozen ones."""
         self.active.pop(worker.id, None)
+        self.frozen.pop(worker.id, None)
         self.initializing.discard(worker.id)
         self.parked.pop(worker.id, None)
 
@@ -218,7 +301,7 @@ class Fleet:
                 "initializing": states[WorkerState.INITIALIZING],
                 "ready": idle + running,
                 "running": running,
-                "throttled": 0,
+                "throttled": self.throttled,
                 "unhealthy": states[WorkerState.UNHEALTHY],
             },
         }

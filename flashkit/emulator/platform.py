@@ -9,6 +9,10 @@ or a constant of `lifecycle`. Choices that a reader might look for:
   worker that was drained or killed go back to the queue with one more attempt.
 * `workers.max` bounds the workers that take jobs. Leaving ones come on top, so that a reload need not wait
   for them, but all together are never more than twice the maximum.
+* A worker is counted as a failed start when it ends with an error, has no job in hand, and has done nothing
+  well before; one that has a job in hand is held against that job instead.
+* With FlashBoot, an idle worker is frozen instead of stopped. A frozen one is not among `workers.max`, but is
+  thawed before any other is started, so that both together are never more than the maximum.
 * Low-priority jobs start no worker, not even the first: they wait until another job brings one.
 * `purge` leaves the jobs behind as CANCELLED, so that whoever waits for them is told.
 """
@@ -16,31 +20,43 @@ or a constant of `lifecycle`. Choices that a reader might look for:
 from __future__ import annotations
 
 import json
+import math
+import random
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flashkit.catalog import nearest_names
 from flashkit.emulator.effects import (
+    CapacityChanged,
     DrainWorker,
     Effect,
+    EnterPhase,
+    FreezeWorker,
+    GiveUpWorker,
     JobChanged,
     KillWorker,
     SendWebhook,
     StartWorker,
+    ThawWorker,
     WakeWorker,
 )
 from flashkit.emulator.failures import WorkerExit
-from flashkit.emulator.fleet import Fleet, Worker, WorkerState
+from flashkit.emulator.fleet import ColdStart, Fleet, Worker, WorkerState
 from flashkit.emulator.jobs import Job, JobRequest
-from flashkit.emulator.lifecycle import Lifecycle
+from flashkit.emulator.lifecycle import INIT_TIMEOUT_VARIABLE, Lifecycle
 from flashkit.errors import InputError, JobNotFound
 from flashkit.protocol import JobStatus, PlatformDefaults
 from flashkit.spec import EndpointSpec
 
 __all__ = [
+    "CapacityChanged",
+    "ColdStart",
     "DrainWorker",
     "Effect",
+    "EnterPhase",
+    "FreezeWorker",
+    "GiveUpWorker",
     "Job",
     "JobChanged",
     "JobRequest",
@@ -48,33 +64,50 @@ __all__ = [
     "Platform",
     "SendWebhook",
     "StartWorker",
+    "ThawWorker",
     "WakeWorker",
     "Worker",
     "WorkerState",
+    "random_id",
+    "seeded_id",
 ]
 
 
-def _new_id() -> str:
+def random_id() -> str:
+    """Return an id that nobody has."""
     return str(uuid.uuid4())
+
+
+def seeded_id(generator: random.Random) -> str:
+    """Return the next id of a run that repeats."""
+    return str(uuid.UUID(int=generator.getrandbits(128), version=4))
 
 
 class Platform:
     """Runs the endpoints of one local platform."""
 
-    def __init__(self, defaults: PlatformDefaults | None = None, *, new_id: Callable[[], str] = _new_id) -> None:
+    def __init__(
+        self,
+        defaults: PlatformDefaults | None = None,
+        *,
+        new_id: Callable[[], str] = random_id,
+        has_flashboot: bool = False,
+    ) -> None:
         """Start without endpoints.
 
         Args:
             defaults: Behaviour that the real platform does not document.
             new_id: Makes ids of jobs; workers are numbered, and carry a part of one id as this platform's mark.
+            has_flashboot: Freeze idle workers of endpoints that want FlashBoot instead of stopping them.
         """
         self._defaults = defaults or PlatformDefaults()
         self._new_id = new_id
         # A worker left over from another run that finds the same port must not pass for one of ours.
         self._mark = new_id()[:8]
         self._workers_started = 0
-        self._lifecycle = Lifecycle(self._defaults, new_worker_id=self._new_worker_id)
+        self._lifecycle = Lifecycle(self._defaults, new_worker_id=self._new_worker_id, has_flashboot=has_flashboot)
         self._fleets = self._lifecycle.fleets
+        self._capacities: dict[str, int | None] = {}
 
     def _new_worker_id(self, endpoint: str) -> str:
         self._workers_started += 1
@@ -91,25 +124,56 @@ class Platform:
         """Add an endpoint and start the workers of its floor.
 
         Raises:
-            InputError: There is one of this name.
+            InputError: There is one of this name, or its init timeout is no number.
         """
         if spec.name in self.specs:
             raise InputError(f"there is an endpoint {spec.name!r} already", hint="use replace_endpoint")
+        _check_init_timeout(spec)
         fleet = self._fleets.setdefault(spec.name, Fleet(spec))
         fleet.reopen(spec)
+        fleet.capacity = self._capacities.get(spec.name)
         self._lifecycle.scale(now, fleet)
 
     def replace_endpoint(self, now: float, spec: EndpointSpec) -> None:
         """Let new workers take over: jobs stay, workers that run now finish theirs and leave.
 
         Raises:
-            InputError: There is no endpoint of this name.
+            InputError: There is no endpoint of this name, or its init timeout is no number.
         """
         fleet = self._fleet(spec.name)
+        _check_init_timeout(spec)
         fleet.reopen(spec)
-        for worker in list(fleet.active.values()):
+        for worker in [*fleet.frozen.values(), *fleet.active.values()]:
             self._lifecycle.drain(now, fleet, worker)
         self._lifecycle.scale(now, fleet)
+
+    def set_cold_start(self, name: str, cold_start: ColdStart) -> None:
+        """Let new workers of this endpoint spend time before their process starts; it may be yet to come."""
+        self._lifecycle.cold_starts[name] = cold_start
+
+    def set_capacity(self, now: float, name: str, capacity: int | None) -> None:
+        """Say how many workers of this endpoint there are machines for, None for any number; it may be yet to come.
+
+        Workers that run stay when there are fewer machines; those that are missing start as machines come back.
+
+        Raises:
+            InputError: It is negative.
+        """
+        if capacity is not None and capacity < 0:
+            raise InputError(f"capacity={capacity!r} is no number of machines", hint="give 0 or more, or None")
+        self._capacities[name] = capacity
+        fleet = self._fleets.get(name)
+        if fleet is not None:
+            fleet.capacity = capacity
+            self._lifecycle.scale(now, fleet)
+
+    def set_pace(self, pace: float) -> None:
+        """Say how many seconds of the clock a real process needs for a second's worth of work.
+
+        Graces that real processes are given grow with it, and with nothing else: a clock that runs fast should
+        not kill a worker for being a process.
+        """
+        self._lifecycle.pace = max(1.0, pace)
 
     def remove_endpoint(self, now: float, name: str) -> None:
         """Cancel its jobs, let its workers leave, and know neither any more.
@@ -272,6 +336,14 @@ class Platform:
         """
         return tuple(self._fleet(endpoint).jobs.values())
 
+    def has_waiting_jobs(self, endpoint: str) -> bool:
+        """Return True when jobs wait in the endpoint's queue.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        return len(self._fleet(endpoint).queue) > 0
+
     def workers(self, endpoint: str) -> tuple[Worker, ...]:
         """Return the endpoint's workers, leaving ones included, oldest first.
 
@@ -291,6 +363,8 @@ class Platform:
         worker = self._worker(endpoint, worker_id)
         if worker is None:
             return []
+        if worker.is_frozen:  # it asked just before it was stopped
+            return []
         fleet = self._fleets[endpoint]
         is_new = worker.ready_at is None
         self._lifecycle.note_question(now, fleet, worker, limit=limit, has_jobs=job_in_progress)
@@ -299,6 +373,14 @@ class Platform:
         if is_new:  # the scaler waited for it, and looks at what it leaves
             self._lifecycle.scale(now, fleet)
         return jobs
+
+    def put_back(self, now: float, endpoint: str, worker_id: str, job_id: str, *, attempt: int) -> bool:
+        """Hand a job out again whose worker never got it; False when it shows that it did, or is done with it."""
+        job = self._job_of(endpoint, worker_id, job_id)
+        if job is None or job.attempt != attempt or job.all_chunks_count or job.progress is not None:
+            return False
+        self._lifecycle.put_back(now, self._fleets[endpoint], job)
+        return True
 
     def finish(self, now: float, endpoint: str, worker_id: str, job_id: str, result: Mapping[str, Any]) -> bool:
         """Take the result of a job; False when the job is not this worker's (any more) and it is ignored."""
@@ -358,6 +440,88 @@ class Platform:
             failed_check = f"check {check!r} failed: {reason}"
             self._lifecycle.distrust(now, self._fleets[endpoint], worker, failed_check=failed_check)
 
+    def find_worker(self, worker_id: str) -> Worker:
+        """Return a worker of any endpoint.
+
+        Raises:
+            InputError: There is none of this id (any more).
+        """
+        for fleet in self._fleets.values():
+            if worker_id in fleet.workers:
+                return fleet.workers[worker_id]
+        raise InputError(
+            f"there is no worker {worker_id!r}",
+            hint="it may have exited: GET /_/state lists the workers",
+            details={"worker_id": worker_id},
+        )
+
+    def kill_worker(self, now: float, worker_id: str, *, reason: str = "somebody asked for it") -> None:
+        """End a worker at once; its jobs go back to the queue without blame.
+
+        Raises:
+            InputError: There is no such worker.
+        """
+        worker = self.find_worker(worker_id)
+        fleet = self._fleets[worker.endpoint]
+        self._lifecycle.kill(now, fleet, worker, reason)
+        self._drop_if_over(fleet)
+
+    def kill_workers(self, now: float, endpoint: str) -> int:
+        """End all workers of an endpoint at once, frozen ones too, and return their number: the next start is cold.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        workers = self.workers(endpoint)
+        for worker in workers:
+            self._lifecycle.kill(now, self._fleets[endpoint], worker, "the endpoint is made cold")
+        return len(workers)
+
+    def reclaim_worker(self, now: float, worker_id: str, *, grace_s: float | None = None) -> None:
+        """Take a worker's machine away, as a spot market does: SIGTERM, SIGKILL later; its jobs go back.
+
+        Raises:
+            InputError: There is no such worker.
+        """
+        worker = self.find_worker(worker_id)
+        fleet = self._fleets[worker.endpoint]
+        grace = self._defaults.reclaim_grace if grace_s is None else grace_s
+        self._lifecycle.reclaim(now, fleet, worker, grace=grace)
+        self._drop_if_over(fleet)
+
+    def freeze_worker(self, now: float, worker_id: str) -> None:
+        """Freeze an idle worker now, whether or not its endpoint has FlashBoot.
+
+        Raises:
+            InputError: There is no such worker, or it is not idle.
+        """
+        worker = self._worker_in(worker_id, WorkerState.IDLE, "frozen")
+        self._lifecycle.freeze(now, self._fleets[worker.endpoint], worker)
+
+    def thaw_worker(self, now: float, worker_id: str) -> None:
+        """Let a frozen worker go on now.
+
+        Raises:
+            InputError: There is no such worker, it is not frozen, or there is no machine for it.
+        """
+        worker = self._worker_in(worker_id, WorkerState.FROZEN, "thawed")
+        fleet = self._fleets[worker.endpoint]
+        if fleet.free_machines < 1:
+            raise InputError(
+                f"worker {worker_id!r} cannot be thawed: there is no machine for it", hint="raise the capacity"
+            )
+        self._lifecycle.thaw(now, fleet, worker)
+
+    def _worker_in(self, worker_id: str, state: WorkerState, what: str) -> Worker:
+        worker = self.find_worker(worker_id)
+        if worker.state is not state:
+            raise InputError(
+                f"worker {worker_id!r} is {worker.state}, so it cannot be {what}",
+                hint=f"only a worker that is {state} can be {what}",
+                details={"worker_id": worker_id, "state": worker.state.value},
+            )
+        return worker
+
     def _worker(self, endpoint: str, worker_id: str) -> Worker | None:
         fleet = self._fleets.get(endpoint)
         return None if fleet is None else fleet.workers.get(worker_id)
@@ -365,6 +529,45 @@ class Platform:
     def _job_of(self, endpoint: str, worker_id: str, job_id: str) -> Job | None:
         worker = self._worker(endpoint, worker_id)
         return None if worker is None else worker.jobs.get(job_id)
+
+    # ------------------------------------------------------------------ load-balanced endpoints
+
+    def worker_ready(self, now: float, endpoint: str, worker_id: str) -> bool:
+        """Take note that a worker can work, which nobody asks for; False if that is known or of no use."""
+        worker = self._worker(endpoint, worker_id)
+        if worker is None or not worker.can_take_jobs or worker.ready_at is not None:
+            return False
+        fleet = self._fleets[endpoint]
+        self._lifecycle.note_ready(now, fleet, worker)
+        self._lifecycle.scale(now, fleet)
+        return True
+
+    def request_waits(self, now: float, endpoint: str, request_id: str) -> None:
+        """Count a request that no worker has room for as load of the endpoint.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        self._lifecycle.add_waiting_request(now, self._fleet(endpoint), request_id)
+
+    def request_leaves(self, now: float, endpoint: str, request_id: str) -> None:
+        """Count a request no more: it gave up waiting. One that does not wait changes nothing."""
+        if fleet := self._fleets.get(endpoint):
+            self._lifecycle.drop_waiting_request(now, fleet, request_id)
+
+    def request_begins(self, now: float, endpoint: str, worker_id: str, request_id: str) -> bool:
+        """Give a request to a worker; False when it is not ready, frozen, leaving or gone: choose another."""
+        worker = self._worker(endpoint, worker_id)
+        if worker is None or not worker.can_take_jobs or worker.ready_at is None:
+            return False
+        self._lifecycle.begin_request(now, self._fleets[endpoint], worker, request_id)
+        return True
+
+    def request_ends(self, now: float, endpoint: str, worker_id: str, request_id: str) -> None:
+        """Take note that a worker is done with a request, however it ended; of a worker that is gone, nothing."""
+        worker = self._worker(endpoint, worker_id)
+        if worker is not None and request_id in worker.requests:
+            self._lifecycle.end_request(now, self._fleets[endpoint], worker, request_id)
 
     # ------------------------------------------------------------------ time
 
@@ -379,6 +582,21 @@ class Platform:
     def effects(self) -> list[Effect]:
         """Return what is to be done since the last call, in order."""
         return self._lifecycle.drain_effects()
+
+
+def _check_init_timeout(spec: EndpointSpec) -> None:
+    value = spec.env.get(INIT_TIMEOUT_VARIABLE)
+    if value is None:
+        return
+    try:
+        is_time = 0 < float(value) < math.inf
+    except ValueError:
+        is_time = False
+    if not is_time:
+        raise InputError(
+            f"{INIT_TIMEOUT_VARIABLE}={value!r} of endpoint {spec.name!r} is no number of seconds",
+            hint="write for example 900 for fifteen minutes",
+        )
 
 
 def _error_text(error: Any) -> str | None:

@@ -12,9 +12,11 @@ import contextlib
 import errno
 import logging
 import os
+import random
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -25,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from flashkit.emulator.admission import Admission
 from flashkit.emulator.answers import error_body, internal_error, send_body
 from flashkit.emulator.bodies import encode_json
+from flashkit.emulator.clock import Clock
 from flashkit.emulator.connections import BreakableProtocol
 from flashkit.emulator.control import ControlRoutes
 from flashkit.emulator.dispatch import Dispatcher
@@ -32,7 +35,7 @@ from flashkit.emulator.events import Event, ignore
 from flashkit.emulator.fault_injection import FaultInjector
 from flashkit.emulator.fault_routes import fault_routes
 from flashkit.emulator.faults import parse_faults
-from flashkit.emulator.platform import Job, JobRequest, Platform
+from flashkit.emulator.platform import ColdStart, Job, JobRequest, Platform, random_id, seeded_id
 from flashkit.emulator.recorder import Recorder
 from flashkit.emulator.routes import ClientRoutes, RouteOptions
 from flashkit.emulator.supervisor import LocalEndpoint, Supervisor
@@ -41,7 +44,7 @@ from flashkit.emulator.worker_wire import WorkerWire
 from flashkit.errors import ConfigurationError, ErrorReport
 from flashkit.protocol import PlatformDefaults
 
-__all__ = ["Emulator", "LocalEndpoint"]
+__all__ = ["Clock", "ColdStart", "Emulator", "LocalEndpoint"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +69,15 @@ class Emulator:
         shutdown_grace: Seconds that workers get to finish their jobs at the end.
         has_rate_limits: Refuse clients that send more than Runpod takes.
         faults: Rules of `faults.parse_faults` for what is to go wrong; `emulator.faults.set` changes them.
-        seed: What chance depends on: the same jobs under the same seed meet the same faults.
+        seed: What chance depends on: jobs get the same ids, and the same jobs meet the same faults. Without one,
+            ids are random.
         freeze_store: Makes the store of sessions stop answering, or answer again, for the fault `redis=down`.
+        clock: The platform's time; real by default. `emulator.clock` sets its speed and moves it on.
+        flashboot: Freeze idle workers of endpoints that want FlashBoot instead of stopping them. Off by default:
+            a frozen worker keeps its memory on this machine.
+        cold_start: What a start takes besides that of the process, for every endpoint or by name.
+        capacity: How many workers of an endpoint there are machines for, for every endpoint or by name.
+        record_to: A file that gets every submitted job as a line, for `traffic.replay`.
         environ: Where PATH and the like of the workers come from; this process's by default.
     """
 
@@ -85,12 +95,20 @@ class Emulator:
         shutdown_grace: float = 5.0,
         has_rate_limits: bool = False,
         faults: Sequence[str] = (),
-        seed: int = 0,
+        seed: int | None = None,
         freeze_store: Callable[[bool], None] | None = None,
+        clock: Clock | None = None,
+        flashboot: bool = False,
+        cold_start: ColdStart | Mapping[str, ColdStart] | None = None,
+        capacity: int | Mapping[str, int] | None = None,
+        record_to: Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         defaults = defaults or PlatformDefaults()
-        self.platform = Platform(defaults)
+        self.clock = Clock() if clock is None else clock
+        self.random = random.Random(seed)  # noqa: S311 - for runs that repeat, not for secrets
+        new_id = random_id if seed is None else partial(seeded_id, self.random)
+        self.platform = Platform(defaults, new_id=new_id, has_flashboot=flashboot)
         self.recorder = Recorder()
         self.problems: dict[str, ErrorReport] = {}
         """Why apps do not import, by the names of their files: set by whoever loads them, shown to people."""
@@ -103,7 +121,10 @@ class Emulator:
             defaults, allow_remote_webhooks=allow_remote_webhooks, has_rate_limits=has_rate_limits
         )
         self._initial_faults = [fault for text in faults for fault in parse_faults(text)]
-        self._seed = seed
+        self._seed = seed or 0
+        self._cold_start = cold_start
+        self._capacity = capacity
+        self._record_to = record_to
         self._freeze_store = freeze_store
         self._admission = Admission(api_key=api_key)
         self._shutdown_grace = shutdown_grace
@@ -117,7 +138,7 @@ class Emulator:
         """
         listener = _listen(*self._address)
         self.url = _url_of(listener)
-        self._webhooks = WebhookSender(self._defaults)
+        self._webhooks = WebhookSender(self._defaults, sleep=self.clock.sleep)
         self._supervisor = Supervisor(
             base_url=self.url,
             state_dir=self._state_dir,
@@ -132,10 +153,16 @@ class Emulator:
             reclaim=self.reclaim_worker,
             tell=self._tell,
             freeze_store=self._freeze_store,
+            clock=self.clock.now,
         )
         self.dispatcher = Dispatcher(
-            self.platform, processes=self._supervisor, send_webhook=self._webhooks.send, on_event=self._observe
+            self.platform,
+            processes=self._supervisor,
+            send_webhook=self._webhooks.send,
+            on_event=self._observe,
+            clock=self.clock,
         )
+        self.clock.is_quiet = lambda: self.dispatcher.is_quiet() and not self._webhooks.is_posting
         server = _Server(self._application(), listener)
         async with AsyncExitStack() as stack:
             stack.push_async_callback(server.stop)
@@ -176,8 +203,18 @@ class Emulator:
             name = local.spec.name
             is_known = name in self._supervisor.endpoints
             self._supervisor.endpoints[name] = local
+            if not is_known:
+                self._apply_options(name)
             change = self.platform.replace_endpoint if is_known else self.platform.add_endpoint
             self.dispatcher.apply(change, local.spec)
+
+    def _apply_options(self, name: str) -> None:
+        """Give a new endpoint what the options say of it."""
+        cold_start = self._cold_start.get(name) if isinstance(self._cold_start, Mapping) else self._cold_start
+        if cold_start is not None:
+            self.platform.set_cold_start(name, cold_start)
+        capacity = self._capacity.get(name) if isinstance(self._capacity, Mapping) else self._capacity
+        self.dispatcher.apply(self.platform.set_capacity, name, capacity)
 
     def submit(self, endpoint: str, request: JobRequest, *, sync: bool = False) -> Job:
         """Queue a job without going through HTTP.
@@ -187,9 +224,66 @@ class Emulator:
         """
         return self.dispatcher.submit(endpoint, request, sync=sync, size_bytes=len(encode_json(request.input)))
 
-    def reclaim_worker(self, worker_id: str) -> None:
-        """Take a worker's machine away: it is told to end, and is killed if it has not in time."""
-        self._supervisor.terminate(worker_id)
+    def restart(self, endpoint: str) -> None:
+        """Let new workers take over, as after a change of code: jobs stay, running ones finish.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        self.platform.workers(endpoint)
+        self.dispatcher.apply(self.platform.replace_endpoint, self.platform.specs[endpoint])
+
+    def cool(self, endpoint: str) -> int:
+        """Kill all workers of an endpoint, frozen ones too, and return their number; their jobs wait again.
+
+        Raises:
+            InputError: There is no such endpoint.
+        """
+        return self.dispatcher.apply(self.platform.kill_workers, endpoint)
+
+    def kill_worker(self, worker_id: str) -> None:
+        """Kill a worker at once; its jobs wait again.
+
+        Raises:
+            InputError: There is no such worker.
+        """
+        self.dispatcher.apply(self.platform.kill_worker, worker_id)
+
+    def reclaim_worker(self, worker_id: str, grace_s: float | None = None) -> None:
+        """Take a worker's machine away, as a spot market does: SIGTERM, SIGKILL some seconds later.
+
+        Raises:
+            InputError: There is no such worker.
+        """
+        self.dispatcher.apply(self.platform.reclaim_worker, worker_id, grace_s=grace_s)
+
+    def freeze_worker(self, worker_id: str) -> None:
+        """Freeze an idle worker as FlashBoot does: its processes stop where they stand, its connections break.
+
+        Raises:
+            InputError: There is no such worker, or it is not idle.
+        """
+        self.dispatcher.apply(self.platform.freeze_worker, worker_id)
+
+    def thaw_worker(self, worker_id: str) -> None:
+        """Let a frozen worker go on.
+
+        Raises:
+            InputError: There is no such worker, it is not frozen, or there is no machine for it.
+        """
+        self.dispatcher.apply(self.platform.thaw_worker, worker_id)
+
+    def set_capacity(self, endpoint: str, capacity: int | None) -> None:
+        """Say how many workers of an endpoint there are machines for; None for any number.
+
+        Raises:
+            InputError: It is negative.
+        """
+        self.dispatcher.apply(self.platform.set_capacity, endpoint, capacity)
+
+    def set_cold_start(self, endpoint: str, cold_start: ColdStart) -> None:
+        """Say what the next starts of an endpoint's workers take besides those of their processes."""
+        self.platform.set_cold_start(endpoint, cold_start)
 
     def _application(self) -> ASGIApp:
         wire = WorkerWire(self.dispatcher, self._defaults)

@@ -73,6 +73,7 @@ class _Worker:
     process: asyncio.subprocess.Process | None = None
     wanted_signal: signal.Signals | None = None
     """A signal that was sent before there was a process to get it."""
+    is_frozen: bool = False
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
 
     @property
@@ -81,7 +82,13 @@ class _Worker:
         return self.local.spec.name
 
     def terminate(self) -> None:
-        """Send SIGTERM to the worker alone: what it started is its own business while it lives."""
+        """Send SIGTERM to the worker alone: what it started is its own business while it lives.
+
+        One that is stopped would not hear it, and has nothing to finish.
+        """
+        if self.is_frozen:
+            self.kill()
+            return
         if self.process is None:
             self.wanted_signal = self.wanted_signal or signal.SIGTERM
             return
@@ -93,8 +100,22 @@ class _Worker:
         if self.process is None:
             self.wanted_signal = signal.SIGKILL
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._signal_group(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Stop the worker and everything in its group where they stand."""
+        self.is_frozen = True
+        self._signal_group(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the worker and everything in its group go on."""
+        self.is_frozen = False
+        self._signal_group(signal.SIGCONT)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
 
     def send_wanted_signal(self) -> None:
         """Deliver what was asked for before the process existed."""
@@ -154,6 +175,16 @@ class Supervisor:
         """End one worker and its group at once."""
         if worker := self._workers.get(worker_id):
             worker.kill()
+
+    def freeze(self, worker_id: str) -> None:
+        """Stop one worker and its group where they stand."""
+        if worker := self._workers.get(worker_id):
+            worker.freeze()
+
+    def thaw(self, worker_id: str) -> None:
+        """Let one worker and its group go on."""
+        if worker := self._workers.get(worker_id):
+            worker.thaw()
 
     def note(self, worker_id: str, text: str) -> None:
         """Write a line of the platform's own into a worker's log."""

@@ -11,6 +11,7 @@ import io
 import ipaddress
 import logging
 import reprlib
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -73,10 +74,19 @@ def is_loopback(host: str) -> bool:
 class WebhookSender:
     """Posts webhooks in the background, with the retries that the platform documents."""
 
-    def __init__(self, defaults: PlatformDefaults) -> None:
+    def __init__(
+        self, defaults: PlatformDefaults, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
         self._defaults = defaults
+        self._sleep = sleep
+        self._posting = 0
         self._session: aiohttp.ClientSession | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_posting(self) -> bool:
+        """True while some receiver is being waited for."""
+        return self._posting > 0
 
     def send(self, job: Job) -> None:
         """Post the job as it is now; the answer is waited for elsewhere."""
@@ -98,8 +108,12 @@ class WebhookSender:
     async def _deliver(self, url: str, body: bytes, job_id: str) -> None:
         for attempt in range(1, self._defaults.webhook_attempts + 1):
             if attempt > 1:
-                await asyncio.sleep(self._defaults.webhook_delay)
-            answer = await self._post(url, body)
+                await self._sleep(self._defaults.webhook_delay)
+            self._posting += 1
+            try:
+                answer = await self._post(url, body)
+            finally:
+                self._posting -= 1
             if answer == "200":
                 return
             _log.warning("webhook of job %s, try %d: %s answered %s", job_id, attempt, url, answer)

@@ -20,7 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from flashkit.emulator.answers import error_body, send_body
 from flashkit.emulator.bodies import BodyTooLarge, ClientGone, decode_json, encode_json, read_body
-from flashkit.emulator.dispatch import Dispatcher
+from flashkit.emulator.connections import break_connection, if_unread
+from flashkit.emulator.dispatch import Dispatcher, HandOut
 from flashkit.emulator.platform import Job
 from flashkit.errors import ErrorReport, InputError, JobNotFound
 from flashkit.protocol import (
@@ -45,9 +46,15 @@ class _Call:
     endpoint: str
     worker_id: str
     job_id: str
-    query: bytes
+    scope: Scope
     receive: Receive
     send: Send
+
+    @property
+    def query(self) -> bytes:
+        """The query string."""
+        query: bytes = self.scope["query_string"]
+        return query
 
     async def answer(self, status: int, body: bytes) -> None:
         """Send the response."""
@@ -77,7 +84,11 @@ class WorkerWire:
         if len(parts) < 5 or (action := self._actions.get(parts[3])) is None:  # noqa: PLR2004
             return False
         job_id = parts[5] if len(parts) > 5 else ""  # noqa: PLR2004
-        call = _Call(parts[2], parts[4], job_id, scope["query_string"], receive, send)
+        call = _Call(parts[2], parts[4], job_id, scope, receive, send)
+        if self._dispatcher.is_frozen(call.worker_id):  # sent just before it was stopped, and read just after
+            await break_connection(scope)
+            return True
+        self._dispatcher.connections.note(call.worker_id, scope)
         with contextlib.suppress(ClientGone):
             await action(call)
         return True
@@ -104,7 +115,11 @@ class WorkerWire:
             is_busy = has_jobs or call.worker_id in self._delivering
             return self._dispatcher.take(call.endpoint, call.worker_id, limit=limit, job_in_progress=is_busy)
 
-        return await self._hold(call, look)
+        jobs = await self._hold(call, look)
+        if jobs:
+            hand_outs = [HandOut(job.id, job.attempt) for job in jobs]
+            if_unread(call.scope, lambda: self._dispatcher.put_back(call.endpoint, call.worker_id, hand_outs))
+        return jobs
 
     async def _stop(self, call: _Call) -> None:
         def look() -> Sequence[str]:

@@ -136,6 +136,17 @@ async def test_changes_are_told():
     assert told == [(5, 5, 0), (0.0, 5, 0)]
 
 
+async def test_advance_waits_until_it_is_quiet_and_then_no_longer_than_it_is_patient():
+    clock = Clock(speed=0, start=0.0)
+    busy_until = time.monotonic() + 0.05
+    clock.is_quiet = lambda: time.monotonic() >= busy_until
+    await clock.advance(10)
+    assert time.monotonic() >= busy_until
+    clock.is_quiet = lambda: False
+    await clock.advance(10, patience=0.01)
+    assert clock.now() == 20
+
+
 @pytest.mark.parametrize("seconds", [-1, math.nan, math.inf])
 async def test_time_does_not_go_back(seconds):
     with pytest.raises(InputError, match="cannot be advanced"):

@@ -90,6 +90,7 @@ class Process:
     running: dict[str, int] = field(default_factory=dict)
     """Job id to the attempt that it runs."""
     has_lost_jobs: bool = False
+    is_proven: bool = False
     is_draining: bool = False
 
 
@@ -290,6 +291,7 @@ class PlatformMachine(RuleBasedStateMachine):
         assert self.platform.finish(self.now, "e", process.id, job_id, result) is is_current
         if is_current:
             job.end(JobStatus.FAILED if outcome == "error" else JobStatus.COMPLETED, self.now)
+            process.is_proven |= outcome != "error"
             self.totals[job.status] += 1
         self.settle()
         assert outcome != "refresh" or process.is_draining
@@ -416,7 +418,8 @@ class PlatformMachine(RuleBasedStateMachine):
 
     def bury(self, process: Process, code: int) -> None:
         worker = self.fleet.workers[process.id]
-        is_failed_start = worker.ready_at is None and not worker.is_leaving
+        came_to_nothing = code != 0 and not (process.is_proven or worker.is_busy)
+        is_failed_start = not worker.is_leaving and (worker.ready_at is None or came_to_nothing)
         del self.processes[process.id]
         for job in self.known():
             if self.is_owned(job, process):
