@@ -33,6 +33,12 @@ class ForeignOrigin(PlatformError):
     code = "origin_refused"
 
 
+class ForeignHost(PlatformError):
+    """The request was sent to a name that is not this machine's."""
+
+    code = "host_refused"
+
+
 class RouteUnknown(InputError):
     """There is nothing under this path, or not for this method."""
 
@@ -79,7 +85,7 @@ def http_status(error: FlashkitError, defaults: PlatformDefaults) -> int:
         return 404
     if isinstance(error, Unauthorized):
         return 401
-    if isinstance(error, ForeignOrigin):
+    if isinstance(error, ForeignOrigin | ForeignHost):
         return 403
     if isinstance(error, RateLimited):
         return 429

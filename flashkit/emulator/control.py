@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Final
+import reprlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
 
 from starlette.requests import Request
 from starlette.routing import Route
@@ -17,7 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flashkit.emulator.admission import Admission
 from flashkit.emulator.answers import json_response
-from flashkit.emulator.bodies import encode_json
+from flashkit.emulator.bodies import decode_json, encode_json, read_body
+from flashkit.emulator.clock import Clock
+from flashkit.emulator.overview import JOBS_LIMIT, JobQuery, Mark, Overview
 from flashkit.emulator.recorder import Filter, Recorder, describe
 from flashkit.errors import InputError
 
@@ -28,27 +31,104 @@ _GATHERING_SECONDS: Final = 0.1
 """A stream sends what has come together in this time at once."""
 _STREAM_HEADERS: Final = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 _NUMBER_DIGITS: Final = 15
+_WATCH_SECONDS: Final = 0.5
+"""A watcher gets one or two messages a second."""
+_MOST_JOBS: Final = 1_000
+_BODY_LIMIT_BYTES: Final = 64 * 1024
+_MOST_SECONDS: Final = 366 * 86_400
 
 Answer = Callable[[Request], Awaitable[ASGIApp]]
+Control = Callable[[str], object]
+
+
+class Controls(Protocol):
+    """What can be done to a platform that is no part of Runpod's API."""
+
+    clock: Clock
+
+    def restart(self, name: str, /) -> object:
+        """Let new workers of an endpoint take over from those that run."""
+
+    def cool(self, name: str, /) -> object:
+        """Kill every worker of an endpoint, so that the next job starts one."""
+
+    def kill_worker(self, worker_id: str, /) -> object:
+        """Kill a worker, as a crash of its machine would."""
+
+    def reclaim_worker(self, worker_id: str, /) -> object:
+        """Take away a worker's machine, as happens to spot machines."""
+
+    def freeze_worker(self, worker_id: str, /) -> object:
+        """Stop an idle worker's processes."""
+
+    def thaw_worker(self, worker_id: str, /) -> object:
+        """Let a frozen worker's processes go on."""
 
 
 class ControlRoutes:
-    """Serves what is under `/_/`."""
+    """Serves what is under `/_/`.
 
-    def __init__(self, recorder: Recorder, *, admission: Admission) -> None:
+    Args:
+        recorder: What happened.
+        overview: What there is.
+        admission: Who may ask.
+        controls: What can be done to endpoints and workers.
+    """
+
+    def __init__(self, recorder: Recorder, overview: Overview, *, admission: Admission, controls: Controls) -> None:
         self._recorder = recorder
+        self._overview = overview
         self._admission = admission
+        self._controls = controls
 
     def routes(self) -> list[Route]:
         """Return the routes for an ASGI application."""
-        return [Route("/_/events", self._guard(self._events), methods=["GET"])]
+        controls = self._controls
+        for_endpoints: dict[str, Control] = {"restart": controls.restart, "cold": controls.cool}
+        for_workers: dict[str, Control] = {
+            "kill": controls.kill_worker,
+            "reclaim": controls.reclaim_worker,
+            "freeze": controls.freeze_worker,
+            "thaw": controls.thaw_worker,
+        }
+        return [
+            Route("/_/events", self._reading(self._events), methods=["GET"]),
+            Route("/_/metrics", self._reading(self._metrics), methods=["GET"]),
+            Route("/_/jobs", self._reading(self._jobs), methods=["GET"]),
+            Route("/_/jobs/{endpoint}/{job_id}", self._reading(self._job), methods=["GET"]),
+            Route("/_/clock", self._reading(self._clock), methods=["GET"]),
+            Route("/_/clock", self._changing(self._move_clock), methods=["POST"]),
+            *(
+                Route(f"/_/endpoints/{{name}}/{action}", self._doing(control), methods=["POST"])
+                for action, control in for_endpoints.items()
+            ),
+            *(
+                Route(f"/_/workers/{{name}}/{action}", self._doing(control), methods=["POST"])
+                for action, control in for_workers.items()
+            ),
+        ]
 
-    def _guard(self, answer: Answer) -> Answer:
+    def _reading(self, answer: Answer) -> Answer:
         async def guarded(request: Request) -> ASGIApp:
             self._admission.check(request)
             return await answer(request)
 
         return guarded
+
+    def _changing(self, answer: Answer) -> Answer:
+        async def guarded(request: Request) -> ASGIApp:
+            self._admission.check(request)
+            self._admission.check_same_origin(request)
+            return await answer(request)
+
+        return guarded
+
+    def _doing(self, control: Control) -> Answer:
+        async def answer(request: Request) -> ASGIApp:
+            control(request.path_params["name"])
+            return json_response({"done": True})
+
+        return self._changing(answer)
 
     async def _events(self, request: Request) -> ASGIApp:
         wanted = _read_filter(request)
@@ -90,6 +170,61 @@ class ControlRoutes:
             yield b": still there\n\n"
         await asyncio.sleep(_GATHERING_SECONDS)
 
+    async def _metrics(self, request: Request) -> ASGIApp:
+        if _wants_stream(request):
+            return EventStream(self._watch())
+        return json_response(self._overview.everything())
+
+    async def _watch(self) -> AsyncGenerator[bytes]:
+        """Yield everything, then changes, as long as the emulator runs."""
+        recorder, overview = self._recorder, self._overview
+        endpoints, mark = overview.endpoints, Mark()
+        message = overview.everything()
+        yield server_sent_event("all", message)
+        while not recorder.is_closed:
+            mark = mark.moved(message)
+            await asyncio.sleep(_WATCH_SECONDS)
+            await recorder.wait(mark.n, seconds=_WATCH_SECONDS)
+            if overview.endpoints == endpoints:
+                message = overview.changes(since=mark)
+                yield server_sent_event("changes", message)
+            else:
+                endpoints, message = overview.endpoints, overview.everything()
+                yield server_sent_event("all", message)
+
+    async def _jobs(self, request: Request) -> ASGIApp:
+        given = request.query_params
+        query = JobQuery(
+            endpoint=given.get("endpoint") or None,
+            status=given.get("status") or None,
+            search=given.get("search", ""),
+            limit=min(_read_number(request, "limit") or JOBS_LIMIT, _MOST_JOBS),
+        )
+        return json_response({"jobs": self._overview.find_jobs(query)})
+
+    async def _job(self, request: Request) -> ASGIApp:
+        endpoint, job_id = request.path_params["endpoint"], request.path_params["job_id"]
+        preview = _read_number(request, "preview")
+        return json_response(self._overview.describe_job(endpoint, job_id, preview_characters=preview))
+
+    async def _clock(self, request: Request) -> ASGIApp:
+        return json_response(self._describe_clock())
+
+    async def _move_clock(self, request: Request) -> ASGIApp:
+        data = decode_json(await read_body(request.receive, limit_bytes=_BODY_LIMIT_BYTES))
+        if not isinstance(data, dict) or not data.keys() & {"advance", "speed"} or data.keys() - {"advance", "speed"}:
+            raise InputError("the body says nothing of the clock", hint='send {"advance": 3600} or {"speed": 60}')
+        seconds = {name: _read_seconds(data, name) for name in data}
+        if "speed" in seconds:
+            self._controls.clock.set_speed(seconds["speed"])
+        if "advance" in seconds:
+            await self._controls.clock.advance(seconds["advance"])
+        return json_response(self._describe_clock())
+
+    def _describe_clock(self) -> dict[str, float]:
+        clock = self._controls.clock
+        return {"now": clock.now(), "speed": clock.speed}
+
 
 class EventStream:
     """A response that sends server-sent events until there are no more, or nobody listens."""
@@ -129,6 +264,15 @@ def server_sent_event(name: str | None, value: Any, *, number: int | None = None
     named = b"" if name is None else f"event: {name}\n".encode()
     numbered = b"" if number is None else b"id: %d\n" % number
     return b"%b%bdata: %b\n\n" % (numbered, named, encode_json(value))
+
+
+def _read_seconds(data: Mapping[str, Any], name: str) -> float:
+    value = data[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_SECONDS:
+        raise InputError(
+            f"`{name}` is {reprlib.repr(value)}, not a number from 0 to {_MOST_SECONDS:,}", details={"field": name}
+        )
+    return float(value)
 
 
 def _wants_stream(request: Request) -> bool:

@@ -32,6 +32,7 @@ from flashkit.emulator.answers import (
     summarise_job,
 )
 from flashkit.emulator.bodies import ClientGone, read_body
+from flashkit.emulator.dashboard import prefers_page, show_page
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.faults import FAULT_HEADER, FaultPlan, read_job_faults
 from flashkit.emulator.openai import submit_relayed
@@ -195,6 +196,8 @@ class ClientRoutes:
         return await submit_relayed(self._dispatcher, request, endpoint)
 
     async def _index(self, request: Request) -> Response:
+        if prefers_page(request):
+            return await show_page(request)
         base = str(request.base_url)
         urls = {name: {"url": f"{base}v2/{name}", "openai": f"{base}v2/{name}/openai/v1"} for name in self._endpoints}
         return json_response({"platform": "flashkit", "endpoints": urls})

@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -25,16 +26,19 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flashkit.emulator.admission import Admission
-from flashkit.emulator.answers import error_body, internal_error, send_body
+from flashkit.emulator.answers import ForeignHost, error_body, internal_error, send_body
 from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.clock import Clock
 from flashkit.emulator.connections import BreakableProtocol
 from flashkit.emulator.control import ControlRoutes
+from flashkit.emulator.dashboard import dashboard_routes
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.events import Event, ignore
 from flashkit.emulator.fault_injection import FaultInjector
 from flashkit.emulator.fault_routes import fault_routes
 from flashkit.emulator.faults import parse_faults
+from flashkit.emulator.metrics import Metrics
+from flashkit.emulator.overview import Overview
 from flashkit.emulator.platform import ColdStart, Job, JobRequest, Platform, random_id, seeded_id
 from flashkit.emulator.recorder import Recorder
 from flashkit.emulator.routes import ClientRoutes, RouteOptions
@@ -66,6 +70,7 @@ class Emulator:
         on_event: Called with everything that happens, in the event loop; it must be quick.
         api_key: When set, clients must send it; workers get it for calls to other endpoints.
         allow_remote_webhooks: Let webhooks leave this machine.
+        allowed_hosts: Names under which clients may reach it, besides those of this machine and `host`.
         shutdown_grace: Seconds that workers get to finish their jobs at the end.
         has_rate_limits: Refuse clients that send more than Runpod takes.
         faults: Rules of `faults.parse_faults` for what is to go wrong; `emulator.faults.set` changes them.
@@ -92,6 +97,7 @@ class Emulator:
         on_event: Callable[[Event], None] = ignore,
         api_key: str | None = None,
         allow_remote_webhooks: bool = False,
+        allowed_hosts: Collection[str] = (),
         shutdown_grace: float = 5.0,
         has_rate_limits: bool = False,
         faults: Sequence[str] = (),
@@ -110,6 +116,7 @@ class Emulator:
         new_id = random_id if seed is None else partial(seeded_id, self.random)
         self.platform = Platform(defaults, new_id=new_id, has_flashboot=flashboot)
         self.recorder = Recorder()
+        self.metrics = Metrics(self.platform, self.recorder, clock=time.time)
         self.problems: dict[str, ErrorReport] = {}
         """Why apps do not import, by the names of their files: set by whoever loads them, shown to people."""
         self._endpoints = tuple(endpoints)
@@ -126,7 +133,7 @@ class Emulator:
         self._capacity = capacity
         self._record_to = record_to
         self._freeze_store = freeze_store
-        self._admission = Admission(api_key=api_key)
+        self._admission = Admission(api_key=api_key, bound_host=host, allowed_hosts=allowed_hosts)
         self._shutdown_grace = shutdown_grace
         self._environ = os.environ if environ is None else environ
 
@@ -174,6 +181,7 @@ class Emulator:
             await self._supervisor.open()
             self.faults.set(self._initial_faults, seed=self._seed)
             await self.replace(self._endpoints)
+            stack.push_async_callback(_cancel, asyncio.ensure_future(self.metrics.sample_for_ever()))
             self._stack = stack.pop_all()
         return self
 
@@ -287,16 +295,24 @@ class Emulator:
 
     def _application(self) -> ASGIApp:
         wire = WorkerWire(self.dispatcher, self._defaults)
-        control = ControlRoutes(self.recorder, admission=self._admission)
+        overview = Overview(
+            self.platform,
+            self.recorder,
+            self.metrics,
+            endpoints=self._supervisor.endpoints,
+            problems=self.problems,
+            clock=self.clock,
+        )
+        control = ControlRoutes(self.recorder, overview, admission=self._admission, controls=self)
         routes = ClientRoutes(
             self.dispatcher,
             endpoints=self._supervisor.endpoints,
             admission=self._admission,
             options=self._options,
             faults=self.faults.plan,
-            more_routes=[*control.routes(), *fault_routes(self.faults, self._admission)],
+            more_routes=[*control.routes(), *dashboard_routes(), *fault_routes(self.faults, self._admission)],
         )
-        return self.faults.around(_Application(wire, routes.application()))
+        return self.faults.around(_Application(wire, routes.application(), admission=self._admission))
 
     def _fails_to_start(self, endpoint: str, worker_id: str) -> bool:
         return self.faults.fails_to_start(endpoint, worker_id)
@@ -307,6 +323,7 @@ class Emulator:
     def _observe(self, event: Event) -> None:
         self.faults.notice(event)
         self.recorder.record(event)
+        self.metrics.observe(event)
         self._on_event(event)
 
     def _tell(self, event: Event) -> None:
@@ -316,20 +333,30 @@ class Emulator:
 class _Application:
     """Sends workers' requests to the wire, all others to the client routes, and owns up to our own faults."""
 
-    def __init__(self, wire: WorkerWire, client_app: ASGIApp) -> None:
+    def __init__(self, wire: WorkerWire, client_app: ASGIApp, *, admission: Admission) -> None:
         self._wire = wire
         self._client_app = client_app
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            self._admission.check_host(scope)
             if not await self._wire.serve(scope, receive, send):
                 await self._client_app(scope, receive, send)
+        except ForeignHost as exc:
+            await send_body(send, 403, error_body(exc.report))
         except Exception:  # noqa: BLE001
             # The boundary of the process towards HTTP: whatever went wrong is logged with its traceback here.
             _log.exception("%s %s failed", scope["method"], scope["path"])
             await asyncio.sleep(_SPIN_GUARD_SECONDS)  # a worker would repeat the request at once
             with contextlib.suppress(RuntimeError):  # the response had begun already
                 await send_body(send, 500, error_body(internal_error()))
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 class _Server(uvicorn.Server):

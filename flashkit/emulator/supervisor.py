@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -55,6 +55,12 @@ class LocalEndpoint:
     command: tuple[str, ...]
     cwd: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+    """For people: what it does."""
+    example: Any = None
+    """For people: an input that its handler takes."""
+    schema: Mapping[str, Any] | None = None
+    """JSON schema of its handler's input, where that is known."""
 
 
 class OnExit(Protocol):

@@ -1,0 +1,243 @@
+"""What the dashboard shows, as JSON: first everything, then what has changed, never more than a page can draw.
+
+On a busy platform thousands of things happen each second. A watcher gets the newest of them, so that watching
+costs the same however much there is to see.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from flashkit.emulator.answers import describe_job
+from flashkit.emulator.bodies import encode_json
+from flashkit.emulator.clock import Clock
+from flashkit.emulator.lanes import Lane
+from flashkit.emulator.metrics import SERIES, Metrics
+from flashkit.emulator.platform import Job, Platform
+from flashkit.emulator.recorder import Filter, JobStory, Recorder, describe
+from flashkit.emulator.supervisor import LocalEndpoint
+from flashkit.errors import ErrorReport, FlashkitError, JobNotFound
+
+JOBS_LIMIT: Final = 200
+"""Jobs in one message."""
+LINES_LIMIT: Final = 400
+"""Lines in one message."""
+_LINES: Final = Filter(types=("log",))
+_SEARCHED_JOBS: Final = 1_000
+"""Jobs, the newest, whose inputs and outputs are searched as well."""
+_SEARCHED_BYTES: Final = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class JobQuery:
+    """Which jobs a list is to have."""
+
+    endpoint: str | None = None
+    status: str | None = None
+    search: str = ""
+    limit: int = JOBS_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How much a watcher has seen."""
+
+    n: int = 0
+    """Number of the last event."""
+    sampled_at: float = 0.0
+    """Time of the last sample."""
+
+    def moved(self, message: Mapping[str, Any]) -> Mark:
+        """Return the mark of a watcher who has seen this message as well."""
+        sampled_at = max((samples[-1][0] for samples in message["series"].values() if samples), default=0.0)
+        return Mark(message["next"], max(self.sampled_at, sampled_at))
+
+
+class Overview:
+    """Describes one platform to whoever watches it."""
+
+    def __init__(
+        self,
+        platform: Platform,
+        recorder: Recorder,
+        metrics: Metrics,
+        *,
+        endpoints: Mapping[str, LocalEndpoint],
+        problems: Mapping[str, ErrorReport],
+        clock: Clock,
+    ) -> None:
+        self._platform = platform
+        self._recorder = recorder
+        self._metrics = metrics
+        self._endpoints = endpoints
+        self._problems = problems
+        self._clock = clock
+
+    @property
+    def endpoints(self) -> dict[str, LocalEndpoint]:
+        """The endpoints as they are now."""
+        return dict(self._endpoints)
+
+    def everything(self) -> dict[str, Any]:
+        """Return all there is, as the first message to a watcher."""
+        return {
+            "columns": ("at", *SERIES),
+            "endpoints": {name: _describe_endpoint(local) for name, local in self._endpoints.items()},
+            **self.changes(since=Mark()),
+        }
+
+    def changes(self, *, since: Mark) -> dict[str, Any]:
+        """Return the figures of now, and what has happened since."""
+        recorder, after = self._recorder, since.n
+        lines = recorder.latest(LINES_LIMIT, after=after, wanted=_LINES)
+        return {
+            "next": recorder.count,
+            "now": time.time(),
+            "clock": {"now": self._clock.now(), "speed": self._clock.speed},
+            "problems": {name: report.to_dict() for name, report in self._problems.items()},
+            "figures": self._metrics.describe(),
+            "series": self._metrics.series(after=since.sampled_at),
+            "lanes": [describe_lane(lane) for lane in recorder.lanes.by_worker.values() if lane.changed > after],
+            "jobs": [describe_story(story) for story in recorder.changed_jobs(after=after, limit=JOBS_LIMIT)],
+            "lines": [describe(entry) for entry in lines.entries],
+        }
+
+    # ------------------------------------------------------------------ jobs
+
+    def find_jobs(self, query: JobQuery) -> list[dict[str, Any]]:
+        """Return the newest jobs that fit, without what went in and came out."""
+        found = []
+        for story in self._matching(query):
+            found.append(describe_story(story))
+            if len(found) == query.limit:
+                break
+        return found
+
+    def _matching(self, query: JobQuery) -> Iterator[JobStory]:
+        needle = query.search.strip().casefold()
+        for position, story in enumerate(reversed(self._recorder.jobs.values())):
+            if query.endpoint not in (None, story.endpoint) or query.status not in (None, story.latest.status):
+                continue
+            if not needle or self._mentions(story, needle, with_data=position < _SEARCHED_JOBS):
+                yield story
+
+    def _mentions(self, story: JobStory, needle: str, *, with_data: bool) -> bool:
+        latest = story.latest
+        error = "" if latest.error is None else f"{latest.error.code} {latest.error.message}"
+        if needle in f"{story.job_id} {story.endpoint} {latest.worker_id} {latest.status} {error}".casefold():
+            return True
+        job = self._job(story) if with_data and latest.input_bytes + latest.output_bytes < _SEARCHED_BYTES else None
+        return job is not None and needle in encode_json([job.input, job.output]).decode().casefold()
+
+    def _job(self, story: JobStory) -> Job | None:
+        try:
+            return self._platform.job(0.0, story.endpoint, story.job_id)
+        except FlashkitError:  # its retention is over, or its endpoint is no more
+            return None
+
+    def describe_job(self, endpoint: str, job_id: str, *, preview_characters: int | None = None) -> dict[str, Any]:
+        """Return all that is known of a job: what went in and came out, its story, its lines.
+
+        Args:
+            endpoint: Where it was sent.
+            job_id: Which one.
+            preview_characters: Give input and output as text, and no more of it than this.
+
+        Raises:
+            JobNotFound: Neither the platform nor the recorder knows it.
+        """
+        story = self._recorder.jobs.get(job_id)
+        if story is None or story.endpoint != endpoint:
+            raise JobNotFound(
+                f"endpoint {endpoint!r} has no job {job_id!r}",
+                hint="it never had it, or so much has happened since that it is not remembered",
+                request_id=job_id,
+            )
+        job = self._job(story)
+        return {
+            **describe_story(story),
+            "error": _report(story.latest.error),
+            "is_kept": job is not None,
+            **({} if job is None else _describe_data(job, preview_characters)),
+            "timeline": [_describe_moment(entry.at, entry.event) for entry in story.timeline],
+            "lines": [describe(entry) for entry in self._recorder.lines_of_job(job_id)],
+        }
+
+
+def _report(error: ErrorReport | None) -> dict[str, Any] | None:
+    return None if error is None else error.to_dict()
+
+
+def describe_story(story: JobStory) -> dict[str, Any]:
+    """Return a job as a list shows it."""
+    latest = story.latest
+    error = latest.error
+    return {
+        "id": story.job_id,
+        "endpoint": story.endpoint,
+        "status": latest.status,
+        "attempt": latest.attempt,
+        "worker_id": latest.worker_id,
+        "submitted_at": story.submitted_at,
+        "delay_ms": latest.delay_ms,
+        "execution_ms": latest.execution_ms,
+        "cold_start_ms": latest.cold_start_ms,
+        "input_bytes": latest.input_bytes,
+        "output_bytes": latest.output_bytes,
+        "error": None if error is None else {"code": error.code, "message": error.message[:300]},
+    }
+
+
+def _describe_moment(at: float, event: Any) -> dict[str, Any]:
+    return {
+        "at": at,
+        "status": event.status,
+        "attempt": event.attempt,
+        "worker_id": event.worker_id,
+        "cold_start_ms": event.cold_start_ms,
+        "error": None if event.error is None else event.error.message,
+    }
+
+
+def _describe_data(job: Job, preview_characters: int | None) -> dict[str, Any]:
+    described = describe_job(job)
+    data = {"input": job.input, **({"output": described["output"]} if "output" in described else {})}
+    if preview_characters is None:
+        return data
+    texts = {name: orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() for name, value in data.items()}
+    return {
+        **{f"{name}_text": text[:preview_characters] for name, text in texts.items()},
+        **{f"{name}_characters": len(text) for name, text in texts.items()},
+    }
+
+
+def describe_lane(lane: Lane) -> dict[str, Any]:
+    """Return a worker's lane."""
+    return {
+        "worker_id": lane.worker_id,
+        "endpoint": lane.endpoint,
+        "state": lane.state,
+        "detail": lane.detail,
+        "jobs": list(lane.jobs),
+        "changes": list(lane.changes),
+    }
+
+
+def _describe_endpoint(local: LocalEndpoint) -> dict[str, Any]:
+    spec = local.spec
+    gpu = ", ".join(spec.gpu)
+    return {
+        "kind": spec.kind,
+        "compute": f"{spec.gpu_count} x {gpu}" if gpu and spec.gpu_count > 1 else gpu or spec.cpu,
+        "concurrency": spec.concurrency,
+        "idle_timeout": spec.idle_timeout,
+        "weights": None if spec.weights is None else spec.weights.name,
+        "description": local.description,
+        "example": local.example,
+        "schema": local.schema,
+    }
