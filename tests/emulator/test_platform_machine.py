@@ -1,4 +1,4 @@
-"""The platform against a naive model of it, with worker processes that live, lie, hang and die.
+"""The platform against a naive model of it, with worker processes that live, lie, hang, freeze and die.
 
 The model keeps each job's times and looks at all of them whenever time passes; the platform has heaps, queues
 and counters. After every step both must tell the same, and every job must be in exactly one place.
@@ -23,7 +23,12 @@ from hypothesis.stateful import (
 
 from flashkit.emulator.lifecycle import DROP_GRACE, POLL_SLACK
 from flashkit.emulator.platform import (
+    CapacityChanged,
+    ColdStart,
     DrainWorker,
+    EnterPhase,
+    FreezeWorker,
+    GiveUpWorker,
     Job,
     JobChanged,
     JobRequest,
@@ -31,16 +36,26 @@ from flashkit.emulator.platform import (
     Platform,
     SendWebhook,
     StartWorker,
+    ThawWorker,
     WakeWorker,
     Worker,
+    WorkerState,
 )
 from flashkit.errors import ErrorReport, InputError, JobNotFound
 from flashkit.protocol import JobStatus, PlatformDefaults
 from flashkit.spec import EndpointSpec, Kind, ScalerType, WorkerBounds
 
 DEFAULTS = PlatformDefaults(
-    ttl_ms=150_000, run_retention=40.0, runsync_retention=10.0, max_attempts=2, failed_starts=2, drain_grace=12.0
+    ttl_ms=150_000,
+    run_retention=40.0,
+    runsync_retention=10.0,
+    max_attempts=2,
+    failed_starts=2,
+    drain_grace=12.0,
+    init_timeout=45.0,
+    frozen_keep=25.0,
 )
+DISTURBANCES = ["purge", "reload", "unhealthy", "kill", "cool", "capacity", "reclaim", "reclaim", *["exit"] * 5]
 STEPS = st.sampled_from([0.0, 0.04, 0.5, 0.5, 1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 12.0, 31.0])
 RETRIABLE = (JobStatus.FAILED, JobStatus.TIMED_OUT)
 
@@ -92,6 +107,7 @@ class Process:
     has_lost_jobs: bool = False
     is_proven: bool = False
     is_draining: bool = False
+    is_frozen: bool = False
 
 
 class PlatformMachine(RuleBasedStateMachine):
@@ -101,11 +117,28 @@ class PlatformMachine(RuleBasedStateMachine):
         bounds=st.sampled_from([(0, 1), (0, 3), (1, 2), (2, 4)]),
         scaler=st.sampled_from([(ScalerType.QUEUE_DELAY, 4), (ScalerType.REQUEST_COUNT, 2)]),
         concurrency=st.sampled_from([1, 1, 2, 4]),
+        has_flashboot=st.booleans(),
+        cold_start=st.sampled_from([None, None, ColdStart(pull_s=3), ColdStart(pull_s=2, load_s=0.5)]),
+        capacity=st.sampled_from([None, None, 0, 1, 2]),
     )
-    def start(self, bounds: tuple[int, int], scaler: tuple[ScalerType, int], concurrency: int) -> None:
+    def start(
+        self,
+        *,
+        bounds: tuple[int, int],
+        scaler: tuple[ScalerType, int],
+        concurrency: int,
+        has_flashboot: bool,
+        cold_start: ColdStart | None,
+        capacity: int | None,
+    ) -> None:
         serial = iter(range(1_000_000))
         self.now = 0.0
-        self.platform = Platform(DEFAULTS, new_id=lambda: f"id{next(serial)}")
+        self.platform = Platform(DEFAULTS, new_id=lambda: f"id{next(serial)}", has_flashboot=has_flashboot)
+        self.has_flashboot = has_flashboot
+        if cold_start is not None:
+            self.platform.set_cold_start("e", cold_start)
+        self.capacity = capacity
+        self.platform.set_capacity(self.now, "e", capacity)
         self.spec = EndpointSpec(
             name="e",
             kind=Kind.CPU,
@@ -119,6 +152,9 @@ class PlatformMachine(RuleBasedStateMachine):
         self.model: dict[str, ModelJob] = {}
         self.processes: dict[str, Process] = {}
         self.started: set[str] = set()
+        self.waiting_requests: set[str] = set()
+        self.running_requests: dict[str, str] = {}
+        self.serial = 0
         self.totals: Counter[JobStatus] = Counter()
         self.retried = 0
         self.chunk = 0
@@ -192,17 +228,87 @@ class PlatformMachine(RuleBasedStateMachine):
         self.platform.retry(self.now, "e", job.id)
         self.settle()
 
-    @rule(what=st.sampled_from(["purge", "reload", "unhealthy", "exit", "exit", "exit", "exit"]), data=st.data())
+    @rule(what=st.sampled_from(DISTURBANCES), data=st.data())
     def disturb(self, what: str, data: st.DataObject) -> None:
         """One rule for what ends everything else, so that enough happens between two of these."""
+        workers = self.workers()
         if what == "purge":
             self.purge()
         elif what == "reload":
             self.reload()
+        elif what == "capacity":
+            self.capacity = data.draw(st.sampled_from([None, None, 0, 1, 3]))
+            self.platform.set_capacity(self.now, "e", self.capacity)
+        elif what == "cool":
+            assert self.platform.kill_workers(self.now, "e") == len(workers)
+            assert all(worker.is_killed or worker.id not in self.fleet.workers for worker in workers)
+        elif workers and what in ("kill", "reclaim"):
+            self.end_worker(data.draw(st.sampled_from(workers)), what)
         elif self.processes and what == "unhealthy":
-            self.platform.unhealthy(self.now, "e", self.draw_process(data).id, "disk", "full")
-        elif self.processes:
-            self.bury(self.draw_process(data), data.draw(st.sampled_from([0, 1, -9])))
+            self.platform.unhealthy(self.now, "e", data.draw(st.sampled_from(list(self.processes))), "disk", "full")
+        elif self.processes and what == "exit":
+            process = data.draw(st.sampled_from(list(self.processes.values())))
+            self.bury(process, data.draw(st.sampled_from([0, 1, -9])))
+        self.settle()
+
+    def end_worker(self, worker: Worker, what: str) -> None:
+        if what == "kill":
+            self.platform.kill_worker(self.now, worker.id)
+        else:
+            self.platform.reclaim_worker(self.now, worker.id, grace_s=2.0)
+            assert worker.exit_due_at is None or worker.exit_due_at <= self.now + 2.0
+        assert worker.is_leaving or worker.id not in self.fleet.workers
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def freeze_or_thaw(self, data: st.DataObject) -> None:
+        process = data.draw(st.sampled_from(list(self.processes.values())))
+        worker = self.fleet.workers[process.id]
+        change = self.platform.thaw_worker if process.is_frozen else self.platform.freeze_worker
+        has_machine = self.fleet.free_machines >= 1
+        if worker.state is WorkerState.IDLE or (worker.state is WorkerState.FROZEN and has_machine):
+            change(self.now, process.id)
+        else:
+            with pytest.raises(InputError):
+                change(self.now, process.id)
+        self.settle()
+
+    # ------------------------------------------------------------------ requests of load-balanced endpoints
+
+    @rule(data=st.data())
+    def request(self, data: st.DataObject) -> None:
+        """A request comes, is given to some worker that may not take it, and goes."""
+        known = [*self.waiting_requests, *self.running_requests]
+        if not known or data.draw(st.booleans()):
+            self.serial += 1
+            self.waiting_requests.add(f"r{self.serial}")
+            self.platform.request_waits(self.now, "e", f"r{self.serial}")
+        else:
+            self.move_request(data.draw(st.sampled_from(sorted(known))), data)
+        self.settle()
+
+    def move_request(self, request_id: str, data: st.DataObject) -> None:
+        if request_id in self.running_requests:
+            worker_id = self.running_requests.pop(request_id)
+            self.platform.request_ends(self.now, "e", worker_id, request_id)
+            self.processes[worker_id].is_proven = True
+        elif self.workers() and data.draw(st.booleans()):
+            worker = data.draw(st.sampled_from(self.workers()))
+            is_fit = worker.state in (WorkerState.IDLE, WorkerState.RUNNING)
+            assert self.platform.request_begins(self.now, "e", worker.id, request_id) is is_fit
+            if is_fit:
+                self.waiting_requests.remove(request_id)
+                self.running_requests[request_id] = worker.id
+        else:
+            self.waiting_requests.remove(request_id)
+            self.platform.request_leaves(self.now, "e", request_id)
+
+    @precondition(lambda self: self.awake())
+    @rule(data=st.data())
+    def ready_without_asking(self, data: st.DataObject) -> None:
+        worker = self.fleet.workers[self.draw_process(data).id]
+        is_new = worker.state is WorkerState.INITIALIZING
+        assert self.platform.worker_ready(self.now, "e", worker.id) is is_new
         self.settle()
 
     def purge(self) -> None:
@@ -223,28 +329,41 @@ class PlatformMachine(RuleBasedStateMachine):
     def reload(self) -> None:
         before = self.workers()
         self.platform.replace_endpoint(self.now, self.spec)
-        assert all(worker.is_leaving for worker in before)
+        assert all(worker.is_leaving or worker.id not in self.fleet.workers for worker in before)
 
     # ------------------------------------------------------------------ workers
 
+    def awake(self) -> list[Process]:
+        return [process for process in self.processes.values() if not process.is_frozen]
+
     def draw_process(self, data: st.DataObject) -> Process:
-        return data.draw(st.sampled_from(list(self.processes.values())))
+        return data.draw(st.sampled_from(self.awake()))
 
-    @precondition(lambda self: self.processes)
-    @rule(data=st.data())
-    def take(self, data: st.DataObject) -> None:
-        self.ask_for_work(self.draw_process(data))
+    @precondition(lambda self: self.awake())
+    @rule(data=st.data(), is_answer_lost=st.sampled_from([False, False, True]))
+    def take(self, data: st.DataObject, is_answer_lost: bool) -> None:
+        self.ask_for_work(self.draw_process(data), is_answer_lost=is_answer_lost)
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: any(process.is_frozen for process in self.processes.values()))
+    @rule()
+    def take_just_before_the_freeze(self) -> None:
+        """The request was under way when its worker was stopped."""
+        for process in self.processes.values():
+            if process.is_frozen:
+                assert self.platform.take(self.now, "e", process.id, limit=1, job_in_progress=False) == []
+                assert self.fleet.workers[process.id].is_frozen
+        self.settle()
+
+    @precondition(lambda self: self.awake())
     @rule()
     def all_take(self) -> None:
         self.ask_all()
 
     def ask_all(self) -> None:
-        for process in list(self.processes.values()):
+        for process in self.awake():
             self.ask_for_work(process)
 
-    def ask_for_work(self, process: Process) -> None:
+    def ask_for_work(self, process: Process, *, is_answer_lost: bool = False) -> None:
         limit = process.concurrency - len(process.running)
         if limit < 1:
             return
@@ -265,7 +384,21 @@ class PlatformMachine(RuleBasedStateMachine):
         assert [job.id for job in jobs] == expected
         for job in jobs:
             self.accept(process, job)
+        if is_answer_lost:
+            self.lose_answer(process, jobs)
         self.settle()
+
+    def lose_answer(self, process: Process, jobs: list[Job]) -> None:
+        for job in reversed(jobs):
+            model = self.model[job.id]
+            del process.running[job.id]
+            assert not self.platform.put_back(self.now, "e", process.id, job.id, attempt=job.attempt - 1)
+            assert self.platform.put_back(self.now, "e", process.id, job.id, attempt=job.attempt)
+            assert not self.platform.put_back(self.now, "e", process.id, job.id, attempt=job.attempt)
+            model.wait()
+            model.attempt_limit += 1
+        first = [job.id for job in self.fleet.queue][: len(jobs)]
+        assert first == [job.id for job in jobs], "they are the first in the queue again, in their order"
 
     def accept(self, process: Process, job: Job) -> None:
         model = self.model[job.id]
@@ -277,7 +410,7 @@ class PlatformMachine(RuleBasedStateMachine):
         assert job.attempt == model.attempt
         process.running[job.id] = model.attempt
 
-    @precondition(lambda self: any(process.running for process in self.processes.values()))
+    @precondition(lambda self: any(process.running for process in self.awake()))
     @rule(data=st.data(), outcome=st.sampled_from(["output", "output", "error", "refresh"]))
     def finish(self, data: st.DataObject, outcome: str) -> None:
         process = self.draw_busy(data)
@@ -297,9 +430,9 @@ class PlatformMachine(RuleBasedStateMachine):
         assert outcome != "refresh" or process.is_draining
 
     def draw_busy(self, data: st.DataObject) -> Process:
-        return data.draw(st.sampled_from([p for p in self.processes.values() if p.running]))
+        return data.draw(st.sampled_from([process for process in self.awake() if process.running]))
 
-    @precondition(lambda self: any(process.running for process in self.processes.values()))
+    @precondition(lambda self: any(process.running for process in self.awake()))
     @rule(data=st.data())
     def stream(self, data: st.DataObject) -> None:
         process = self.draw_busy(data)
@@ -314,7 +447,7 @@ class PlatformMachine(RuleBasedStateMachine):
             job.dropped_at = math.inf
         self.settle()
 
-    @precondition(lambda self: self.model and self.processes)
+    @precondition(lambda self: self.model and self.awake())
     @rule(data=st.data())
     def foreign_result(self, data: st.DataObject) -> None:
         process = self.draw_process(data)
@@ -327,7 +460,7 @@ class PlatformMachine(RuleBasedStateMachine):
         assert self.platform.take(self.now, "e", "nobody", limit=9, job_in_progress=False) == []
         self.settle()
 
-    @precondition(lambda self: any(process.running for process in self.processes.values()))
+    @precondition(lambda self: any(process.running for process in self.awake()))
     @rule(data=st.data())
     def lose_job(self, data: st.DataObject) -> None:
         process = self.draw_busy(data)
@@ -336,7 +469,7 @@ class PlatformMachine(RuleBasedStateMachine):
             process.has_lost_jobs = True
         del process.running[job_id]
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: self.awake())
     @rule(data=st.data(), obeys=st.booleans())
     def poll_stops(self, data: st.DataObject, obeys: bool) -> None:
         process = self.draw_process(data)
@@ -397,14 +530,27 @@ class PlatformMachine(RuleBasedStateMachine):
             for effect in effects:
                 self.carry_out(effect)
 
-    def carry_out(self, effect: object) -> None:
+    def carry_out(self, effect: object) -> None:  # noqa: C901 - one case for each effect
         match effect:
             case StartWorker(endpoint="e", worker_id=worker_id):
                 assert worker_id not in self.started
                 self.started.add(worker_id)
                 self.processes[worker_id] = Process(worker_id, self.concurrency)
+            case EnterPhase(endpoint="e", worker_id=worker_id):
+                assert worker_id not in self.started
+            case GiveUpWorker(endpoint="e", worker_id=worker_id):
+                assert worker_id not in self.started
+                assert worker_id not in self.fleet.workers
+            case FreezeWorker(endpoint="e", worker_id=worker_id):
+                self.freeze(self.processes[worker_id])
+            case ThawWorker(endpoint="e", worker_id=worker_id):
+                assert self.processes[worker_id].is_frozen
+                self.processes[worker_id].is_frozen = False
+            case CapacityChanged(endpoint="e", throttled=throttled, capacity=self.capacity):
+                assert throttled >= 0
             case DrainWorker(endpoint="e", worker_id=worker_id):
                 assert not self.processes[worker_id].is_draining
+                assert not self.processes[worker_id].is_frozen, "it could not hear the signal"
                 self.processes[worker_id].is_draining = True
             case KillWorker(endpoint="e", worker_id=worker_id):
                 self.processes[worker_id].is_draining = True
@@ -416,11 +562,22 @@ class PlatformMachine(RuleBasedStateMachine):
             case _:
                 raise AssertionError(effect)
 
+    def freeze(self, process: Process) -> None:
+        assert not process.is_frozen
+        assert not process.is_draining
+        assert not any(self.is_owned(job, process) for job in self.known()), "its job would stand still"
+        assert process.id not in self.running_requests.values()
+        process.is_frozen = True
+
     def bury(self, process: Process, code: int) -> None:
         worker = self.fleet.workers[process.id]
         came_to_nothing = code != 0 and not (process.is_proven or worker.is_busy)
-        is_failed_start = not worker.is_leaving and (worker.ready_at is None or came_to_nothing)
+        is_unwanted = not (worker.is_leaving or worker.is_frozen)
+        is_failed_start = worker.is_overdue or (is_unwanted and (worker.ready_at is None or came_to_nothing))
         del self.processes[process.id]
+        self.running_requests = {
+            request_id: owner for request_id, owner in self.running_requests.items() if owner != process.id
+        }
         for job in self.known():
             if self.is_owned(job, process):
                 job.attempt_limit += worker.is_leaving
@@ -495,22 +652,38 @@ class PlatformMachine(RuleBasedStateMachine):
         gone = sum(job.is_gone for job in self.model.values())
         assert fleet.submitted == len(fleet.queue) + fleet.running + len(fleet.finished) + gone
         shown = health["workers"]
-        leaving = sum(worker.is_leaving for worker in self.workers())
-        assert shown["ready"] + shown["initializing"] + shown["unhealthy"] == len(self.processes) - leaving
+        hidden = sum(worker.is_leaving or worker.is_frozen for worker in self.workers())
+        assert shown["ready"] + shown["initializing"] + shown["unhealthy"] == len(self.workers()) - hidden
+        assert shown["throttled"] == fleet.throttled
 
     @invariant()
     def check_workers(self) -> None:
         fleet, bounds = self.fleet, self.spec.workers
-        assert set(fleet.workers) == set(self.processes)
-        assert len(fleet.active) <= bounds.max
+        assert {worker.id for worker in self.workers() if worker.has_process} == set(self.processes)
+        assert len(fleet.active) + len(fleet.frozen) <= bounds.max
         assert len(fleet.workers) <= 2 * bounds.max
-        assert set(fleet.active) == {worker.id for worker in self.workers() if not worker.is_leaving}
+        awake = {worker.id for worker in self.workers() if not (worker.is_leaving or worker.is_frozen)}
+        assert set(fleet.active) == awake
+        assert set(fleet.frozen) == {process.id for process in self.processes.values() if process.is_frozen} - {
+            worker.id for worker in self.workers() if worker.is_leaving
+        }
         is_held_back = fleet.may_start_at is not None and self.now < fleet.may_start_at
-        assert len(fleet.active) >= bounds.min or is_held_back or len(fleet.workers) == 2 * bounds.max
+        is_full = len(fleet.workers) == 2 * bounds.max or fleet.free_machines < 1
+        assert len(fleet.active) >= bounds.min or is_held_back or is_full
+        assert fleet.throttled == 0 or self.capacity is not None
+        assert fleet.throttled == 0 or fleet.load.queued or len(fleet.active) < bounds.min
         grace = DEFAULTS.stop_grace + DEFAULTS.poll_hold + POLL_SLACK
         for worker in fleet.workers.values():
             assert worker.exit_due_at is None or worker.exit_due_at > self.now
             assert worker.is_leaving or all(stop.since + grace > self.now for stop in worker.stopping.values())
+
+    @invariant()
+    def check_requests(self) -> None:
+        fleet = self.fleet
+        assert set(fleet.waiting_requests) == self.waiting_requests
+        assert fleet.running_requests == len(self.running_requests)
+        given = {request_id: worker.id for worker in self.workers() for request_id in worker.requests}
+        assert given == self.running_requests
 
     @invariant()
     def check_memory(self) -> None:
