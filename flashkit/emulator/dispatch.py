@@ -65,6 +65,13 @@ class Processes(Protocol):
         """Let a worker's process group go on (SIGCONT)."""
 
 
+class OnSubmit(Protocol):
+    """What is called for each job that was submitted."""
+
+    def __call__(self, endpoint: str, request: JobRequest, *, sync: bool) -> None:
+        """Take note of it."""
+
+
 class Bells:
     """Futures that wait for something named to happen; one ring answers all of them."""
 
@@ -150,6 +157,7 @@ class Dispatcher:
         processes: Processes,
         send_webhook: Callable[[Job], None],
         on_event: Callable[[Event], None],
+        on_submit: OnSubmit = lambda endpoint, request, *, sync: None,
         clock: Clock | None = None,
     ) -> None:
         self.platform = platform
@@ -159,6 +167,7 @@ class Dispatcher:
         self._processes = processes
         self._send_webhook = send_webhook
         self._on_event = on_event
+        self._on_submit = on_submit
         self._polls = Bells()
         self._jobs = Bells()
         self._draining: set[str] = set()
@@ -222,6 +231,7 @@ class Dispatcher:
         job = self.platform.submit(self.clock.now(), endpoint, request, sync=sync)
         self._records[job.id] = _Record(size_bytes)
         self._settle()
+        self._on_submit(endpoint, request, sync=sync)
         return job
 
     def take(self, endpoint: str, worker_id: str, *, limit: int, job_in_progress: bool) -> Sequence[Job]:

@@ -43,6 +43,7 @@ from flashkit.emulator.platform import ColdStart, Job, JobRequest, Platform, ran
 from flashkit.emulator.recorder import Recorder
 from flashkit.emulator.routes import ClientRoutes, RouteOptions
 from flashkit.emulator.supervisor import LocalEndpoint, Supervisor
+from flashkit.emulator.traffic import TrafficRecorder
 from flashkit.emulator.webhooks import WebhookSender
 from flashkit.emulator.worker_wire import WorkerWire
 from flashkit.errors import ConfigurationError, ErrorReport
@@ -132,6 +133,7 @@ class Emulator:
         self._cold_start = cold_start
         self._capacity = capacity
         self._record_to = record_to
+        self._recording: TrafficRecorder | None = None
         self._freeze_store = freeze_store
         self._admission = Admission(api_key=api_key, bound_host=host, allowed_hosts=allowed_hosts)
         self._shutdown_grace = shutdown_grace
@@ -167,11 +169,15 @@ class Emulator:
             processes=self._supervisor,
             send_webhook=self._webhooks.send,
             on_event=self._observe,
+            on_submit=self._submitted,
             clock=self.clock,
         )
         self.clock.is_quiet = lambda: self.dispatcher.is_quiet() and not self._webhooks.is_posting
         server = _Server(self._application(), listener)
         async with AsyncExitStack() as stack:
+            stack.callback(listener.close)
+            if self._record_to is not None:
+                self._recording = stack.enter_context(TrafficRecorder(self._record_to, now=self.clock.now))
             stack.push_async_callback(server.stop)
             stack.push_async_callback(self._webhooks.close)
             stack.callback(self.recorder.close)
@@ -313,6 +319,10 @@ class Emulator:
             more_routes=[*control.routes(), *dashboard_routes(), *fault_routes(self.faults, self._admission)],
         )
         return self.faults.around(_Application(wire, routes.application(), admission=self._admission))
+
+    def _submitted(self, endpoint: str, request: JobRequest, *, sync: bool) -> None:
+        if self._recording is not None:
+            self._recording.note(endpoint, request, sync=sync)
 
     def _fails_to_start(self, endpoint: str, worker_id: str) -> bool:
         return self.faults.fails_to_start(endpoint, worker_id)
