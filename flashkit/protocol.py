@@ -108,6 +108,20 @@ class PlatformDefaults:
     """Undocumented: wait after a failed start; doubles with each one in a row, up to 30 s."""
     rate_limit_per_worker: float = 0.1
     """Undocumented: the share of a route's base rate limit that each running worker is worth; the larger counts."""
+    request_wait: float = 120.0
+    """Documented: a request to a load-balanced endpoint waits 2 min for a worker, then it is answered 400."""
+    affinity_wait: float = 300.0
+    """Documented: a request that is pinned to one worker waits 5 min for it, then it is answered 400."""
+    request_timeout: float = 330.0
+    """Documented: a request to a load-balanced endpoint is ended after 5.5 min, with status 524."""
+    request_limit_bytes: int = REQUEST_BODY_LIMIT_BYTES
+    """Documented: body of a request to a load-balanced endpoint, and of its answer."""
+    ping_interval: float = 1.0
+    """Undocumented: how often a load-balanced worker is asked for its health."""
+    ping_timeout: float = 5.0
+    """Undocumented: a load-balanced worker that does not say how it is in this time counts as unhealthy."""
+    unhealthy_keep: float = 60.0
+    """Undocumented: a load-balanced worker that is unhealthy for this long is given up and killed."""
     oversize_status: int = 413
     """Undocumented: HTTP status for a body over the limit."""
 

@@ -49,6 +49,31 @@ class JobEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestEvent:
+    """A request to a load-balanced endpoint has ended, or a WebSocket was closed."""
+
+    endpoint: str
+    request_id: str
+    method: str
+    """`WEBSOCKET` for one of those."""
+    path: str
+    """Without the query, which may hold secrets."""
+    status: int | None
+    """None when the client hung up before there was an answer; 101 for a WebSocket that was opened."""
+    worker_id: str | None
+    wait_ms: int
+    """Time until a worker had it."""
+    run_ms: int | None
+    """Time that it took there."""
+    first_byte_ms: int | None
+    """Time from its arrival to the begin of the answer."""
+    request_bytes: int
+    response_bytes: int
+    problem: str | None
+    """What the platform, not the worker, has to say of its end."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerEvent:
     """A worker came to a new point of its life."""
 
@@ -120,7 +145,7 @@ class ReloadEvent:
     """Why the app cannot be imported; its endpoints go on with the last good code."""
 
 
-Event = JobEvent | WorkerEvent | LogLine | CapacityEvent | ClockEvent | FaultEvent | ReloadEvent
+Event = JobEvent | RequestEvent | WorkerEvent | LogLine | CapacityEvent | ClockEvent | FaultEvent | ReloadEvent
 
 
 def ignore(event: Event) -> None:

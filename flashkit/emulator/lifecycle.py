@@ -554,6 +554,7 @@ class Lifecycle:
         worker.requests.add(request_id)
         worker.idle_since = None
         fleet.running_requests += 1
+        self.scale(now, fleet)
 
     def end_request(self, now: float, fleet: Fleet, worker: Worker, request_id: str) -> None:
         """Take note that a worker is done with a request."""

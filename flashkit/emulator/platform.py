@@ -542,6 +542,11 @@ class Platform:
         self._lifecycle.scale(now, fleet)
         return True
 
+    def has_given_up(self, endpoint: str) -> bool:
+        """True when several workers in a row came to nothing, so that whoever waits for one waits in vain."""
+        fleet = self._fleets.get(endpoint)
+        return fleet is not None and fleet.failed_starts >= self._defaults.failed_starts and not fleet.has_ready_worker
+
     def request_waits(self, now: float, endpoint: str, request_id: str) -> None:
         """Count a request that no worker has room for as load of the endpoint.
 

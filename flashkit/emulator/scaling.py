@@ -36,7 +36,7 @@ def desired_workers(spec: EndpointSpec, load: Load, *, now: float) -> int:
     if load.queued and not load.workers:
         wanted = max(wanted, 1)
     if spec.scaler_type is ScalerType.REQUEST_COUNT:
-        if load.queued:
+        if load.queued or spec.load_balanced:  # there, several requests may run in one worker and none wait
             wanted = max(wanted, math.ceil((load.queued + load.running) / spec.scaler_value))
     elif _is_late(spec, load, now):
         wanted = max(wanted, load.workers + 1)

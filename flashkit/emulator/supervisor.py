@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ import orjson
 
 from flashkit.emulator.events import LogLine
 from flashkit.protocol import WORKER_ENVIRONMENT, worker_urls
+from flashkit.settings import LOOPBACK
 from flashkit.spec import EndpointSpec
 
 _log = logging.getLogger(__name__)
@@ -63,6 +65,29 @@ class LocalEndpoint:
     """JSON schema of its handler's input, where that is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class HttpPorts:
+    """Where a load-balanced worker listens on this machine."""
+
+    requests: int
+    health: int
+
+    @classmethod
+    def free(cls, env: Mapping[str, str]) -> HttpPorts:
+        """Return free ports: one for both, or two where the endpoint's environment wants its health apart."""
+        with contextlib.ExitStack() as stack:
+            first, second = (
+                stack.enter_context(socket.create_server((LOOPBACK, 0))).getsockname()[1] for _ in range(2)
+            )
+        is_apart = env.get("PORT_HEALTH", "80") != env.get("PORT", "80")
+        return cls(first, second if is_apart else first)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What tells the worker."""
+        return {"PORT": str(self.requests), "PORT_HEALTH": str(self.health), "FLASHKIT_HTTP_HOST": LOOPBACK}
+
+
 class OnExit(Protocol):
     """What is called when a worker's process has ended."""
 
@@ -76,6 +101,7 @@ class _Worker:
 
     local: LocalEndpoint
     worker_id: str
+    ports: HttpPorts | None = None
     process: asyncio.subprocess.Process | None = None
     wanted_signal: signal.Signals | None = None
     """A signal that was sent before there was a process to get it."""
@@ -166,11 +192,18 @@ class Supervisor:
         """Start a worker; `on_exit` follows in every case, also when there is nothing to start."""
         if self._is_closing:
             return
-        worker = _Worker(self.endpoints[endpoint], worker_id)
+        local = self.endpoints[endpoint]
+        ports = HttpPorts.free({**local.spec.env, **local.env}) if local.spec.load_balanced else None
+        worker = _Worker(local, worker_id, ports)
         self._workers[worker_id] = worker
         task = asyncio.get_running_loop().create_task(self._run(worker), name=f"worker {worker_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def http_ports(self, worker_id: str) -> HttpPorts | None:
+        """Return where a load-balanced worker listens, None for any other and for one that is gone."""
+        worker = self._workers.get(worker_id)
+        return None if worker is None else worker.ports
 
     def terminate(self, worker_id: str) -> None:
         """Ask one worker to finish and exit."""
@@ -256,13 +289,16 @@ class Supervisor:
         home = self._state_dir / "homes" / worker.endpoint
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         urls = worker_urls(self._base_url, worker.endpoint, worker.worker_id)
+        ports = {} if worker.ports is None else worker.ports.variables
         return await asyncio.create_subprocess_exec(
             *local.command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             cwd=local.cwd,
-            env=worker_environment(local, {**urls, **self._credentials}, home=home.resolve(), environ=self._environ),
+            env=worker_environment(
+                local, {**urls, **ports, **self._credentials}, home=home.resolve(), environ=self._environ
+            ),
             start_new_session=True,
         )
 
