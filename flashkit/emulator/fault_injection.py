@@ -31,6 +31,8 @@ _CLIENT_ACTIONS: Final = frozenset(
 )
 _DEADLY: Final = (FaultKind.OOM, FaultKind.KILL, FaultKind.RECLAIM)
 _OUT_OF_MEMORY: Final = "out of memory: the worker was killed (injected fault)"
+_AT_ONCE_S: Final = 0.02
+"""Enough for a worker to have got the job from which it is to die."""
 _STORE_POLL_S: Final = 0.1
 
 
@@ -93,6 +95,8 @@ class FaultInjector:
         self._freeze_store = freeze_store
         self._clock = clock
         self._held: dict[str, _Held] = {}
+        self._doomed: dict[str, Fault] = {}
+        """Jobs whose workers are to die with the job in hand, however quick they are."""
         self._tries: dict[str, Counter[str]] = {}
         self._requests: Counter[str] = Counter()
         self._starts: Counter[str] = Counter()
@@ -130,6 +134,7 @@ class FaultInjector:
         if event.status is JobStatus.IN_QUEUE and not event.attempt:
             self.plan.count_job(event.endpoint, event.job_id)
         self._held.pop(event.job_id, None)
+        self._doomed.pop(event.job_id, None)
         if event.status.is_final:
             self._tries.pop(event.job_id, None)
             self.plan.forget_job(event.job_id)
@@ -186,6 +191,11 @@ class FaultInjector:
 
     async def _deliver(self, app: ASGIApp, call: _Call) -> None:
         endpoint, job_id = call.endpoint, call.job_id
+        doom = self._doomed.get(job_id) if call.action == "job-done" else None
+        if doom is not None:  # it was quicker than its death
+            self._end_worker(doom, endpoint, job_id, call.worker_id)
+            await break_connection(call.scope)
+            return
         turn = self._count(job_id, call.action)
         if self._strikes(FaultKind.DROP, endpoint, job_id, turn):
             await break_connection(call.scope)
@@ -219,12 +229,15 @@ class FaultInjector:
     def _plan_death(self, endpoint: str, job_id: str, worker_id: str) -> None:
         for kind in _DEADLY:
             if fault := self._strikes(kind, endpoint, job_id, report=False):
+                if not fault.seconds:
+                    self._doomed[job_id] = fault
                 loop = asyncio.get_running_loop()
-                loop.call_later(fault.seconds, self._end_worker, fault, endpoint, job_id, worker_id)
+                loop.call_later(fault.seconds or _AT_ONCE_S, self._end_worker, fault, endpoint, job_id, worker_id)
                 return
 
     def _end_worker(self, fault: Fault, endpoint: str, job_id: str, worker_id: str) -> None:
         held = self._held.get(job_id)
+        self._doomed.pop(job_id, None)
         if held is None or held.worker_id != worker_id:
             return  # it is done with the job
         self._report(fault, endpoint, job_id)

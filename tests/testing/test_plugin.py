@@ -54,7 +54,7 @@ def test_a_job_times_out_at_once(endpoint, fake_clock):
     assert job.wait().status is JobStatus.TIMED_OUT
 
 def test_a_killed_worker_loses_no_job(endpoint, faults, platform):
-    faults.set("shout:kill=1+200ms@0s-2s")
+    faults.set("shout:kill=1+200ms@0s-600ms")
     job = endpoint("shout").run({"text": "a", "seconds": 1})
     assert job.output() == "A"
     assert any(getattr(event, "kind", "") == "kill" for event in platform.events)
