@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 
 import aiohttp
@@ -122,6 +123,62 @@ async def test_a_worker_that_hung_up_is_not_given_the_job(player):
     await asyncio.sleep(0.05)
     assert (await player.status(job_id))["status"] == "IN_QUEUE"
     assert (await player.take()).body["id"] == job_id
+
+
+def send_take(emulator, player, *, batch=1):
+    """Ask for work on a connection of its own, and read nothing."""
+    connection = socket.create_connection(("127.0.0.1", int(emulator.url.rpartition(":")[2])))
+    name = player.root.rpartition("/")[2]
+    path = f"/v2/{name}/job-take-batch/{player.id}?gpu=local&batch_size={batch}&job_in_progress=0"
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    return connection
+
+
+async def test_jobs_in_an_answer_that_was_not_read_are_handed_out_again_in_their_order(player, emulator, wait_until):
+    """The kernel resets a connection whose end is closed with something unread in it."""
+    name = player.root.rpartition("/")[2]
+    ids = [await player.submit(n) for n in range(3)]
+    connection = await asyncio.to_thread(send_take, emulator, player, batch=2)
+    jobs = [emulator.platform.job(0.0, name, job_id) for job_id in ids]
+    await wait_until(lambda: [job.status for job in jobs] == ["IN_PROGRESS", "IN_PROGRESS", "IN_QUEUE"])
+    await asyncio.to_thread(connection.recv, 1, socket.MSG_PEEK)  # it has come, and stays unread
+    connection.close()
+    await wait_until(lambda: {job.status for job in jobs} == {"IN_QUEUE"}, seconds=5)
+    assert [job["id"] for job in (await player.take(batch=3)).body] == ids
+    assert [job.attempt for job in jobs] == [2, 2, 1]
+    assert emulator.platform.health(name)["jobs"]["retried"] == 0
+    for job_id in ids:
+        await player.done(job_id, {"output": 1})
+    assert {job.status for job in jobs} == {"COMPLETED"}
+
+
+async def test_a_job_in_an_answer_that_was_read_is_not_handed_out_twice(player, emulator):
+    name = player.root.rpartition("/")[2]
+    job_id = await player.submit()
+    job = emulator.platform.job(0.0, name, job_id)
+    connection = await asyncio.to_thread(send_take, emulator, player)
+    answer = b""
+    while not answer.endswith(b"}]"):
+        answer += await asyncio.to_thread(connection.recv, 65536)
+    connection.close()
+    await player.part(job_id, 1)
+    assert (await player.take(busy=True)).status == 204
+    assert (job.status, job.attempt) == ("IN_PROGRESS", 1)
+
+
+async def test_a_job_whose_worker_speaks_of_it_stays_with_the_worker_whatever_its_connection_does(
+    player, emulator, wait_until
+):
+    name = player.root.rpartition("/")[2]
+    job_id = await player.submit()
+    job = emulator.platform.job(0.0, name, job_id)
+    connection = await asyncio.to_thread(send_take, emulator, player)
+    await wait_until(lambda: job.status == "IN_PROGRESS")
+    await asyncio.to_thread(connection.recv, 1, socket.MSG_PEEK)
+    await player.part(job_id, 1)
+    connection.close()
+    assert (await player.take(busy=True)).status == 204
+    assert (job.status, job.attempt) == ("IN_PROGRESS", 1)
 
 
 async def test_a_result_is_read_as_json_whatever_its_content_type(player):
