@@ -1,7 +1,8 @@
 """The `flashkit` command. Everything heavy is imported by the command that needs it.
 
 Exit codes: 0 done; 1 the job or the platform failed; 2 the command line or the configuration is wrong;
-3 the app file does not import; 4 the port is taken; 130 interrupted.
+3 the app file does not import; 4 the port is taken; 5 workers do not come up; 6 an input or output is not what
+the handler declares; 7 a cold start took longer than its budget; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from flashkit.errors import ConfigurationError, DefinitionError, FlashkitError, InputError
+from flashkit.errors import ConfigurationError, DefinitionError, FlashkitError, InputError, JobFailed
 
 PORT_TAKEN = "port_taken"
 """Code of the error for which `flashkit dev` exits with 4."""
+UNHEALTHY = "workers_unhealthy"
+EXIT_OVER_BUDGET = 7
+_START_FAILED = (UNHEALTHY, "worker_start_failed", "setup_failed")
+_CONTRACT_BROKEN = ("input_invalid", "output_invalid")
+"""Codes of a job's error when its input or its output has not the types that the handler declares."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -62,6 +68,10 @@ def exit_code_for(error: FlashkitError) -> int:
             return 2
         case DefinitionError():
             return 3
+        case _ if error.report.code in _START_FAILED:
+            return 5
+        case JobFailed() if error.report.code in _CONTRACT_BROKEN:
+            return 6
         case _:
             return 1
 

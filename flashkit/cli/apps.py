@@ -2,7 +2,8 @@
 
 The app is never imported here: `python -m flashkit.worker --describe APP.py` does it, so a module that
 crashes, hangs or keeps state cannot hurt the command that asks. A plain `runpod.serverless.start` file
-defines no endpoint; it runs as it is, as one endpoint named after the file.
+defines no endpoint; it runs as it is, as one endpoint named after the file, with the sample of its
+`test_input.json` and the variables that `.runpod/hub.json` gives a worker.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from flashkit.cli.hub import hub_environment
+from flashkit.cli.projects import project_folder, read_sample
 from flashkit.emulator.server import LocalEndpoint
-from flashkit.errors import DefinitionError, ErrorReport, FlashkitError
+from flashkit.errors import ConfigurationError, DefinitionError, ErrorReport, FlashkitError, InputError
 from flashkit.spec import EndpointSpec, Kind
 
 DESCRIBE_TIMEOUT_SECONDS = 120.0
@@ -39,6 +43,10 @@ class AppEndpoint:
     """The docstring of what the user wrote."""
     schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
     """JSON schema of the handler's input."""
+    attribute: str = ""
+    """Variable that holds the endpoint; none in a plain handler file."""
+    loaded: frozenset[Path] = frozenset()
+    """Files of the project that importing the app brought in."""
 
     @property
     def spec(self) -> EndpointSpec:
@@ -51,7 +59,7 @@ class AppEndpoint:
         return self.local.spec.name
 
 
-async def describe_apps(apps: Sequence[Path], *, env: Mapping[str, str]) -> list[AppEndpoint]:
+async def describe_apps(apps: Sequence[Path], *, env: MutableMapping[str, str]) -> list[AppEndpoint]:
     """Return the endpoints of all the apps.
 
     Raises:
@@ -62,16 +70,25 @@ async def describe_apps(apps: Sequence[Path], *, env: Mapping[str, str]) -> list
     return found
 
 
-async def describe_app(app: Path, *, env: Mapping[str, str]) -> list[AppEndpoint]:
-    """Return the endpoints of one app; `env` is what its workers get on top of their environment.
+async def describe_app(app: Path, *, env: MutableMapping[str, str]) -> list[AppEndpoint]:
+    """Return the endpoints of one app.
+
+    Args:
+        app: Its file.
+        env: What its workers get on top of their environment; later changes of it reach later workers.
 
     Raises:
         DefinitionError: The app does not import, or defines nothing.
     """
     data = await _ask(app)
+    try:
+        worker_env: Mapping[str, str] = ChainMap(env, hub_environment(project_folder(app)))
+    except ConfigurationError as exc:
+        raise DefinitionError.from_report(exc.report) from exc
     if data.get("runpod_handler"):
-        return [_handler_endpoint(app, env)]
-    endpoints = [_read_endpoint(app, item, env) for item in data.get("endpoints", ())]
+        return [_handler_endpoint(app, worker_env)]
+    loaded = frozenset(map(Path, data.get("files", ())))
+    endpoints = [_read_endpoint(app, item, worker_env, loaded) for item in data.get("endpoints", ())]
     if not endpoints:
         raise DefinitionError(
             f"{app.name} defines no endpoint",
@@ -134,7 +151,7 @@ def _read_answer(app: Path, stdout: bytes, stderr: bytes) -> dict[str, Any]:
     )
 
 
-def _read_endpoint(app: Path, item: Mapping[str, Any], env: Mapping[str, str]) -> AppEndpoint:
+def _read_endpoint(app: Path, item: Mapping[str, Any], env: Mapping[str, str], loaded: frozenset[Path]) -> AppEndpoint:
     command = (sys.executable, "-m", "flashkit.worker", f"{app.name}:{item['attribute']}")
     return AppEndpoint(
         local=LocalEndpoint(EndpointSpec.from_dict(item["spec"]), command, app.parent, env),
@@ -143,6 +160,8 @@ def _read_endpoint(app: Path, item: Mapping[str, Any], env: Mapping[str, str]) -
         where=str(item.get("where") or app.name),
         description=str(item.get("description") or ""),
         schema=item.get("schema") or {"type": "object"},
+        attribute=str(item["attribute"]),
+        loaded=loaded,
     )
 
 
@@ -156,4 +175,13 @@ def _handler_endpoint(app: Path, env: Mapping[str, str]) -> AppEndpoint:
             hint="rename the file to lower-case letters and digits",
         ) from exc
     command = (sys.executable, app.name)
-    return AppEndpoint(LocalEndpoint(spec, command, app.parent, env), "(job)", {"prompt": "hello"}, app.name)
+    return AppEndpoint(LocalEndpoint(spec, command, app.parent, env), "(job)", _sample_of(app), app.name)
+
+
+def _sample_of(app: Path) -> Any:
+    """Return an input for the banner; a sample file that cannot be read is complained about where it is used."""
+    try:
+        sample = read_sample(app)
+    except InputError:
+        sample = None
+    return {"prompt": "hello"} if sample is None else sample

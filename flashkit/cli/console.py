@@ -11,18 +11,31 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 import orjson
 from rich.console import Console
 from rich.text import Text
 
-from flashkit import __version__
 from flashkit.cli.apps import AppEndpoint
-from flashkit.emulator.events import Event, JobEvent, LogLine, WorkerEvent
+from flashkit.cli.job_lines import JobStories, route_of, short_id
+from flashkit.cli.quantities import format_ms
+from flashkit.cli.reloading import describe_reload
+from flashkit.emulator.events import (
+    CapacityEvent,
+    ClockEvent,
+    Event,
+    FaultEvent,
+    JobEvent,
+    LogLine,
+    ReloadEvent,
+    WorkerEvent,
+)
 from flashkit.errors import ErrorReport
 from flashkit.protocol import JobStatus
-from flashkit.spec import EndpointSpec, Kind
+from flashkit.spec import EndpointSpec, Kind, ScalerType
 
+_CHATTY = ("debug", "info")
 _SDK_GREETING = "--- Starting Serverless Worker"
 """Printed by the runpod SDK, whatever its log level."""
 _STATUS_LOOKS = {
@@ -36,15 +49,15 @@ _STATUS_LOOKS = {
 _WORKER_LOOKS = {"ready": "green", "killed": "red", "unhealthy": "red"}
 _NAME_WIDTH = 10
 """Narrowest column of endpoint names."""
+_ENDPOINTS_IN_FULL = 4
+"""With more endpoints the banner has one line for each, so that it fits a screen."""
+_GPU_DEVICE = Path("/dev/nvidiactl")
 
 
-class Screen:
-    """Prints events as lines. One per `flashkit dev`."""
+class Output(Protocol):
+    """Where `flashkit dev` says what happens: a person's screen, or lines of JSON."""
 
-    def __init__(self, *, log_level: str, console: Console | None = None) -> None:
-        self._console = console or make_console()
-        self._is_chatty = log_level in ("debug", "info")
-        self._name_width = _NAME_WIDTH
+    log_level: str
 
     def show_banner(
         self,
@@ -54,11 +67,66 @@ class Screen:
         state_dir: Path,
         is_reloading: bool,
         sessions: str | None = None,
+        emulated: Sequence[str] = (),
+        has_keys: bool = False,
     ) -> None:
-        """Print what runs, where, and how to try it; `sessions` says where those are kept."""
-        self._name_width = max([_NAME_WIDTH, *(len(endpoint.name) for endpoint in endpoints)])
-        banner = describe_start(endpoints, url=url, state_dir=state_dir, is_reloading=is_reloading, sessions=sessions)
-        self._print(banner)
+        """Say what runs, where, and how to try it.
+
+        Args:
+            endpoints: What runs.
+            url: The platform's address.
+            state_dir: Where its state is.
+            is_reloading: Saved files are looked at.
+            sessions: Where those are kept.
+            emulated: What was asked for that the platform does not do by itself, in words.
+            has_keys: Single keys are commands.
+        """
+
+    def show_event(self, event: Event) -> None:
+        """Say what happened, unless the log level hides it."""
+
+    def say(self, message: str, *, style: str = "") -> None:
+        """Say something about flashkit itself."""
+
+    def show_problem(self, report: ErrorReport) -> None:
+        """Show an error of the user's app, with its traceback when there is one."""
+
+    def clear(self) -> None:
+        """Wipe what was shown."""
+
+
+class Screen:
+    """Prints events as lines for people. One per `flashkit dev`."""
+
+    def __init__(self, *, log_level: str, console: Console | None = None) -> None:
+        self.log_level = log_level
+        self._console = console or make_console()
+        self._name_width = _NAME_WIDTH
+        self._specs: dict[str, EndpointSpec] = {}
+        self._stories = JobStories(self._specs)
+
+    def know(self, endpoints: Sequence[AppEndpoint]) -> None:
+        """Remember what runs, for prices and for the width of columns."""
+        self._specs.update((endpoint.name, endpoint.spec) for endpoint in endpoints)
+        self._name_width = max([_NAME_WIDTH, *map(len, self._specs)])
+
+    def show_banner(
+        self,
+        endpoints: Sequence[AppEndpoint],
+        *,
+        url: str,
+        state_dir: Path,
+        is_reloading: bool,
+        sessions: str | None = None,
+        emulated: Sequence[str] = (),
+        has_keys: bool = False,
+    ) -> None:
+        """Print what runs, where, and how to try it."""
+        self.know(endpoints)
+        facts = describe_surroundings(
+            endpoints, sessions=sessions, emulated=emulated, state_dir=state_dir, is_reloading=is_reloading
+        )
+        self._print(describe_start(endpoints, url=url, facts=facts, has_keys=has_keys))
 
     def show_event(self, event: Event) -> None:
         """Print the event, unless the log level hides it."""
@@ -66,10 +134,17 @@ class Screen:
             case JobEvent():
                 self._show_job(event)
             case WorkerEvent():
+                self._stories.note_worker(event)
                 self._stamp(("·", "dim"), event.endpoint, describe_worker(event))
             case LogLine() if self._is_chatty or not event.text.startswith(_SDK_GREETING):
                 # RUNPOD_LOG_LEVEL holds the SDK's lines back in the worker; prints come at any level.
                 self._stamp(("│", "dim"), event.endpoint, Text(event.text))
+            case FaultEvent():
+                self._show_fault(event)
+            case CapacityEvent() | ClockEvent():
+                self.say(describe_change(event), style="yellow")
+            case ReloadEvent():
+                self.say(describe_reload(event), style="red" if event.error else "bold")
             case _:
                 pass
 
@@ -84,12 +159,34 @@ class Screen:
             self._print(Text(trace, style="dim"))
         self._print(Text(report.render(), style="red"))
 
+    def clear(self) -> None:
+        """Wipe the screen."""
+        self._console.clear()
+
+    @property
+    def _is_chatty(self) -> bool:
+        return self.log_level in _CHATTY
+
     def _show_job(self, event: JobEvent) -> None:
-        if event.status is JobStatus.IN_QUEUE and event.attempt == 0 and not self._is_chatty:
-            return
-        self._stamp(_STATUS_LOOKS[event.status], event.endpoint, describe_job(event))
+        if not event.status.is_final:
+            self._stories.note_job(event)
+            if not self._is_chatty:
+                return
+        mark, style = _STATUS_LOOKS[event.status]
+        facts = " · ".join(self._stories.facts(event))
+        how = (f"{route_of(event.job_id):<7}  {short_id(event.job_id)}  ", "dim")
+        self._stamp((mark, style), event.endpoint, Text.assemble(how, (event.status, style), f"  {facts}"))
+        if event.status.is_final:
+            for note in self._stories.end(event):
+                self._print(Text(_indent(note), style="yellow"))
         if event.error is not None:
             self._print(Text(_indent(event.error.render()), style="red"))
+
+    def _show_fault(self, event: FaultEvent) -> None:
+        self._stories.note_fault(event)
+        if event.job_id is None or self._is_chatty:
+            where = f" on worker {event.worker_id}" if event.worker_id else ""
+            self._stamp(("⚡", "yellow"), event.endpoint or "sessions", Text(f"fault {event.detail}{where}"))
 
     def _stamp(self, mark: tuple[str, str], endpoint: str, text: Text) -> None:
         name = (f"{endpoint:<{self._name_width}}", "bold")
@@ -108,17 +205,39 @@ def make_console(*, stderr: bool = False) -> Console:
 
 
 def describe_start(
-    endpoints: Sequence[AppEndpoint], *, url: str, state_dir: Path, is_reloading: bool, sessions: str | None = None
+    endpoints: Sequence[AppEndpoint], *, url: str, facts: Sequence[tuple[str, str, str]], has_keys: bool = False
 ) -> Text:
-    """Return the banner."""
-    text = Text.assemble(("flashkit ", "bold"), f"{__version__} · local platform at ", (url, "bold cyan"), "\n")
+    """Return the banner after its first line: addresses, endpoints, then a line for each fact."""
+    text = Text.assemble(
+        "  local platform at ", (url, "bold cyan"), "   dashboard ", (f"{url}/", "bold cyan"), "\n"
+    )  # fmt: skip
+    describe = describe_endpoint if len(endpoints) <= _ENDPOINTS_IN_FULL else describe_endpoint_in_a_line
     for endpoint in endpoints:
-        text.append_text(describe_endpoint(endpoint, url=url))
-    reload_note = "saving a .py file restarts its workers" if is_reloading else "reload is off"
-    if sessions:
-        text.append_text(Text.assemble(("\nsessions  ", "dim"), sessions, ("  see: flashkit sessions list", "dim")))
-    text.append_text(Text.assemble(("\nstate  ", "dim"), f"{state_dir}  ", (f"{reload_note} · Ctrl-C stops\n", "dim")))
+        text.append_text(describe(endpoint, url=url))
+    text.append("\n")
+    for name, fact, note in facts:
+        text.append_text(Text.assemble((f"{name:<9} ", "dim"), fact, (f"  {note}" if note else "", "dim"), "\n"))
+    text.append("? for keys · Ctrl-C stops\n" if has_keys else "Ctrl-C stops\n", style="dim")
     return text
+
+
+def describe_surroundings(
+    endpoints: Sequence[AppEndpoint],
+    *,
+    sessions: str | None,
+    emulated: Sequence[str],
+    state_dir: Path,
+    is_reloading: bool,
+) -> list[tuple[str, str, str]]:
+    """Return what is the same for all endpoints: name, fact, and what to know about it."""
+    facts = [("sessions", sessions, "see: flashkit sessions list")] if sessions else []
+    if any(endpoint.spec.gpu for endpoint in endpoints):
+        is_real = _GPU_DEVICE.exists()
+        facts.append(("gpu", "real" if is_real else "faked: none here, GPU workers run on this CPU", ""))
+    if emulated:
+        facts.append(("emulated", " · ".join(emulated), ""))
+    note = "saving a file restarts the endpoints that depend on it" if is_reloading else "reload is off"
+    return [*facts, ("state", str(state_dir), note)]
 
 
 def describe_endpoint(endpoint: AppEndpoint, *, url: str) -> Text:
@@ -133,12 +252,27 @@ def describe_endpoint(endpoint: AppEndpoint, *, url: str) -> Text:
     )  # fmt: skip
 
 
+def describe_endpoint_in_a_line(endpoint: AppEndpoint, *, url: str) -> Text:
+    """Return the banner's line about one of many endpoints."""
+    root = f"{url}/v2/{endpoint.name}"
+    return Text.assemble("  ", (root, "cyan"), f"  {describe_spec(endpoint.spec)}\n")
+
+
 def describe_spec(spec: EndpointSpec) -> str:
-    """Return kind, compute, bounds and timeouts in a few words."""
+    """Return kind, compute, bounds, timeouts and scaling in a few words."""
     idle = format_ms(spec.idle_timeout * 1000)
     limit = format_ms(spec.execution_timeout_ms)
     workers = f"workers {spec.workers.min}-{spec.workers.max}"
-    return f"{_kind_words(spec)} · {_compute_words(spec)} · {workers} · idle {idle} · job limit {limit}"
+    return (
+        f"{_kind_words(spec)} · {_compute_words(spec)} · {workers} · {_scaler_words(spec)} · idle {idle} · "
+        f"job limit {limit}"
+    )
+
+
+def _scaler_words(spec: EndpointSpec) -> str:
+    if spec.scaler_type is ScalerType.QUEUE_DELAY:
+        return f"queue delay {spec.scaler_value} s"
+    return f"{spec.scaler_value} jobs a worker"
 
 
 def _kind_words(spec: EndpointSpec) -> str:
@@ -153,13 +287,6 @@ def _compute_words(spec: EndpointSpec) -> str:
     return f"{count}{spec.gpu[0]}{others}"
 
 
-def describe_job(event: JobEvent) -> Text:
-    """Return the line about a job: status, then where its time went and how big it was."""
-    style = _STATUS_LOOKS[event.status][1]
-    facts = " · ".join(_job_facts(event))
-    return Text.assemble(short_id(event.job_id), "  ", (event.status, style), f"  {facts}" if facts else "")
-
-
 def describe_worker(event: WorkerEvent) -> Text:
     """Return the line about a worker."""
     style = _WORKER_LOOKS.get(event.what, "dim")
@@ -167,45 +294,14 @@ def describe_worker(event: WorkerEvent) -> Text:
     return Text.assemble(("worker ", "dim"), (f"{event.worker_id} {event.what}", style), (detail, style))
 
 
-def short_id(job_id: str) -> str:
-    """Return enough of a job's id to tell it from the others on the screen; errors show all of it."""
-    prefix = "sync-" if job_id.startswith("sync-") else ""
-    return prefix + job_id.removeprefix("sync-")[:8]
-
-
-def format_ms(milliseconds: float) -> str:
-    """Return a duration for people: 12 ms, 1.3 s, 10 min, 2 h."""
-    if milliseconds < 1000:  # noqa: PLR2004
-        return f"{milliseconds:.0f} ms"
-    seconds = milliseconds / 1000
-    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
-        if seconds < 60 * size or unit == "h":
-            return f"{seconds / size:.3g} {unit}"
-    raise AssertionError("the last unit takes everything")
-
-
-def format_bytes(size: int) -> str:
-    """Return a size for people: 812 B, 1.2 KB, 3.4 MB."""
-    if size < 1000:  # noqa: PLR2004
-        return f"{size} B"
-    if size < 1_000_000:  # noqa: PLR2004
-        return f"{size / 1000:.3g} KB"
-    return f"{size / 1_000_000:.3g} MB"
-
-
-def _job_facts(event: JobEvent) -> list[str]:
-    if event.status is JobStatus.IN_QUEUE:
-        return [f"again, after attempt {event.attempt}" if event.attempt else format_bytes(event.input_bytes)]
-    facts = [f"attempt {event.attempt}"] if event.attempt > 1 else []
-    if event.delay_ms is not None:
-        facts.append(f"queue {format_ms(event.delay_ms)}")
-    if event.cold_start_ms is not None:
-        facts.append(f"cold start {format_ms(event.cold_start_ms)}")
-    if not event.status.is_final:
-        return [*facts, f"on {event.worker_id}"] if event.worker_id else facts
-    if event.execution_ms is not None:
-        facts.append(f"run {format_ms(event.execution_ms)}")
-    return [*facts, f"{format_bytes(event.input_bytes)} → {format_bytes(event.output_bytes)}"]
+def describe_change(event: CapacityEvent | ClockEvent) -> str:
+    """Return the line about the platform's clock or its machines."""
+    if isinstance(event, ClockEvent):
+        moved = f"moved on by {format_ms(event.advanced_s * 1000)}" if event.advanced_s else "changed"
+        return f"clock {moved}, goes at {event.speed:g}x"
+    if event.throttled:
+        return f"`{event.endpoint}` is throttled: {event.throttled} more workers wanted, capacity {event.capacity}"
+    return f"`{event.endpoint}` is no longer throttled"
 
 
 def _clock() -> str:

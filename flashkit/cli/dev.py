@@ -8,15 +8,21 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flashkit.cli import PORT_TAKEN
+from flashkit.cli.splitting import CommandWithTail
 from flashkit.errors import ConfigurationError
 from flashkit.settings import DEV_FILE
 
+if TYPE_CHECKING:
+    from flashkit.cli.emulation import Emulation
+    from flashkit.cli.errands import Errand
+
+USUAL_PORT = 8484
 LOG_LEVELS = ("debug", "info", "warning", "error")
-_USUAL_NAMES = ("app.py", "main.py", "handler.py", "src/app.py", "src/handler.py")
 
 
 class PortTaken(ConfigurationError):
@@ -25,7 +31,7 @@ class PortTaken(ConfigurationError):
     code = PORT_TAKEN
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DevOptions:
     """The command line of `flashkit dev`, checked."""
 
@@ -33,30 +39,37 @@ class DevOptions:
     host: str
     port: int
     is_reloading: bool
+    has_keys: bool
+    is_json: bool
     log_level: str
     state_url: str | None
     """The store for sessions that was asked for."""
     folder: Path
     """The project's folder: state and dev.json go below it."""
+    emulation: Emulation
+    errand: Errand | None = None
+    """What to do instead of waiting for people."""
+    cold_start_budget: float | None = None
+    """Seconds that a start may take during the errand."""
+    seed_folder: Path | None = None
+    export_folder: Path | None = None
 
     @property
     def state_dir(self) -> Path:
         """Where homes of workers, sessions and dev.json are."""
         return self.folder / DEV_FILE.parent
 
-    @property
-    def watched_folders(self) -> tuple[Path, ...]:
-        """Folders of the apps, each once; none without reloading."""
-        return tuple(dict.fromkeys(app.parent for app in self.apps)) if self.is_reloading else ()
 
-
-@click.command("dev")
-@click.argument("apps", nargs=-1, metavar="[APP.py]...", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.command("dev", cls=CommandWithTail)
+@click.argument("apps", nargs=-1, metavar="[APP]...", type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--port", default=8484, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 takes a free one."
-)
+    "--port", type=click.IntRange(0, 65535), show_default=f"{USUAL_PORT}; any free one with --once, --ci and tests",
+    help="Port; 0 takes a free one.",
+)  # fmt: skip
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--no-reload", is_flag=True, help="Do not watch files; exit 3 when the app does not import.")
+@click.option("--headless", is_flag=True, help="For machines without a person: watch no files, read no keys.")
+@click.option("--json", "is_json", is_flag=True, help="Write what happens as JSON, an object on each line.")
 @click.option(
     "--redis",
     "state_url",
@@ -67,30 +80,131 @@ class DevOptions:
     "--log-level", default="warning", show_default=True, type=click.Choice(LOG_LEVELS),
     help="Least serious log lines of the runpod SDK; what your code prints is always shown.",
 )  # fmt: skip
-def command(
-    apps: tuple[Path, ...], *, port: int, host: str, no_reload: bool, state_url: str | None, log_level: str
-) -> int:
+@click.option("--once", is_flag=True, help="Send one job, from --input or test_input.json, print its output, stop.")
+@click.option("--input", "input_text", metavar="JSON", help="The job's input, for --once.")
+@click.option("--endpoint", metavar="NAME", help="The endpoint for --once and --runpod-tests, where there are several.")
+@click.option("--ci", "is_ci", is_flag=True, help="Run COMMAND, which follows --, stop, and exit with its code.")
+@click.option("--runpod-tests", is_flag=True, help="Run the jobs of .runpod/tests.json, say which failed, stop.")
+@click.option(
+    "--cold-start-budget", type=click.FloatRange(min=0), metavar="SECONDS",
+    help="With --once, --ci and --runpod-tests: exit 7 when a worker took longer to start.",
+)  # fmt: skip
+@click.option(
+    "--cold-start", "cold_starts", multiple=True, metavar="[NAME=]SECONDS",
+    help="What a worker's start takes besides that of its process.",
+)  # fmt: skip
+@click.option(
+    "--capacity", "capacities", multiple=True, metavar="[NAME=]WORKERS",
+    help="Workers that there are machines for; others are throttled.",
+)  # fmt: skip
+@click.option("--flashboot", is_flag=True, help="Freeze idle workers instead of stopping them, where specs allow it.")
+@click.option("--speed", default="1x", show_default=True, help="How fast the platform's clock goes: 60x.")
+@click.option(
+    "--fault", "faults", multiple=True, metavar="RULE",
+    help="Make something go wrong: embed:error=0.1,latency=200ms±50ms.",
+)  # fmt: skip
+@click.option(
+    "--random-seed", type=int, metavar="N", help="Meet the same faults, and give jobs the same ids, each time."
+)
+@click.option("--rate-limits", is_flag=True, help="Refuse clients that send more than Runpod takes.")
+@click.option(
+    "--seed", "seed_folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER",
+    help="Send the jobs that an earlier run exported.",
+)  # fmt: skip
+@click.option(
+    "--export-on-exit", "export_folder", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+    help="Write the jobs with inputs and outputs there at the end.",
+)  # fmt: skip
+def command(apps: tuple[Path, ...], **given: Any) -> int:
     """Run the endpoints of an app on this machine: queue, scaling, real worker processes, Runpod's HTTP API.
 
-    APP.py defines endpoints with flashkit's decorators, or is a plain runpod handler file that calls
-    runpod.serverless.start. Without APP.py, app.py, main.py or handler.py is taken. Sessions are kept below
-    .flashkit, by a Redis or Valkey of its own where one is installed, unless --redis or FLASHKIT_STATE
-    names another store.
+    APP is a file that defines endpoints with flashkit's decorators, a plain runpod handler file that calls
+    runpod.serverless.start, or a project's folder with app.py, main.py, handler.py or rp_handler.py, also below
+    src. Without APP, the current folder is taken. Sessions are kept below .flashkit, by a Redis or Valkey of its
+    own where one is installed, unless --redis or FLASHKIT_STATE names another store.
+
+    In a terminal, ? shows the keys that are commands.
     """
-    options = DevOptions(
-        apps=tuple(app.resolve() for app in apps or [find_app(Path.cwd())]),
-        host=host,
-        port=port,
-        is_reloading=not no_reload,
-        log_level=log_level,
-        state_url=state_url,
-        folder=Path.cwd(),
-    )
-    check_address(host, port)
+    is_for_people = not given["is_json"] and _errands_of(given) == []
+    if is_for_people:
+        from flashkit import __version__
+
+        click.echo(f"flashkit {__version__}")  # what follows takes a moment to import
+    options = read_options(apps, given)
+    check_address(options.host, options.port)
     from flashkit.cli.serving import serve
 
     with asyncio.Runner(loop_factory=quick_loop()) as runner:
         return runner.run(serve(options))
+
+
+def read_options(apps: tuple[Path, ...], given: dict[str, Any]) -> DevOptions:
+    """Return the checked options.
+
+    Raises:
+        click.UsageError: They contradict each other, or there is no app.
+    """
+    from flashkit.cli.emulation import Emulation
+
+    errand = _read_errand(given)
+    if given["cold_start_budget"] is not None and errand is None:
+        raise click.UsageError("--cold-start-budget goes with --once, --ci or --runpod-tests")
+    usual_port = USUAL_PORT if errand is None else 0
+    is_attended = errand is None and not given["headless"]
+    return DevOptions(
+        apps=tuple(locate_app(app).resolve() for app in apps or [Path.cwd()]),
+        host=given["host"],
+        port=usual_port if given["port"] is None else given["port"],
+        is_reloading=is_attended and not given["no_reload"],
+        has_keys=is_attended and not given["is_json"],
+        is_json=given["is_json"],
+        log_level=given["log_level"],
+        state_url=given["state_url"],
+        folder=Path.cwd(),
+        emulation=Emulation(
+            cold_starts=given["cold_starts"],
+            capacities=given["capacities"],
+            faults=given["faults"],
+            speed=given["speed"],
+            random_seed=given["random_seed"],
+            has_flashboot=given["flashboot"],
+            has_rate_limits=given["rate_limits"],
+        ),
+        errand=errand,
+        cold_start_budget=given["cold_start_budget"],
+        seed_folder=given["seed_folder"],
+        export_folder=given["export_folder"],
+    )
+
+
+def _errands_of(given: dict[str, Any]) -> list[str]:
+    return [
+        name
+        for name, is_asked in (
+            ("--once", given["once"]),
+            ("--ci", given["is_ci"]),
+            ("--runpod-tests", given["runpod_tests"]),
+        )
+        if is_asked
+    ]
+
+
+def _read_errand(given: dict[str, Any]) -> Errand | None:
+    errands = _errands_of(given)
+    if len(errands) > 1:
+        raise click.UsageError(f"{' and '.join(errands)} exclude each other")
+    tail: tuple[str, ...] = given["tail"]
+    if bool(tail) != given["is_ci"]:
+        raise click.UsageError("--ci and a command after -- go together: flashkit dev --ci -- pytest")
+    if given["input_text"] is not None and not given["once"]:
+        raise click.UsageError("--input goes with --once")
+    if not errands:
+        return None
+    from flashkit.cli.errands import RunCommand, RunHubTests, RunOnce
+
+    if given["once"]:
+        return RunOnce(given["input_text"], given["endpoint"], given["is_json"])
+    return RunCommand(tail) if given["is_ci"] else RunHubTests(given["endpoint"])
 
 
 def quick_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -103,16 +217,23 @@ def quick_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-def find_app(folder: Path) -> Path:
-    """Return the app file that the folder has under one of the usual names.
+def locate_app(path: Path) -> Path:
+    """Return the app file: the path itself, or what the folder has under one of the usual names.
 
     Raises:
-        click.UsageError: There is none.
+        click.UsageError: The folder has none.
     """
-    for name in _USUAL_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    raise click.UsageError(f"there is no app.py here; name your app's file: flashkit dev APP.py (in {folder})")
+    from flashkit.cli.projects import USUAL_NAMES, find_app
+
+    if not path.is_dir():
+        return path
+    found = find_app(path)
+    if found is None:
+        raise click.UsageError(
+            f"there is no app in {path}: neither {', '.join(USUAL_NAMES)} nor one of them below src; "
+            "name your app's file: flashkit dev APP.py"
+        )
+    return found
 
 
 def check_address(host: str, port: int) -> None:

@@ -1,8 +1,7 @@
-"""What runs behind `flashkit dev`: the emulator, the reloading, and an orderly end.
+"""What runs behind `flashkit dev`: the emulator, the reloading, the keys, errands, and an orderly end.
 
-While it runs, `.flashkit/dev.json` in the project's folder tells clients where it is. A saved .py file
-restarts the workers of the apps in its folder; an app that stops importing keeps its last good workers,
-or none, until it is fixed.
+While it runs, `.flashkit/dev.json` in the project's folder tells clients where it is, unless it runs an errand beside
+another one.
 """
 
 from __future__ import annotations
@@ -14,19 +13,30 @@ import signal
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
-from flashkit.cli import exit_code_for
-from flashkit.cli.apps import AppEndpoint, check_names, describe_app
-from flashkit.cli.console import Screen, make_console
+from flashkit.cli import EXIT_OVER_BUDGET, exit_code_for
+from flashkit.cli.console import Output, Screen, make_console
 from flashkit.cli.dev import DevOptions
 from flashkit.cli.dev_store import DevStore, open_dev_store
-from flashkit.cli.watching import SourceWatch
+from flashkit.cli.errands import Errand, Place, RunHubTests, run_errand
+from flashkit.cli.hub import read_hub_tests
+from flashkit.cli.job_files import export_jobs, read_jobs, send_jobs
+from flashkit.cli.json_lines import JsonLines
+from flashkit.cli.key_commands import KeyCommands, sdk_log_level
+from flashkit.cli.keys import Keyboard, obey_keys, open_keyboard
+from flashkit.cli.projects import project_folder
+from flashkit.cli.reloading import Apps
+from flashkit.cli.starts import StartWatch
+from flashkit.cli.watching import FileKind, SourceWatch, kind_of
+from flashkit.emulator.events import Event
 from flashkit.emulator.server import Emulator
 from flashkit.errors import DefinitionError
-from flashkit.settings import DEV_FILE
+from flashkit.settings import DEV_FILE, find_dev_server
+
+T = TypeVar("T")
 
 SHUTDOWN_GRACE_SECONDS = 10.0
 """How long jobs may go on after the first Ctrl-C."""
@@ -41,43 +51,53 @@ _WORKER_DEFAULTS = {"FLASHKIT_KEEP_JOURNALS": "1", "FLASHKIT_LEASE_SECONDS": "5"
 class Signals:
     """What Ctrl-C asks for: the first time to stop, the second time to kill."""
 
+    output: Output
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     killing: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def take(self) -> None:
+        """Take one more wish to stop."""
+        if self.stopping.is_set():
+            self.killing.set()
+        else:
+            grace = f"{SHUTDOWN_GRACE_SECONDS:g} s"
+            self.output.say(f"stopping: running jobs have {grace} to finish; Ctrl-C again kills them")
+            self.stopping.set()
+
 
 async def serve(options: DevOptions) -> int:
-    """Run the platform until it is told to stop, and return the exit code."""
-    screen = Screen(log_level=options.log_level)
-    with listen_to_signals(screen) as signals:
+    """Run the platform until it is told to stop or its errand is done, and return the exit code."""
+    output = make_output(options)
+    with listen_to_signals(output) as signals:
         try:
-            await DevServer(options, screen).run(signals)
+            code = await DevServer(options, output).run(signals)
         except DefinitionError as exc:
-            Screen(log_level=options.log_level, console=make_console(stderr=True)).show_problem(exc.report)
+            make_output(options, to_stderr=True).show_problem(exc.report)
             return exit_code_for(exc)
         is_killed = signals.killing.is_set()
-        screen.say("killed" if is_killed else "stopped")
-    return EXIT_KILLED if is_killed else 0
+        if options.errand is None:
+            output.say("killed" if is_killed else "stopped")
+    return EXIT_KILLED if is_killed else code
+
+
+def make_output(options: DevOptions, *, to_stderr: bool = False) -> Output:
+    """Return where to say what happens: standard output belongs to the errand, where there is one."""
+    console = make_console(stderr=to_stderr or options.errand is not None)
+    if options.is_json:
+        return JsonLines(log_level=options.log_level, stream=console.file)
+    return Screen(log_level=options.log_level, console=console)
 
 
 @contextlib.contextmanager
-def listen_to_signals(screen: Screen) -> Iterator[Signals]:
+def listen_to_signals(output: Output) -> Iterator[Signals]:
     """Turn the signals that end a process into wishes, for as long as the block lasts."""
     loop = asyncio.get_running_loop()
-    signals = Signals()
-
-    def take() -> None:
-        if signals.stopping.is_set():
-            signals.killing.set()
-        else:
-            grace = f"{SHUTDOWN_GRACE_SECONDS:g} s"
-            screen.say(f"stopping: running jobs have {grace} to finish; Ctrl-C again kills them")
-            signals.stopping.set()
-
+    signals = Signals(output)
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # started by nohup, it outlives the terminal
         numbers.append(signal.SIGHUP)
     for number in numbers:
-        loop.add_signal_handler(number, take)
+        loop.add_signal_handler(number, signals.take)
     try:
         yield signals
     finally:
@@ -86,131 +106,200 @@ def listen_to_signals(screen: Screen) -> Iterator[Signals]:
 
 
 class DevServer:
-    """The emulator with the user's apps in it, and what reloading needs to remember."""
+    """The emulator with the user's apps in it, and everything around it."""
 
-    def __init__(self, options: DevOptions, screen: Screen) -> None:
+    def __init__(self, options: DevOptions, output: Output) -> None:
         self._options = options
-        self._screen = screen
-        self._env: Mapping[str, str] = {}
-        self._found: dict[Path, list[AppEndpoint]] = {app: [] for app in options.apps}
+        self._output = output
+        self._env: dict[str, str] = {}
+        """What workers get; shared with the endpoints, so that a changed log level reaches new workers."""
+        self._apps = Apps(options.apps, env=self._env)
+        self._listeners = [output.show_event]
+        self._keyboard: Keyboard | None = None
 
-    @property
-    def _endpoints(self) -> list[AppEndpoint]:
-        return [endpoint for endpoints in self._found.values() for endpoint in endpoints]
-
-    async def run(self, signals: Signals) -> None:
-        """Serve until the signals say stop.
+    async def run(self, signals: Signals) -> int:
+        """Serve until the signals say stop or the errand is done, and return the exit code.
 
         Raises:
             DefinitionError: An app does not import, and files are not watched.
+            InputError: An option of the emulator cannot be carried out.
             ConfigurationError: The port cannot be had, or sessions cannot be kept where they should.
             StoreUnavailable: Nothing answers there.
         """
         options = self._options
+        seeds = read_jobs(options.seed_folder) if options.seed_folder else []
+        folders = tuple(dict.fromkeys(app.folder for app in self._apps.all)) if options.is_reloading else ()
         async with (
-            SourceWatch(options.watched_folders) as watch,
+            SourceWatch(folders) as watch,
             open_dev_store(options.folder, options.state_dir, named=options.state_url) as store,
         ):
-            self._env = worker_env(options, store, os.environ)
-            await run_unless(signals.stopping, self._describe_all())
+            self._env.update(worker_env(options, store, os.environ))
+            await run_unless(signals.stopping, self._load_all())
             if signals.stopping.is_set():
-                return
-            async with self._open_emulator(signals) as emulator:
-                with running_record(options.folder / DEV_FILE, emulator.url, store):
-                    self._show_banner(emulator, store)
-                    await run_unless(signals.stopping, self._reload_for_ever(emulator, watch))
+                return 0 if options.errand is None else EXIT_KILLED
+            async with self._open_emulator(signals) as emulator, self._recorded(emulator, store), self._open_keyboard():
+                self._show_banner(emulator, store)
+                send_jobs(emulator, seeds)
+                if options.errand is None:
+                    await self._attend(emulator, watch, signals)
+                    return 0
+                code = await run_unless(signals.stopping, self._run_errand(options.errand, emulator, store))
+                return EXIT_KILLED if code is None else code
 
     @contextlib.asynccontextmanager
     async def _open_emulator(self, signals: Signals) -> AsyncIterator[Emulator]:
-        emulator = self._make_emulator()
+        options = self._options
+        names = [endpoint.name for endpoint in self._apps.endpoints]
+        if not self._apps.problems:
+            options.emulation.check(names)
+        emulator = Emulator(
+            [endpoint.local for endpoint in self._apps.endpoints],
+            host=options.host,
+            port=options.port,
+            state_dir=options.state_dir,
+            on_event=self._notice,
+            shutdown_grace=SHUTDOWN_GRACE_SECONDS,
+            **options.emulation.emulator_options(),
+        )
+        emulator.problems.update(self._apps.problems)
+        self._starts = StartWatch(emulator.clock.now)
+        self._listeners.append(self._starts.notice)
         await emulator.__aenter__()
         try:
             yield emulator
         finally:
+            if options.export_folder is not None:
+                count = export_jobs(emulator, options.export_folder)
+                self._output.say(f"exported {count} jobs to {options.export_folder}")
             # Its end gives jobs time to finish; cancelled, it kills every worker at once.
             await run_unless(signals.killing, emulator.__aexit__(None, None, None))
 
-    def _make_emulator(self) -> Emulator:
+    @contextlib.asynccontextmanager
+    async def _open_keyboard(self) -> AsyncIterator[None]:
+        if not self._options.has_keys:
+            yield
+            return
+        with open_keyboard() as self._keyboard:
+            yield
+
+    def _notice(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+    @contextlib.asynccontextmanager
+    async def _recorded(self, emulator: Emulator, store: DevStore) -> AsyncIterator[None]:
         options = self._options
-        return Emulator(
-            [endpoint.local for endpoint in self._endpoints],
-            host=options.host,
-            port=options.port,
-            state_dir=options.state_dir,
-            on_event=self._screen.show_event,
-            shutdown_grace=SHUTDOWN_GRACE_SECONDS,
-        )
+        if options.errand is not None and find_dev_server(options.folder) is not None:
+            yield  # its clients find it in their environment, those of the other server by its record
+            return
+        with running_record(options.folder / DEV_FILE, emulator.url, store):
+            yield
 
-    async def _describe_all(self) -> None:
-        for app in self._options.apps:
+    async def _load_all(self) -> None:
+        options = self._options
+        if isinstance(options.errand, RunHubTests):
+            self._env.update(read_hub_tests(project_folder(options.apps[0])).env)
+        for app in self._apps.all:
             try:
-                await self._describe(app)
+                await self._apps.load(app)
             except DefinitionError as exc:
-                if not self._options.is_reloading:
+                if not options.is_reloading:
                     raise
-                self._screen.show_problem(exc.report)
+                self._output.show_problem(exc.report)
 
-    async def _describe(self, app: Path) -> None:
-        found = await describe_app(app, env=self._env)
-        others = [endpoint for path, endpoints in self._found.items() if path != app for endpoint in endpoints]
-        check_names([*others, *found])
-        self._found[app] = found
+    async def _run_errand(self, errand: Errand, emulator: Emulator, store: DevStore) -> int:
+        endpoints = self._apps.endpoints
+        await self._starts.wait_until_ready([endpoint.spec for endpoint in endpoints])
+        code = await run_errand(errand, Place(emulator.url, endpoints, self._options.apps, store))
+        return code or self._check_cold_starts()
+
+    def _check_cold_starts(self) -> int:
+        budget = self._options.cold_start_budget
+        slow = [] if budget is None else self._starts.over(budget)
+        for start in slow:
+            self._output.say(
+                f"worker {start.worker_id} of {start.endpoint!r} took {start.seconds:.1f} s to start, "
+                f"over the budget of {budget:g} s",
+                style="red",
+            )
+        return EXIT_OVER_BUDGET if slow else 0
 
     def _show_banner(self, emulator: Emulator, store: DevStore) -> None:
         options = self._options
-        self._screen.show_banner(
-            self._endpoints,
+        if options.errand is not None and isinstance(self._output, Screen):
+            self._output.know(self._apps.endpoints)
+            self._output.say(f"platform at {emulator.url}")
+            return
+        self._output.show_banner(
+            self._apps.endpoints,
             url=emulator.url,
             state_dir=options.state_dir.relative_to(options.folder),
             sessions=store.description,
             is_reloading=options.is_reloading,
+            emulated=list(options.emulation.words()),
+            has_keys=self._keyboard is not None,
         )
         for warning in store.warnings:
-            self._screen.say(f"sessions: {warning}", style="yellow")
+            self._output.say(f"sessions: {warning}", style="yellow")
         if options.host not in _LOOPBACK:
-            self._screen.say(f"{options.host} may be reached by other machines: they can run your jobs", style="yellow")
-        for app in (app for app, endpoints in self._found.items() if not endpoints):
-            self._screen.say(f"{app.name} has no endpoint running; it is read again when it changes", style="yellow")
+            self._output.say(f"{options.host} may be reached by other machines: they can run your jobs", style="yellow")
+        for name in self._apps.problems:
+            self._output.say(f"{name} has no endpoint running; it is read again when it changes", style="yellow")
+
+    async def _attend(self, emulator: Emulator, watch: SourceWatch, signals: Signals) -> None:
+        """Do what a person wants, until they want it to stop."""
+        async with asyncio.TaskGroup() as tasks:
+            working = [tasks.create_task(self._reload_for_ever(emulator, watch))]
+            if self._keyboard is not None:
+                working.append(tasks.create_task(self._obey_keys(emulator, self._keyboard, signals)))
+            await signals.stopping.wait()
+            for task in working:
+                task.cancel()
+
+    async def _obey_keys(self, emulator: Emulator, keyboard: Keyboard, signals: Signals) -> None:
+        commands = KeyCommands(emulator, self._output, keyboard=keyboard, stop=signals.take, worker_env=self._env)
+        self._listeners.append(commands.notice)
+        await obey_keys(
+            keyboard,
+            commands.all(),
+            say=self._output.say,
+            complain=lambda text: self._output.say(text, style="red"),
+        )
 
     async def _reload_for_ever(self, emulator: Emulator, watch: SourceWatch) -> None:
         while self._options.is_reloading:
             try:
-                changed = await watch.changed()
+                saved = await watch.changed()
             except (OSError, RuntimeError) as exc:  # too many watches, or a file system without them
-                self._screen.say(f"files cannot be watched, so nothing is reloaded: {exc}", style="red")
-                break
-            for app in self._options.apps:
-                if any(path.is_relative_to(app.parent) for path in changed):
-                    await self._reload(emulator, app, changed)
-        await asyncio.Event().wait()  # until it is cancelled
+                self._output.say(f"files cannot be watched, so nothing is reloaded: {exc}", style="red")
+                return
+            await self._reload(emulator, saved)
 
-    async def _reload(self, emulator: Emulator, app: Path, changed: Sequence[Path]) -> None:
-        before = {endpoint.name for endpoint in self._found[app]}
-        names = ", ".join(path.name for path in changed)
-        try:
-            await self._describe(app)
-        except DefinitionError as exc:
-            self._screen.show_problem(exc.report)
-            kept = f"the last good code of {app.name} keeps running" if before else f"{app.name} is not running"
-            self._screen.say(f"{names} changed, but {app.name} does not import: {kept}", style="red")
-            return
-        after = {endpoint.name for endpoint in self._found[app]}
-        await emulator.replace([endpoint.local for endpoint in self._found[app]], removed=before - after)
-        self._screen.say(f"{names} changed: {describe_reload(before, after)}", style="bold")
-
-
-def describe_reload(before: set[str], after: set[str]) -> str:
-    """Return what a reload did, in words."""
-    parts = (
-        ("restarting", before & after),
-        ("added", after - before),
-        ("removed", before - after),
-    )
-    return "; ".join(f"{verb} {', '.join(sorted(names))}" for verb, names in parts if names)
+    async def _reload(self, emulator: Emulator, saved: Sequence[Path]) -> None:
+        for app in self._apps.all:
+            kinds = {path: kind_of(path, below=app.folder) for path in saved}
+            image_files = [path.name for path, kind in kinds.items() if kind is FileKind.IMAGE]
+            if image_files:
+                self._output.say(
+                    f"changed {', '.join(image_files)}: nothing restarted; it takes effect here once it is installed, "
+                    "and on Runpod with the next image",
+                    style="yellow",
+                )
+            code = [path for path, kind in kinds.items() if kind in (FileKind.CODE, FileKind.SETTINGS)]
+            if not code:
+                continue
+            event = await self._apps.reload(app, code, emulator)
+            emulator.problems.clear()
+            emulator.problems.update(self._apps.problems)
+            if event.error is not None:
+                self._output.show_problem(event.error)
+            if isinstance(self._output, Screen):
+                self._output.know(app.endpoints)
+            emulator.dispatcher.tell(event)
 
 
-async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Run the work until it ends, or cancel it when the event is set; its errors are raised."""
+async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Run the work until it ends and return what it does, or cancel it when the event is set; errors are raised."""
     task = asyncio.ensure_future(work)
     waiting = asyncio.ensure_future(event.wait())
     try:
@@ -219,8 +308,7 @@ async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> N
         waiting.cancel()
         task.cancel()
     await asyncio.wait({task})
-    if not task.cancelled():
-        task.result()
+    return None if task.cancelled() else task.result()
 
 
 @contextlib.contextmanager
@@ -243,6 +331,5 @@ def running_record(file: Path, url: str, store: DevStore) -> Iterator[None]:
 
 def worker_env(options: DevOptions, store: DevStore, environ: Mapping[str, str]) -> Mapping[str, str]:
     """Return what workers get on top of the developer's shell, `environ`: above all one place for sessions."""
-    level = {"warning": "WARN"}.get(options.log_level, options.log_level.upper())
     defaults = {name: value for name, value in _WORKER_DEFAULTS.items() if name not in environ}
-    return {**defaults, "FLASHKIT_STATE": store.url, "RUNPOD_LOG_LEVEL": level}
+    return {**defaults, "FLASHKIT_STATE": store.url, "RUNPOD_LOG_LEVEL": sdk_log_level(options.log_level)}

@@ -12,7 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flashkit.cli.console import format_bytes, format_ms, make_console
+from flashkit.cli.console import make_console
+from flashkit.cli.quantities import format_bytes, format_ms
 from flashkit.worker.sessions.admin import PERSON
 from flashkit.worker.sessions.comparing import Difference
 from flashkit.worker.sessions.timeline import SessionView, Step, StepState, Summary, TurnState, TurnView

@@ -1,10 +1,17 @@
-"""Which source files were saved: watched from before the app is read, so that no save is missed."""
+"""Which files were saved: watched from before the app is read, so that no save is missed.
+
+Python files are code, `.env` and `.toml` files are settings that any code may read, and what an image is built from
+is told apart, since no restart makes up for a new image. Other files are left alone, as are hidden and generated
+folders.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fnmatch
 from collections.abc import AsyncGenerator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,12 +19,46 @@ from typing import Self
 from watchfiles import awatch
 
 _IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages"})
+_IMAGE_FILES = (
+    "Dockerfile*", "*.dockerfile", "requirements*.txt", "constraints*.txt", "pyproject.toml", "setup.py", "setup.cfg",
+    "uv.lock", "poetry.lock",
+)  # fmt: skip
+_SETTINGS_FILES = (".env", ".env.*", "*.toml")
 _QUIET_MS = 200
 """Files saved within this time of each other are one change."""
 
 
+class FileKind(StrEnum):
+    """What a saved file is to the workers."""
+
+    CODE = "code"
+    """Restarts the endpoints that depend on it."""
+    SETTINGS = "settings"
+    """Restarts every endpoint of the project."""
+    IMAGE = "image"
+    """Needs a new image; nothing restarts."""
+
+
+def kind_of(path: Path, *, below: Path) -> FileKind | None:
+    """Return what the file is to the project in this folder, None where it is nothing."""
+    if not path.is_relative_to(below):
+        return None
+    *folders, name = path.relative_to(below).parts or ("",)
+    if any(folder.startswith(".") or folder in _IGNORED_FOLDERS for folder in folders):
+        return None
+    if _matches(name, _IMAGE_FILES):
+        return FileKind.IMAGE
+    if name.endswith(".py"):
+        return None if name.startswith(".") else FileKind.CODE
+    return FileKind.SETTINGS if _matches(name, _SETTINGS_FILES) else None
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 class SourceWatch:
-    """The Python files that change below some folders while the `async with` block lasts."""
+    """The files that change below some folders while the `async with` block lasts."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self._has_folders = bool(folders)
@@ -59,19 +100,11 @@ class SourceWatch:
         return await anext(self._changes)
 
 
-def is_source_file(path: Path, *, below: Path) -> bool:
-    """True for a Python file in the folder that is not in a hidden or generated part of it."""
-    if path.suffix != ".py" or not path.is_relative_to(below):
-        return False
-    parts = path.relative_to(below).parts
-    return not any(part.startswith(".") or part in _IGNORED_FOLDERS for part in parts)
-
-
 async def _changed_files(folders: Sequence[Path]) -> AsyncGenerator[list[Path], None]:
-    def is_source(_change: object, name: str) -> bool:
-        return any(is_source_file(Path(name), below=folder) for folder in folders)
+    def is_watched(_change: object, name: str) -> bool:
+        return any(kind_of(Path(name), below=folder) for folder in folders)
 
-    watching = awatch(*folders, watch_filter=is_source, debounce=_QUIET_MS)
+    watching = awatch(*folders, watch_filter=is_watched, debounce=_QUIET_MS)
     async with contextlib.aclosing(watching):
         async for changes in watching:
             yield sorted({Path(name) for _, name in changes})
