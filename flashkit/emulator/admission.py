@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.types import Scope
 
 from flashkit.emulator.answers import ForeignHost, ForeignOrigin, Unauthorized
@@ -82,7 +82,7 @@ class Admission:
                 hint="use the dashboard, or send the request from a program",
             )
 
-    def check(self, request: Request) -> None:
+    def check(self, request: HTTPConnection) -> None:
         """Let a request pass that may use the platform.
 
         Raises:
@@ -92,7 +92,7 @@ class Admission:
         _check_origin(request)
         self._check_key(request)
 
-    def _check_key(self, request: Request) -> None:
+    def _check_key(self, request: HTTPConnection) -> None:
         if self.api_key is None:
             return
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -103,7 +103,7 @@ class Admission:
             )
 
 
-def _check_origin(request: Request) -> None:
+def _check_origin(request: HTTPConnection) -> None:
     """Refuse what a web page of another machine makes a browser send: anybody's page could run jobs here."""
     origin = request.headers.get("origin")
     if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from flashkit.emulator.bodies import BodyTooLarge, encode_json
 from flashkit.emulator.platform import Job, Worker
@@ -130,3 +131,13 @@ async def send_body(send: Send, status: int, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))] if body else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def deny(scope: Scope, receive: Receive, send: Send, status: int, body: bytes) -> None:
+    """Answer a request with this JSON and nothing done for it; a WebSocket before it is open."""
+    if scope["type"] != "websocket":
+        await send_body(send, status, body)
+        return
+    socket = WebSocket(scope, receive, send)
+    await socket.receive()
+    await socket.send_denial_response(Response(body, status, media_type="application/json"))

@@ -13,7 +13,7 @@ from starlette.types import Receive
 
 from flashkit.errors import InputError
 
-_DISCARD_LIMIT_BYTES: Final = 256 * 1024 * 1024
+DISCARD_LIMIT_BYTES: Final = 256 * 1024 * 1024
 """How much of an oversized body is still read, so that the sender gets to see the answer."""
 _UNSUSPICIOUS_BRACKETS: Final = 200
 """With fewer opening brackets, JSON cannot be too deep for orjson, which writes 254 levels."""
@@ -51,7 +51,7 @@ async def read_body(receive: Receive, *, limit_bytes: int) -> bytes:
         return body
     parts = [body]
     size = len(body)
-    while message.get("more_body") and size <= _DISCARD_LIMIT_BYTES:
+    while message.get("more_body") and size <= DISCARD_LIMIT_BYTES:
         message = await _next_part(receive)
         size += len(message.get("body", b""))
         if size <= limit_bytes:

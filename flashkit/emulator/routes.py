@@ -35,6 +35,7 @@ from flashkit.emulator.bodies import ClientGone, read_body
 from flashkit.emulator.dashboard import prefers_page, show_page
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.faults import FAULT_HEADER, FaultPlan, read_job_faults
+from flashkit.emulator.load_balancing.entry import PATH_PREFIX
 from flashkit.emulator.openai import submit_relayed
 from flashkit.emulator.platform import Job
 from flashkit.emulator.rate_limits import RateLimiter
@@ -123,6 +124,8 @@ class ClientRoutes:
             name = request.path_params["endpoint"]
             if name not in self._endpoints:
                 raise _unknown_endpoint(name, self._endpoints)
+            if self._endpoints[name].spec.load_balanced and action != "health":
+                raise _has_no_queue(name)
             if self._limiter is None:
                 return await handler(request, name)
             running = self._platform.health(name)["workers"]["running"]
@@ -240,6 +243,13 @@ def _unknown_endpoint(name: str, known: Iterable[str]) -> RouteUnknown:
         f"there is no endpoint {name!r} on this platform",
         hint=f"{meant}known endpoints: {', '.join(names) or 'none'}",
         details={"endpoints": names},
+    )
+
+
+def _has_no_queue(name: str) -> RouteUnknown:
+    return RouteUnknown(
+        f"endpoint {name!r} is load-balanced: it has no queue and no jobs",
+        hint=f"send requests to its own paths, below {PATH_PREFIX}{name}/",
     )
 
 

@@ -26,7 +26,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flashkit.emulator.admission import Admission
-from flashkit.emulator.answers import ForeignHost, error_body, internal_error, send_body
+from flashkit.emulator.answers import ForeignHost, deny, error_body, internal_error
 from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.clock import Clock
 from flashkit.emulator.connections import BreakableProtocol
@@ -37,6 +37,7 @@ from flashkit.emulator.events import Event, ignore
 from flashkit.emulator.fault_injection import FaultInjector
 from flashkit.emulator.fault_routes import fault_routes
 from flashkit.emulator.faults import parse_faults
+from flashkit.emulator.load_balancing.entry import LoadBalancing
 from flashkit.emulator.metrics import Metrics
 from flashkit.emulator.overview import Overview
 from flashkit.emulator.platform import ColdStart, Job, JobRequest, Platform, random_id, seeded_id
@@ -47,7 +48,7 @@ from flashkit.emulator.traffic import TrafficRecorder
 from flashkit.emulator.webhooks import WebhookSender
 from flashkit.emulator.worker_wire import WorkerWire
 from flashkit.errors import ConfigurationError, ErrorReport
-from flashkit.protocol import PlatformDefaults
+from flashkit.protocol import REQUEST_BODY_LIMIT_BYTES, PlatformDefaults
 
 __all__ = ["Clock", "ColdStart", "Emulator", "LocalEndpoint"]
 
@@ -172,6 +173,12 @@ class Emulator:
             on_submit=self._submitted,
             clock=self.clock,
         )
+        self.load_balancing = LoadBalancing(
+            self.dispatcher,
+            defaults=self._defaults,
+            admission=self._admission,
+            ports_of=self._supervisor.http_ports,
+        )
         self.clock.is_quiet = lambda: self.dispatcher.is_quiet() and not self._webhooks.is_posting
         server = _Server(self._application(), listener)
         async with AsyncExitStack() as stack:
@@ -182,7 +189,9 @@ class Emulator:
             stack.push_async_callback(self._webhooks.close)
             stack.callback(self.recorder.close)
             stack.push_async_callback(self.faults.close)
+            stack.push_async_callback(self.load_balancing.close)
             stack.push_async_callback(self._stop_workers)
+            await self.load_balancing.open()
             await server.start()
             await self._supervisor.open()
             self.faults.set(self._initial_faults, seed=self._seed)
@@ -198,6 +207,7 @@ class Emulator:
         await self._stack.aclose()
 
     async def _stop_workers(self) -> None:
+        self.load_balancing.balancer.close()
         self._supervisor.terminate_all()  # before the polls are answered: no worker asks for another job
         self.dispatcher.close()
         await self._supervisor.close(grace_seconds=self._shutdown_grace)
@@ -213,6 +223,7 @@ class Emulator:
         for name in removed:
             if self._supervisor.endpoints.pop(name, None) is not None:
                 self.dispatcher.apply(self.platform.remove_endpoint, name)
+                self.load_balancing.balancer.look_again(name)
         for local in endpoints:
             name = local.spec.name
             is_known = name in self._supervisor.endpoints
@@ -318,7 +329,9 @@ class Emulator:
             faults=self.faults.plan,
             more_routes=[*control.routes(), *dashboard_routes(), *fault_routes(self.faults, self._admission)],
         )
-        return self.faults.around(_Application(wire, routes.application(), admission=self._admission))
+        return self.faults.around(
+            _Application(wire, routes.application(), admission=self._admission, load_balancing=self.load_balancing)
+        )
 
     def _submitted(self, endpoint: str, request: JobRequest, *, sync: bool) -> None:
         if self._recording is not None:
@@ -329,8 +342,10 @@ class Emulator:
 
     def _worker_exited(self, endpoint: str, worker_id: str, *, exit_code: int, log_tail: Sequence[str]) -> None:
         self.dispatcher.worker_exited(endpoint, worker_id, exit_code=exit_code, log_tail=log_tail)
+        self.load_balancing.balancer.look_again(endpoint)
 
     def _observe(self, event: Event) -> None:
+        self.load_balancing.notice(event)
         self.faults.notice(event)
         self.recorder.record(event)
         self.metrics.observe(event)
@@ -341,26 +356,31 @@ class Emulator:
 
 
 class _Application:
-    """Sends workers' requests to the wire, all others to the client routes, and owns up to our own faults."""
+    """Sends each request to those who serve it, the client routes last, and owns up to our own faults."""
 
-    def __init__(self, wire: WorkerWire, client_app: ASGIApp, *, admission: Admission) -> None:
+    def __init__(
+        self, wire: WorkerWire, client_app: ASGIApp, *, admission: Admission, load_balancing: LoadBalancing
+    ) -> None:
         self._wire = wire
+        self._load_balancing = load_balancing
         self._client_app = client_app
         self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._admission.check_host(scope)
+            if await self._load_balancing.serve(scope, receive, send):
+                return
             if not await self._wire.serve(scope, receive, send):
                 await self._client_app(scope, receive, send)
         except ForeignHost as exc:
-            await send_body(send, 403, error_body(exc.report))
+            await deny(scope, receive, send, 403, error_body(exc.report))
         except Exception:  # noqa: BLE001
             # The boundary of the process towards HTTP: whatever went wrong is logged with its traceback here.
-            _log.exception("%s %s failed", scope["method"], scope["path"])
+            _log.exception("%s %s failed", scope.get("method", "WEBSOCKET"), scope["path"])
             await asyncio.sleep(_SPIN_GUARD_SECONDS)  # a worker would repeat the request at once
             with contextlib.suppress(RuntimeError):  # the response had begun already
-                await send_body(send, 500, error_body(internal_error()))
+                await deny(scope, receive, send, 500, error_body(internal_error()))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -377,7 +397,8 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=BreakableProtocol,
-                ws="none",
+                ws="websockets-sansio",
+                ws_max_size=REQUEST_BODY_LIMIT_BYTES,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -1,0 +1,1 @@
+"""Load-balanced endpoints: requests of any kind go straight to HTTP servers in the workers."""
