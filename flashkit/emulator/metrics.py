@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -28,10 +28,23 @@ SAMPLE_LIMIT: Final = 900
 WINDOW_SECONDS: Final = 300.0
 WINDOW_JOBS: Final = 2_000
 """Latencies are those of the jobs that ended in this time, the latest so many of them."""
-SERIES: Final = ("queued", "running", "idle", "busy", "starting", "leaving", "finished", "failed", "tokens")
-"""What a sample has, after its time: jobs in the queue and at work, workers by what they do, and what ended, and
-tokens, since the sample before."""
+SERIES: Final = (
+    "queued",
+    "running",
+    "idle",
+    "busy",
+    "starting",
+    "leaving",
+    "finished",
+    "failed",
+    "tokens",
+    "p50_ms",
+    "p95_ms",
+)
+"""What a sample has, after its time: jobs in the queue and at work; workers by what they do; jobs that ended, and
+tokens, since the sample before; and the latencies of the last seconds, None where no job ended."""
 
+_RECENT_SECONDS: Final = 10.0
 _SECONDS_PER_HOUR: Final = 3600
 _WORKER_COLUMNS: Final = {
     "idle": "idle",
@@ -60,17 +73,27 @@ class Tokens(NamedTuple):
     completion: int = 0
 
 
+Sample = tuple[float | None, ...]
+
+
 @dataclass(slots=True)
 class EndpointFigures:
     """What is counted for one endpoint."""
 
     ended: deque[Ended] = field(default_factory=lambda: deque(maxlen=WINDOW_JOBS))
-    samples: deque[tuple[float, ...]] = field(default_factory=lambda: deque(maxlen=SAMPLE_LIMIT))
+    samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLE_LIMIT))
     since_sample: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
     """Spent so far."""
+
+    def recent_latencies(self, now: float) -> Iterator[int]:
+        """Yield how long the jobs of the last seconds took, from queue to end."""
+        for job in reversed(self.ended):
+            if job.at < now - _RECENT_SECONDS:
+                return
+            yield job.delay_ms + job.execution_ms
 
 
 class Metrics:
@@ -132,7 +155,15 @@ class Metrics:
             workers = Counter(_WORKER_COLUMNS.get(lane.state, "") for lane in alive)
             jobs = self._platform.health(name)["jobs"]
             counted, figures.since_sample = figures.since_sample, Counter()
-            values: dict[str, int] = {**workers, **counted, "queued": jobs["inQueue"], "running": jobs["inProgress"]}
+            latencies = percentiles(figures.recent_latencies(now)) or {"p50": None, "p95": None}
+            values: dict[str, float | None] = {
+                **workers,
+                **counted,
+                "queued": jobs["inQueue"],
+                "running": jobs["inProgress"],
+                "p50_ms": latencies["p50"],
+                "p95_ms": latencies["p95"],
+            }
             figures.samples.append((now, *(values.get(column, 0) for column in SERIES)))
             figures.usd += (cost_per_second(spec, alive) or 0.0) * seconds
 
@@ -183,14 +214,15 @@ class Metrics:
         ]
         return {"count": len(seconds), "ms": percentiles(round(value * 1000) for value in seconds)}
 
-    def series(self, *, after: float = 0.0) -> dict[str, list[tuple[float, ...]]]:
+    def series(self, *, after: float = 0.0) -> dict[str, list[Sample]]:
         """Return the samples of every endpoint that were taken after this time; `SERIES` names the columns."""
         return {
-            name: [sample for sample in figures.samples if sample[0] > after] for name, figures in self._figures.items()
+            name: [sample for sample in figures.samples if (sample[0] or 0.0) > after]
+            for name, figures in self._figures.items()
         }
 
 
-def percentiles(values: Iterable[float]) -> dict[str, float] | None:
+def percentiles(values: Iterable[float]) -> Mapping[str, float | None] | None:
     """Return the 50th, 95th and 99th percentile (nearest rank) of the values; None of none."""
     ordered = sorted(values)
     if not ordered:

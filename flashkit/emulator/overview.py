@@ -224,7 +224,7 @@ def describe_lane(lane: Lane) -> dict[str, Any]:
         "state": lane.state,
         "detail": lane.detail,
         "jobs": list(lane.jobs),
-        "changes": list(lane.changes),
+        "changes": [(change.at, change.state) for change in lane.changes],
     }
 
 
