@@ -7,7 +7,7 @@ needs 6 s of a clock that runs 60 times as fast.
 
 `advance` goes from timer to timer: each runs at its own time, in their order, and whoever waits for one goes on
 before the next. It moves everything, the execution timeouts of running jobs too, but is patient with processes
-that start or stop because of it.
+that start or stop because of it. A clock that stands still also lets nobody be killed for being slow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from flashkit.errors import InputError
 
@@ -29,6 +29,13 @@ _ROUNDS_TO_SETTLE: Final = 20
 """Rounds of the event loop after each timer: enough for what it woke to wake others in turn."""
 _TIMERS_TOLERATED: Final = 64
 """Cancelled timers are searched for when there are so many, or twice as many as were alive the last time."""
+
+
+class Quiet(Protocol):
+    """What tells whether something goes on that takes real time."""
+
+    def __call__(self, *, spares_jobs: bool) -> bool:
+        """Return True when nothing does, or running jobs alone and they are not to be spared."""
 
 
 @dataclass(order=True, slots=True)
@@ -68,7 +75,7 @@ class Clock:
         self._sweep_at = _TIMERS_TOLERATED
         self._alarm: asyncio.TimerHandle | None = None
         self._advancing: asyncio.Lock | None = None
-        self.is_quiet: Callable[[], bool] = _is_always_quiet
+        self.is_quiet: Quiet = _is_always_quiet
         """Asked by `advance` whether to move on: not while a real process is starting, say."""
         self.on_change: Callable[[float], None] = _ignore
         """Called with the seconds of each `advance`, and with 0 for a new speed, once it is done."""
@@ -116,13 +123,14 @@ class Clock:
         finally:
             timer.cancel()
 
-    async def advance(self, seconds: float, *, patience: float = DEFAULT_PATIENCE) -> None:
+    async def advance(self, seconds: float, *, patience: float = DEFAULT_PATIENCE, spares_jobs: bool = False) -> None:
         """Move on by so many seconds, stopping at each timer on the way.
 
         Args:
             seconds: Of this clock.
             patience: Real seconds, in all, for which it waits on its way until what it set off is over: worker
-                processes that are starting or stopping. Jobs that run are not waited for.
+                processes that are starting or stopping.
+            spares_jobs: Be patient with running jobs too, so that quick ones do not run into their timeouts.
 
         Raises:
             InputError: They are negative or not a finite number.
@@ -136,11 +144,11 @@ class Clock:
         async with self._advancing:  # two advances at once would each run into the other's time
             target = self.now() + seconds
             patient_until = time.monotonic() + patience
-            await self._settle(patient_until)
+            await self._settle(patient_until, spares_jobs=spares_jobs)
             while (timer := self._first()) is not None and timer.when <= target:
                 self._rebase(max(timer.when, self.now()))
                 self._run_due()
-                await self._settle(patient_until)
+                await self._settle(patient_until, spares_jobs=spares_jobs)
             self._rebase(max(target, self.now()))
             self._set_alarm()
         self.on_change(seconds)
@@ -150,11 +158,11 @@ class Clock:
         self._timers.clear()
         self._set_alarm()
 
-    async def _settle(self, patient_until: float) -> None:
+    async def _settle(self, patient_until: float, *, spares_jobs: bool) -> None:
         """Let everything that is ready to run do so, and what takes real time come to its end."""
         for _ in range(_ROUNDS_TO_SETTLE):
             await asyncio.sleep(0)
-        while not self.is_quiet() and time.monotonic() < patient_until:  # noqa: ASYNC110 - nobody tells
+        while not self.is_quiet(spares_jobs=spares_jobs) and time.monotonic() < patient_until:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(_QUIET_POLL_SECONDS)
 
     def _rebase(self, shown: float) -> None:
@@ -205,5 +213,5 @@ def _ignore(seconds: float) -> None:
     """Tell nobody."""
 
 
-def _is_always_quiet() -> bool:
+def _is_always_quiet(*, spares_jobs: bool) -> bool:
     return True

@@ -270,11 +270,11 @@ class Dispatcher:
         self._tell_of_worker(endpoint, worker_id, "exited", ended.signal_name or f"exit code {exit_code}")
         self.apply(self.platform.worker_exited, endpoint, worker_id, exit_code=exit_code, log_tail=log_tail)
 
-    def is_quiet(self) -> bool:
-        """True when no process of a worker is coming up or going down, and none is about to take a job."""
+    def is_quiet(self, *, spares_jobs: bool) -> bool:
+        """Return True when no worker process is coming up or going down, about to take a job, or (to spare) has one."""
         for endpoint in self.platform.specs:
             workers = self.platform.workers(endpoint)
-            if any(worker.is_changing for worker in workers):
+            if any(worker.is_changing or (spares_jobs and worker.is_busy) for worker in workers):
                 return False
             if self.platform.has_waiting_jobs(endpoint) and any(w.state is WorkerState.IDLE for w in workers):
                 return False

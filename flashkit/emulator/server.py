@@ -179,7 +179,7 @@ class Emulator:
             admission=self._admission,
             ports_of=self._supervisor.http_ports,
         )
-        self.clock.is_quiet = lambda: self.dispatcher.is_quiet() and not self._webhooks.is_posting
+        self.clock.is_quiet = self._is_quiet
         server = _Server(self._application(), listener)
         async with AsyncExitStack() as stack:
             stack.callback(listener.close)
@@ -332,6 +332,9 @@ class Emulator:
         return self.faults.around(
             _Application(wire, routes.application(), admission=self._admission, load_balancing=self.load_balancing)
         )
+
+    def _is_quiet(self, *, spares_jobs: bool) -> bool:
+        return self.dispatcher.is_quiet(spares_jobs=spares_jobs) and not self._webhooks.is_posting
 
     def _submitted(self, endpoint: str, request: JobRequest, *, sync: bool) -> None:
         if self._recording is not None:
