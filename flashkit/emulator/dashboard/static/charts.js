@@ -3,7 +3,7 @@
 import uPlot from "./vendor/uPlot.js";
 import { $, h, visible } from "./dom.js";
 import { count, milliseconds, rate, timeOfDay } from "./format.js";
-import { colourOf, now, seriesOf, shownNames, state } from "./state.js";
+import { colourOf, now, seriesOf, shownNames, startOfShown, state } from "./state.js";
 import { colour } from "./theme.js";
 
 const HEIGHT = 150;
@@ -17,10 +17,10 @@ const CHARTS = [
     title: "Workers",
     stacked: true,
     lines: () => [
-      { name: "busy", colour: "--running", values: total("busy") },
-      { name: "idle", colour: "--idle", values: total("idle") },
-      { name: "starting", colour: "--starting", values: total("starting") },
       { name: "leaving", colour: "--draining", values: total("leaving") },
+      { name: "starting", colour: "--starting", values: total("starting") },
+      { name: "idle", colour: "--idle", values: total("idle") },
+      { name: "busy", colour: "--running", values: total("busy") },
     ],
     show: count,
   },
@@ -37,7 +37,7 @@ const CHARTS = [
 
 /** The times of all samples that are shown: those of the endpoint with the most, as all are taken together. */
 function times() {
-  const start = now() - state.windowSeconds;
+  const start = startOfShown();
   const longest = seriesOf("queued").reduce((best, { samples }) => (samples.length > best.length ? samples : best), []);
   return longest.map((sample) => sample[0]).filter((at) => at >= start);
 }
@@ -110,7 +110,7 @@ function drawChart(chart, axis) {
     chart.plot.setData([axis, ...values], false);
   }
   chart.plot.batch(() => {
-    chart.plot.setScale("x", { min: now() - state.windowSeconds, max: now() });
+    chart.plot.setScale("x", { min: startOfShown(), max: now() });
     const top = values.flat().reduce((most, value) => Math.max(most, value ?? 0), 0);
     chart.plot.setScale("y", { min: 0, max: Math.max(top * 1.15, 1) });
   });
@@ -146,7 +146,7 @@ function options(chart, lines, width) {
     scales: { x: { time: true, auto: false }, y: { auto: false } },
     axes: [
       { ...shared, size: 26, grid: { show: false }, space: 80, values: (_, ticks) => ticks.map((at) => timeOfDay(at)) },
-      { ...shared, size: 48, space: 34, values: (_, ticks) => ticks.map((value) => (Number.isInteger(value) || value < 1 ? chart.show(value) : chart.show(value))) },
+      { ...shared, size: 48, space: 34, values: (_, ticks) => ticks.map(chart.show) },
     ],
     series: [
       {},

@@ -2,7 +2,7 @@
 
 import { $, h, keyed, setText, visible } from "./dom.js";
 import { milliseconds } from "./format.js";
-import { colourOf, endpointNames, now, state } from "./state.js";
+import { colourOf, endpointNames, now, startOfShown, state } from "./state.js";
 import { colour } from "./theme.js";
 
 const SHOWN = 40;
@@ -31,7 +31,7 @@ function order(a, b) {
 }
 
 export function drawLanes(act) {
-  const start = now() - state.windowSeconds;
+  const start = startOfShown();
   const shown = [...state.lanes.values()].filter((lane) => lane.changes.length && isShown(lane, start)).sort(order);
   keyed($("lanes"), shown.slice(0, SHOWN), (lane) => lane.worker_id, (lane) => makeLane(lane, act), (node, lane) => updateLane(node, lane, start));
   $("lanes").dataset.empty = shown.length ? "" : "No workers now. A job starts one.";
@@ -94,7 +94,7 @@ function paint(canvas, lane, start) {
 
 function showMoment(canvas, event) {
   const { lane } = canvas.parentElement;
-  const at = now() - state.windowSeconds * (1 - event.offsetX / canvas.clientWidth);
+  const at = startOfShown() + (now() - startOfShown()) * (event.offsetX / canvas.clientWidth);
   const change = lane.changes.findLast(([since]) => since <= at);
   canvas.title = change ? `${change[1]}, ${milliseconds((now() - at) * 1000)} ago` : "not there yet";
 }

@@ -83,7 +83,16 @@ export function dropOldLanes() {
   }
 }
 
-/** The values of one column for the endpoints that are shown: one array for each, on common times. */
+const SHORTEST_WINDOW = 60;
+
+/** Where the time that is shown begins: what was chosen, or less while the platform is younger. */
+export function startOfShown() {
+  const first = Math.min(...Object.values(state.series).map((samples) => samples[0]?.[0] ?? Infinity));
+  const begin = Math.min(first, now() - SHORTEST_WINDOW);
+  return Math.max(begin, now() - state.windowSeconds);
+}
+
+/** The samples of each endpoint that is shown, and the place of one column in them. */
 export function seriesOf(column) {
   const place = state.columns.indexOf(column);
   return shownNames().map((name) => ({ name, samples: state.series[name] ?? [], place }));
