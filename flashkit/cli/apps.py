@@ -43,6 +43,8 @@ class AppEndpoint:
     """The docstring of what the user wrote."""
     schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
     """JSON schema of the handler's input."""
+    routes: tuple[Mapping[str, Any], ...] = ()
+    """Routes of a load-balanced endpoint: `method`, `path`, and an `example` that it takes."""
     attribute: str = ""
     """Variable that holds the endpoint; none in a plain handler file."""
     loaded: frozenset[Path] = frozenset()
@@ -160,6 +162,7 @@ def _read_endpoint(app: Path, item: Mapping[str, Any], env: Mapping[str, str], l
         where=str(item.get("where") or app.name),
         description=str(item.get("description") or ""),
         schema=item.get("schema") or {"type": "object"},
+        routes=tuple(item.get("routes", ())),
         attribute=str(item["attribute"]),
         loaded=loaded,
     )

@@ -8,7 +8,9 @@ import click
 
 _COMMANDS = {
     "dev": ("flashkit.cli.dev", "Run the endpoints of an app on this machine."),
+    "logs": ("flashkit.cli.logs", "Show what happens on the running `flashkit dev`."),
     "mcp": ("flashkit.cli.mcp", "Offer CPU endpoints as tools of the Model Context Protocol."),
+    "replay": ("flashkit.cli.replay", "Send the input of an earlier job again."),
     "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),
     "sessions": ("flashkit.cli.sessions", "See sessions, resume, settle, fork, compare and delete them."),
 }

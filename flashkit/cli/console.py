@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flashkit.cli.apps import AppEndpoint
+from flashkit.cli.http_lines import describe_request, describe_routes, http_root, mark_of
 from flashkit.cli.job_lines import JobStories, route_of, short_id
 from flashkit.cli.quantities import format_ms
 from flashkit.cli.reloading import describe_reload
@@ -29,6 +31,7 @@ from flashkit.emulator.events import (
     JobEvent,
     LogLine,
     ReloadEvent,
+    RequestEvent,
     WorkerEvent,
 )
 from flashkit.errors import ErrorReport
@@ -104,6 +107,7 @@ class Screen:
         self._name_width = _NAME_WIDTH
         self._specs: dict[str, EndpointSpec] = {}
         self._stories = JobStories(self._specs)
+        self._at: float | None = None
 
     def know(self, endpoints: Sequence[AppEndpoint]) -> None:
         """Remember what runs, for prices and for the width of columns."""
@@ -128,11 +132,14 @@ class Screen:
         )
         self._print(describe_start(endpoints, url=url, facts=facts, has_keys=has_keys))
 
-    def show_event(self, event: Event) -> None:
-        """Print the event, unless the log level hides it."""
+    def show_event(self, event: Event, *, at: float | None = None) -> None:
+        """Print the event, unless the log level hides it; `at` is when it happened, now by default."""
+        self._at = at
         match event:
             case JobEvent():
                 self._show_job(event)
+            case RequestEvent():
+                self._stamp(mark_of(event), event.endpoint, describe_request(event))
             case WorkerEvent():
                 self._stories.note_worker(event)
                 self._stamp(("·", "dim"), event.endpoint, describe_worker(event))
@@ -142,15 +149,19 @@ class Screen:
             case FaultEvent():
                 self._show_fault(event)
             case CapacityEvent() | ClockEvent():
-                self.say(describe_change(event), style="yellow")
+                self._tell(describe_change(event), "yellow")
             case ReloadEvent():
-                self.say(describe_reload(event), style="red" if event.error else "bold")
+                self._tell(describe_reload(event), "red" if event.error else "bold")
             case _:
                 pass
 
     def say(self, message: str, *, style: str = "") -> None:
         """Print a line about flashkit itself."""
-        self._print(Text.assemble((_clock(), "dim"), " ", (message, style)))
+        self._at = None
+        self._tell(message, style)
+
+    def _tell(self, message: str, style: str) -> None:
+        self._print(Text.assemble((_time_of_day(self._at), "dim"), " ", (message, style)))
 
     def show_problem(self, report: ErrorReport) -> None:
         """Print an error of the user's app, with its traceback when there is one."""
@@ -190,7 +201,7 @@ class Screen:
 
     def _stamp(self, mark: tuple[str, str], endpoint: str, text: Text) -> None:
         name = (f"{endpoint:<{self._name_width}}", "bold")
-        self._print(Text.assemble((_clock(), "dim"), " ", mark, " ", name, "  ", text))
+        self._print(Text.assemble((_time_of_day(self._at), "dim"), " ", mark, " ", name, "  ", text))
 
     def _print(self, text: Text) -> None:
         self._console.print(text, soft_wrap=True)
@@ -242,6 +253,8 @@ def describe_surroundings(
 
 def describe_endpoint(endpoint: AppEndpoint, *, url: str) -> Text:
     """Return the banner's three lines about one endpoint: how it is called, what it is, how to try it."""
+    if endpoint.spec.load_balanced:
+        return _describe_http_endpoint(endpoint, url=url)
     root = f"{url}/v2/{endpoint.name}"
     body = orjson.dumps({"input": endpoint.example}).decode()
     curl = f"curl -s {root}/runsync -H 'Content-Type: application/json' -d {shlex.quote(body)}"
@@ -252,9 +265,18 @@ def describe_endpoint(endpoint: AppEndpoint, *, url: str) -> Text:
     )  # fmt: skip
 
 
+def _describe_http_endpoint(endpoint: AppEndpoint, *, url: str) -> Text:
+    text = Text.assemble(
+        "\n  ", (endpoint.name, "bold green"), (f"  {endpoint.where}\n", "dim"),
+        "    ", (http_root(url, endpoint.name), "cyan"), f"  {describe_spec(endpoint.spec)}\n",
+    )  # fmt: skip
+    return text.append_text(describe_routes(endpoint, url=url))
+
+
 def describe_endpoint_in_a_line(endpoint: AppEndpoint, *, url: str) -> Text:
     """Return the banner's line about one of many endpoints."""
-    root = f"{url}/v2/{endpoint.name}"
+    is_http = endpoint.spec.load_balanced
+    root = http_root(url, endpoint.name) if is_http else f"{url}/v2/{endpoint.name}"
     return Text.assemble("  ", (root, "cyan"), f"  {describe_spec(endpoint.spec)}\n")
 
 
@@ -304,8 +326,8 @@ def describe_change(event: CapacityEvent | ClockEvent) -> str:
     return f"`{event.endpoint}` is no longer throttled"
 
 
-def _clock() -> str:
-    return datetime.now().astimezone().strftime("%H:%M:%S")
+def _time_of_day(at: float | None) -> str:
+    return datetime.fromtimestamp(time.time() if at is None else at).astimezone().strftime("%H:%M:%S")
 
 
 def _indent(text: str) -> str:

@@ -17,6 +17,7 @@ import orjson
 
 from flashkit import __version__
 from flashkit.cli.apps import AppEndpoint
+from flashkit.cli.http_lines import http_root
 from flashkit.emulator.events import Event
 from flashkit.emulator.recorder import Recorded, describe
 from flashkit.errors import ErrorReport
@@ -84,7 +85,7 @@ def _describe_endpoint(endpoint: AppEndpoint, url: str) -> dict[str, Any]:
     return {
         "name": endpoint.name,
         "kind": endpoint.spec.kind.value,
-        "url": f"{url}/v2/{endpoint.name}",
+        "url": http_root(url, endpoint.name) if endpoint.spec.load_balanced else f"{url}/v2/{endpoint.name}",
         "where": endpoint.where,
         "workers": [endpoint.spec.workers.min, endpoint.spec.workers.max],
     }

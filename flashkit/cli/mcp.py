@@ -117,7 +117,7 @@ def make_tools(endpoints: Sequence[AppEndpoint], names: Sequence[str] = ()) -> l
             endpoint.name, endpoint.description or f"{endpoint.name}{endpoint.signature}", endpoint.schema
         )
         for endpoint in endpoints
-        if endpoint.spec.kind is Kind.CPU
+        if endpoint.spec.kind is Kind.CPU and not endpoint.spec.load_balanced
     }
     for name in names:
         tools.setdefault(name, Tool(name, f"The endpoint {name}.", {"type": "object"}))

@@ -157,6 +157,12 @@ start_shared_dev = pytest.fixture(name="start_shared_dev", scope="module")(_serv
 
 
 @pytest.fixture(scope="session")
+def environment():
+    """Make the environment of a process: this one's, without what would choose a platform or colours."""
+    return clean_environment
+
+
+@pytest.fixture(scope="session")
 def flashkit():
     """Run one command to its end, and give back its exit code and what it printed."""
     return run_flashkit
