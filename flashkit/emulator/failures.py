@@ -69,8 +69,8 @@ def worker_start_failed(job: Job, ended: WorkerExit, *, failed_starts: int) -> s
     return ErrorReport(
         code="worker_start_failed",
         type="JobFailed",
-        message=f"no worker of endpoint {job.endpoint!r} came up: {failed_starts} in a row ended before they took "
-        f"a job, the last one {ended}{reason}",
+        message=f"no worker of endpoint {job.endpoint!r} came up: {failed_starts} in a row ended before they had "
+        f"done anything well, the last one {ended}{reason}",
         hint="read the worker's last log lines in `details`",
         details={"failed_starts": failed_starts, **ended.to_details()},
         request_id=job.id,

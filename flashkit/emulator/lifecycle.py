@@ -460,7 +460,6 @@ class Lifecycle:
         del fleet.workers[worker.id]
         self._timers.drop(worker)
         fleet.running_requests -= len(worker.requests)
-        worker.requests.clear()
 
     def _last_call(self, now: float, fleet: Fleet, worker: Worker) -> None:
         """Kill a worker that goes on with a job that it was told to stop.
