@@ -6,6 +6,8 @@ stops, jobs run out, and everything is counted:
 
 - submitted: jobs that the platform answered with an id, by its own events.
 - accounted: of these, COMPLETED, FAILED, CANCELLED, or TIMED_OUT (time to live included). Must be all of them.
+- webhooks_missing: jobs that named a webhook, came to an end, and were never reported to it, although the receiver
+  refuses none of them twice. Must be 0.
 - leaked_processes: children of the emulator that are there after its end. Must be 0.
 - leaked_fds: file descriptors open after the load minus those before it, with no worker running. Must be 0.
 - rss_growth_mb: resident memory after the load minus that after the first fifth of it.
@@ -22,12 +24,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import psutil
 import uvloop
+from aiohttp import web
 from measure import print_result
 
 from flashkit.emulator.events import Event, FaultEvent, JobEvent, WorkerEvent
@@ -40,8 +45,11 @@ FAULTS = (
     "error=0.03,drop=0.02,latency=20ms±20ms,kill=0.01,oom=0.005,reclaim=0.005,429=0.01,500=0.01,start=0.03",
     "slow:kill=0.02+500ms,slow=2MB/s",
 )
-DEFAULTS = PlatformDefaults(poll_hold=5.0, stop_grace=1.0, drain_grace=5.0, run_retention=20.0, runsync_retention=10.0)
+DEFAULTS = PlatformDefaults(
+    poll_hold=5.0, stop_grace=1.0, drain_grace=5.0, run_retention=20.0, runsync_retention=10.0, frozen_keep=20.0
+)
 DRAIN_SECONDS = 90.0
+SETTLE_SECONDS = 30.0
 _CLIENT = aiohttp.ClientTimeout(total=30)
 
 
@@ -91,13 +99,48 @@ def plain_endpoint() -> LocalEndpoint:
 
 
 @dataclass
+class Receiver:
+    """Who is told of finished jobs, when in the mood for it."""
+
+    chance: random.Random
+    url: str = ""
+    told: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    """Each is refused once at most: the platform tries three times."""
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        app = web.Application()
+        app.router.add_post("/hook", self.take)
+        runner = web.AppRunner(app, keepalive_timeout=1)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            self.url = "http://{}:{}/hook".format(*runner.addresses[0])
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def take(self, request: web.Request) -> web.Response:
+        job = await request.json()
+        if job["id"] not in self.refused and self.chance.random() < 0.1:
+            self.refused.add(job["id"])
+            return web.Response(status=503)
+        self.told.add(job["id"])
+        return web.Response()
+
+
+@dataclass
 class Client:
     """One of those who use the platform, with a chance of its own."""
 
     url: str
+    hook: str
     http: aiohttp.ClientSession
     chance: random.Random
     surprises: Counter[str]
+    to_be_told: set[str]
 
     async def act_until(self, end: float, pause_s: float) -> None:
         while time.monotonic() < end:
@@ -121,7 +164,7 @@ class Client:
             "plain": {"seconds": self.chance.choice([0, 0.1])},
         }[name]
         policy = self.chance.choice([{}, {}, {}, {"ttl": 10_000}, {"executionTimeout": 5_000}, {"lowPriority": True}])
-        return name, {"input": given, "policy": policy, **({"webhook": f"{self.url}/hook"} if not policy else {})}
+        return name, {"input": given, "policy": policy, **({"webhook": self.hook} if not policy else {})}
 
     async def post(self, path: str, body: object = None) -> dict | None:
         async with self.http.post(f"{self.url}/v2/{path}", json=body, timeout=_CLIENT) as answer:
@@ -136,7 +179,11 @@ class Client:
     async def submit(self) -> tuple[str, str] | None:
         name, body = self.job()
         answer = await self.post(f"{name}/run", body)
-        return None if answer is None else (name, answer["id"])
+        if answer is None:
+            return None
+        if "webhook" in body:
+            self.to_be_told.add(answer["id"])
+        return name, answer["id"]
 
     async def poll(self) -> None:
         if job := await self.submit():
@@ -187,6 +234,8 @@ async def soak(seconds: float, seed: int, clients: int) -> dict[str, float]:
     process = psutil.Process()
     endpoints = [*map(flashkit_endpoint, ("quick", "slow", "stream", "moody")), plain_endpoint()]
     rss: list[float] = []
+    to_be_told: set[str] = set()
+    receiver = Receiver(random.Random(seed))
     with tempfile.TemporaryDirectory(prefix="chaos-platform-") as folder:
         emulator = Emulator(
             endpoints,
@@ -197,11 +246,16 @@ async def soak(seconds: float, seed: int, clients: int) -> dict[str, float]:
             seed=seed,
             flashboot=True,
         )
-        async with emulator:
+        async with receiver.listening(), emulator:
             fds_before = process.num_fds()
-            await load(emulator.url, ledger, surprises, rss, seconds=seconds, seed=seed, clients=clients)
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+                crowd = [
+                    Client(emulator.url, receiver.url, http, random.Random(f"{seed}/{number}"), surprises, to_be_told)
+                    for number in range(clients)
+                ]
+                await load(crowd, ledger, rss, seconds=seconds)
             await drain(emulator, ledger)
-            fds_after = process.num_fds()
+            fds_after = await settled_fds(process, fds_before)
             health = {name: emulator.platform.health(name)["jobs"] for name in emulator.platform.specs}
         left = process.children(recursive=True)
     statuses = ledger.by_status
@@ -213,6 +267,8 @@ async def soak(seconds: float, seed: int, clients: int) -> dict[str, float]:
         **{status.lower(): count for status, count in statuses.items()},
         "faults": ledger.faults.total(),
         "workers_started": ledger.workers["starting"],
+        "webhooks": len(receiver.told),
+        "webhooks_missing": len(to_be_told - receiver.told),
         "leaked_processes": len(left),
         "leaked_fds": fds_after - fds_before,
         "rss_growth_mb": rss[-1] - rss[len(rss) // 5],
@@ -221,24 +277,28 @@ async def soak(seconds: float, seed: int, clients: int) -> dict[str, float]:
     }
 
 
-async def load(
-    url: str, ledger: Ledger, surprises: Counter[str], rss: list[float], *, seconds: float, seed: int, clients: int
-) -> None:
+async def load(crowd: list[Client], ledger: Ledger, rss: list[float], *, seconds: float) -> None:
     """Let clients do what they do for so long, and look at the memory now and then."""
     end = time.monotonic() + seconds
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
-        crowd = [Client(url, http, random.Random(f"{seed}/{number}"), surprises) for number in range(clients)]
-        working = asyncio.gather(*(client.act_until(end, pause_s=0.5) for client in crowd))
-        while not working.done():
-            await asyncio.wait([working], timeout=min(10.0, seconds / 10))
-            rss.append(psutil.Process().memory_info().rss / 1e6)
-            left_s = max(0.0, end - time.monotonic())
-            print(
-                f"{left_s:4.0f} s: {len(ledger.latest):,} jobs, {ledger.open} open, {ledger.faults.total()} faults, "
-                f"{rss[-1]:.0f} MB, {psutil.Process().num_fds()} fds, load {os.getloadavg()[0]:.1f}",
-                file=sys.stderr,
-            )
-        working.result()
+    working = asyncio.gather(*(client.act_until(end, pause_s=0.5) for client in crowd))
+    while not working.done():
+        await asyncio.wait([working], timeout=min(10.0, seconds / 10))
+        rss.append(psutil.Process().memory_info().rss / 1e6)
+        print(
+            f"{max(0.0, end - time.monotonic()):4.0f} s: {len(ledger.latest):,} jobs, {ledger.open} open, "
+            f"{ledger.faults.total()} faults, {rss[-1]:.0f} MB, {psutil.Process().num_fds()} fds, "
+            f"load {os.getloadavg()[0]:.1f}",
+            file=sys.stderr,
+        )
+    working.result()
+
+
+async def settled_fds(process: psutil.Process, before: int) -> int:
+    """Return the open files once connections that were kept for later are closed, or after some time anyway."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while (now := process.num_fds()) > before and time.monotonic() < end:
+        await asyncio.sleep(0.5)
+    return now
 
 
 async def drain(emulator: Emulator, ledger: Ledger) -> None:
