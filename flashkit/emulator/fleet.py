@@ -292,8 +292,8 @@ class Fleet:
             "jobs": {
                 "completed": self.ended[JobStatus.COMPLETED],
                 "failed": self.ended[JobStatus.FAILED] + self.ended[JobStatus.TIMED_OUT],
-                "inProgress": self.running,
-                "inQueue": len(self.queue),
+                "inProgress": self.running + self.running_requests,
+                "inQueue": len(self.queue) + len(self.waiting_requests),
                 "retried": self.retried,
             },
             "workers": {

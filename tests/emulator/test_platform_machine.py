@@ -645,8 +645,8 @@ class PlatformMachine(RuleBasedStateMachine):
         assert health["jobs"] == {
             "completed": self.totals[JobStatus.COMPLETED],
             "failed": self.totals[JobStatus.FAILED] + self.totals[JobStatus.TIMED_OUT],
-            "inProgress": states[JobStatus.IN_PROGRESS],
-            "inQueue": states[JobStatus.IN_QUEUE],
+            "inProgress": states[JobStatus.IN_PROGRESS] + len(self.running_requests),
+            "inQueue": states[JobStatus.IN_QUEUE] + len(self.waiting_requests),
             "retried": self.retried,
         }
         gone = sum(job.is_gone for job in self.model.values())
