@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -14,12 +14,13 @@ import click
 import orjson
 
 from flashkit.errors import ConfigurationError, InputError
+from flashkit.http_routes import METHODS
 from flashkit.settings import Settings
 
 
 @click.command("run")
 @click.argument("endpoint")
-@click.argument("json_text", metavar="[JSON]", required=False)
+@click.argument("words", metavar="[JSON | METHOD /PATH [JSON]]", nargs=-1)
 @click.option("--input-file", type=click.File("rb"), help="Read the JSON from a file, or from - (standard input).")
 @click.option("--stream", "is_streaming", is_flag=True, help="Print partial outputs as they come.")
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait this long; 0 prints the job's id.")
@@ -27,7 +28,7 @@ from flashkit.settings import Settings
 @click.option("--url", help="The platform's address, instead of the running `flashkit dev` or Runpod.")
 def command(
     endpoint: str,
-    json_text: str | None,
+    words: tuple[str, ...],
     *,
     input_file: BinaryIO | None,
     is_streaming: bool,
@@ -35,24 +36,55 @@ def command(
     is_raw: bool,
     url: str | None,
 ) -> int:
-    """Send a job to ENDPOINT and print its output.
+    """Send a job to ENDPOINT and print its output, or a request to a load-balanced one.
 
     JSON is the handler's arguments by name: '{"question": "why is the sky blue?"}'. The job goes to the
     `flashkit dev` that runs in this folder or one above it, else to Runpod (RUNPOD_API_KEY). Ctrl-C
     cancels the job.
+
+    A load-balanced endpoint gets a request: flashkit run api GET /items/3, or POST /chat and the JSON body.
     """
-    job_input = read_input(json_text, input_file, endpoint=endpoint)
     settings = Settings.from_environment()
     if url:
         settings = dataclasses.replace(settings, base_url=normalise_url(url))
     write = write_json_line if is_raw else write_for_people
-    send = (
-        _stream_job(settings, endpoint, job_input, write)
-        if is_streaming
-        else run_job(settings, endpoint, job_input, wait, write)
-    )
+    route = words[:2] if len(words) > 1 and words[0].upper() in METHODS and words[1].startswith("/") else ()
+    rest = words[len(route) :]
+    if len(rest) > 1:
+        raise click.UsageError(f"one JSON is enough; put it into single quotes (found {len(rest)} words)")
+    data = read_input(rest[0] if rest else None, input_file, endpoint=endpoint)
+    if route:
+        body = data if rest or input_file else None
+        send = _send_request(settings, endpoint, route, body, write, is_streaming=is_streaming)
+    elif is_streaming:
+        send = _stream_job(settings, endpoint, data, write)
+    else:
+        send = run_job(settings, endpoint, data, wait, write)
     asyncio.run(send)
     return 0
+
+
+async def _send_request(
+    settings: Settings,
+    endpoint: str,
+    route: tuple[str, ...],
+    body: Any,
+    write: Callable[[Any], None],
+    *,
+    is_streaming: bool,
+) -> None:
+    """Send a request to a load-balanced endpoint and write its answer: JSON as such, anything else as text."""
+    from flashkit.http_client import HttpClient
+
+    method, path = route[0].upper(), route[1]
+    async with HttpClient(endpoint, settings) as client:
+        if is_streaming:
+            async with aclosing(client.stream(method, path, json=body)) as items:
+                await _write_items(items, write)
+            return
+        answer = (await client.request(method, path, json=body)).raise_for_status()
+    is_json = answer.headers.get("Content-Type", "").startswith("application/json")
+    write(answer.json() if is_json and answer.body else answer.text)
 
 
 async def run_job(
@@ -78,14 +110,18 @@ async def run_job(
 async def _stream_job(settings: Settings, endpoint: str, job_input: Any, write: Callable[[Any], None]) -> None:
     from flashkit.client import Client
 
-    is_text = False
     async with Client(settings) as client, aclosing(client.endpoint(endpoint).stream(job_input)) as items:
-        async for item in items:
-            is_text = isinstance(item, str) and write is write_for_people
-            if is_text:
-                click.echo(item, nl=False)
-            else:
-                write_json_line(item)
+        await _write_items(items, write)
+
+
+async def _write_items(items: AsyncIterator[Any], write: Callable[[Any], None]) -> None:
+    is_text = False
+    async for item in items:
+        is_text = isinstance(item, str) and write is write_for_people
+        if is_text:
+            click.echo(item, nl=False)
+        else:
+            write_json_line(item)
     if is_text:
         click.echo()
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from flashkit.catalog import usd_per_second
-from flashkit.emulator.events import Event, JobEvent
+from flashkit.emulator.events import Event, JobEvent, RequestEvent
 from flashkit.emulator.lanes import Lane
 from flashkit.emulator.platform import Platform
 from flashkit.emulator.recorder import Recorder
@@ -45,6 +45,7 @@ SERIES: Final = (
 tokens, since the sample before; and the latencies of the last seconds, None where no job ended."""
 
 _RECENT_SECONDS: Final = 10.0
+_FIRST_FAILURE_STATUS: Final = 500
 _SECONDS_PER_HOUR: Final = 3600
 _WORKER_COLUMNS: Final = {
     "idle": "idle",
@@ -113,6 +114,8 @@ class Metrics:
 
     def observe(self, event: Event) -> None:
         """Count an event."""
+        if isinstance(event, RequestEvent):
+            self._count_request(event)
         if not isinstance(event, JobEvent) or not event.status.is_final:
             return
         figures = self._of(event.endpoint)
@@ -122,6 +125,14 @@ class Metrics:
             figures.ended.append(Ended(self._clock(), event.delay_ms, event.execution_ms))
         if event.status is JobStatus.COMPLETED:
             self._count_tokens(figures, event)
+
+    def _count_request(self, event: RequestEvent) -> None:
+        """Count a request to a load-balanced endpoint as if it were a job."""
+        figures = self._of(event.endpoint)
+        is_failure = event.status is not None and event.status >= _FIRST_FAILURE_STATUS
+        figures.since_sample["failed" if is_failure else "finished"] += 1
+        if event.run_ms is not None:
+            figures.ended.append(Ended(self._clock(), event.wait_ms, event.run_ms))
 
     def _of(self, endpoint: str) -> EndpointFigures:
         return self._figures.setdefault(endpoint, EndpointFigures())
