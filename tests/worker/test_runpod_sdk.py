@@ -146,6 +146,16 @@ async def test_a_failing_setup_is_told_to_the_caller(interpreter: str, lab: Lab)
     assert error.report.where.startswith("worker_app.py:")
 
 
+async def test_a_failing_setup_costs_a_few_starts_and_not_one_for_each_waiting_job(interpreter: str, lab: Lab) -> None:
+    await lab.run(app_endpoint(interpreter, "Broken"), defaults=PlatformDefaults(failed_starts=2, respawn_delay=0.05))
+
+    errors = await asyncio.gather(*(failure(lab, "broken", {}) for _ in range(6)))
+
+    assert lab.moments("broken").count("starting") == 2
+    assert sorted(error.report.code for error in errors) == ["setup_failed"] * 2 + ["worker_start_failed"] * 4
+    assert all("the GPU has fallen off the bus" in error.report.to_json() for error in errors)
+
+
 async def test_cancelling_reaches_async_and_sync_handlers(interpreter: str, lab: Lab) -> None:
     await lab.run(app_endpoint(interpreter, "behave"), app_endpoint(interpreter, "sync"))
 
