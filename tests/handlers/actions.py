@@ -65,6 +65,11 @@ async def flood(job, job_input):
     return "flooded"
 
 
+async def say(job, job_input):
+    print(job_input["text"])
+    return {"said": job_input["text"]}
+
+
 async def exit_process(job, job_input):
     sys.exit(3)
 
@@ -98,7 +103,7 @@ async def recycle(job, job_input):
 ACTIONS = {
     action.__name__: action
     for action in (
-        echo, show_job, empty, error_dict, fail, unserialisable, not_a_number, large, sleep, progress, flood,
+        echo, show_job, empty, error_dict, fail, unserialisable, not_a_number, large, sleep, progress, flood, say,
         exit_process, exit_hard, die_once, leave_child, recycle,
     )
 }  # fmt: skip
