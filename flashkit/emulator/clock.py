@@ -153,11 +153,6 @@ class Clock:
             self._set_alarm()
         self.on_change(seconds)
 
-    def close(self) -> None:
-        """Call nobody any more."""
-        self._timers.clear()
-        self._set_alarm()
-
     async def _settle(self, patient_until: float, *, spares_jobs: bool) -> None:
         """Let everything that is ready to run do so, and what takes real time come to its end."""
         for _ in range(_ROUNDS_TO_SETTLE):

@@ -17,7 +17,7 @@ class BreakableProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol; each request carries the means to break its connection."""
 
     _on_unread: Callable[[], None] | None = None
-    _owners: set[BreakableProtocol] | None = None
+    _on_end: Callable[[BreakableProtocol], None] | None = None
 
     def on_message_begin(self) -> None:
         """Begin a request: whoever sends one has read the answer to the one before."""
@@ -31,16 +31,15 @@ class BreakableProtocol(HttpToolsProtocol):
         """Take note of the end. A reset, or an end before the answer, says that the answer was not read."""
         is_answered = self.cycle is None or self.cycle.response_complete
         super().connection_lost(exc)
-        if self._owners is not None:
-            self._owners.discard(self)
+        if self._on_end is not None:
+            self._on_end(self)
         if self._on_unread is not None and (exc is not None or not is_answered):
             self._on_unread()
         self._on_unread = None
 
-    def join(self, connections: set[BreakableProtocol]) -> None:
-        """Be one of these for as long as it stands."""
-        self._owners = connections
-        connections.add(self)
+    def call_at_end(self, callback: Callable[[BreakableProtocol], None]) -> None:
+        """Call back when the connection ends, however it does."""
+        self._on_end = callback
 
     def call_if_unread(self, callback: Callable[[], None]) -> None:
         """Call back when the connection ends and the answer to this request was not read."""
@@ -52,21 +51,27 @@ class WorkerConnections:
 
     def __init__(self) -> None:
         self._of: dict[str, set[BreakableProtocol]] = {}
+        self._owners: dict[BreakableProtocol, str] = {}
 
     def note(self, worker_id: str, scope: Scope) -> None:
         """Take note that a worker sent this request."""
         connection: BreakableProtocol | None = scope.get(_CONNECTION)
-        if connection is not None:
-            connection.join(self._of.setdefault(worker_id, set()))
+        if connection is not None and connection not in self._owners:
+            self._owners[connection] = worker_id
+            self._of.setdefault(worker_id, set()).add(connection)
+            connection.call_at_end(self._forget)
 
     def break_all(self, worker_id: str) -> None:
         """Break all of a worker's connections, busy and idle ones."""
-        for connection in self._of.pop(worker_id, ()):
+        for connection in list(self._of.get(worker_id, ())):
             connection.transport.abort()
 
-    def forget(self, worker_id: str) -> None:
-        """Drop what is known of a worker that is gone."""
-        self._of.pop(worker_id, None)
+    def _forget(self, connection: BreakableProtocol) -> None:
+        worker_id = self._owners.pop(connection)
+        connections = self._of[worker_id]
+        connections.remove(connection)
+        if not connections:
+            del self._of[worker_id]
 
 
 def if_unread(scope: Scope, callback: Callable[[], None]) -> None:

@@ -285,7 +285,8 @@ class Dispatcher:
         self.is_closing = True
         self._polls.ring_all()
         self._jobs.ring_all()
-        self.clock.close()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _settle(self) -> None:
         for effect in self.platform.effects():
@@ -340,7 +341,6 @@ class Dispatcher:
         self._frozen.discard(worker_id)
         self._starting.pop(worker_id, None)
         self._cold.pop(worker_id, None)
-        self.connections.forget(worker_id)
 
     def _start_worker(self, effect: StartWorker) -> None:
         if self.is_closing:  # the floor of workers does not count any more

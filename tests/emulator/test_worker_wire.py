@@ -166,6 +166,20 @@ async def test_a_job_in_an_answer_that_was_read_is_not_handed_out_twice(player, 
     assert (job.status, job.attempt) == ("IN_PROGRESS", 1)
 
 
+async def test_nothing_is_kept_of_connections_that_ended(player, emulator, wait_until):
+    """Whoever makes up names of workers must not fill the memory."""
+    known = emulator.dispatcher.connections
+    before = set(known._of)
+    for number in range(5):
+        stranger = Player(player.http, emulator, "no-such-endpoint", f"stranger-{number}")
+        connection = await asyncio.to_thread(send_take, emulator, stranger)
+        await wait_until(lambda number=number: f"stranger-{number}" in known._of)
+        connection.close()
+    await wait_until(lambda: not [name for name in known._of if name.startswith("stranger-")])
+    assert set(known._of) <= before
+    assert set(known._owners.values()) == set(known._of)
+
+
 async def test_a_job_whose_worker_speaks_of_it_stays_with_the_worker_whatever_its_connection_does(
     player, emulator, wait_until
 ):
