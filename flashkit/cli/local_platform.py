@@ -19,6 +19,7 @@ from flashkit.emulator.events import (
     JobEvent,
     LogLine,
     ReloadEvent,
+    RequestEvent,
     WorkerEvent,
 )
 from flashkit.errors import ConfigurationError, ErrorReport, InputError
@@ -38,6 +39,7 @@ _LINE_LIMIT_BYTES = 4 * 1024 * 1024
 """Longest event in a stream: an error report may have a traceback and many lines."""
 _EVENT_TYPES: Mapping[str, type[Any]] = {
     "job": JobEvent,
+    "request": RequestEvent,
     "worker": WorkerEvent,
     "log": LogLine,
     "fault": FaultEvent,
