@@ -101,7 +101,7 @@ class Lines:
         self.size_bytes += size_bytes
         while self.size_bytes > self._limit_bytes and len(self.entries) > 1:
             dropped = self.entries.popleft()
-            self.size_bytes -= _size_of(dropped)
+            self.size_bytes -= _size_of(dropped.event)
             self.dropped_to = dropped.n
         return self.size_bytes - before
 
@@ -198,10 +198,10 @@ class Recorder:
             text = f"{text[:LINE_LIMIT_CHARACTERS]}… ({len(text) - LINE_LIMIT_CHARACTERS:,} more characters)"
         if text is not line.text or job_id != line.job_id:
             line = LogLine(line.endpoint, line.worker_id, job_id, line.level, text)
-        entry = Recorded(self._count, at, line)
-        self._worker_lines.add(line.worker_id, entry)
+        entry, size_bytes = Recorded(self._count, at, line), _size_of(line)
+        self._worker_lines.add(line.worker_id, entry, size_bytes)
         if job_id is not None and job_id in self.jobs:
-            self._job_lines.add(job_id, entry)
+            self._job_lines.add(job_id, entry, size_bytes)
 
     def lines_of_job(self, job_id: str) -> list[Recorded]:
         """Return what is kept of the lines of a job, oldest first."""
@@ -286,13 +286,13 @@ class _LineBudget:
         """Number of the latest line that is not kept any more."""
         return max(self._forgotten_to, *(lines.dropped_to for lines in self.sources.values()), 0)
 
-    def add(self, source: str, entry: Recorded) -> None:
+    def add(self, source: str, entry: Recorded, size_bytes: int) -> None:
         """Keep a line; the sources that were silent for longest make room for it."""
         lines = self.sources.get(source)
         if lines is None:
             lines = self.sources[source] = Lines(self._source_bytes)
         self.sources.move_to_end(source)
-        self.size_bytes += lines.add(entry, _size_of(entry))
+        self.size_bytes += lines.add(entry, size_bytes)
         while self.size_bytes > self._all_bytes:
             self.forget(next(iter(self.sources)))
 
@@ -303,8 +303,8 @@ class _LineBudget:
             self._forgotten_to = max(self._forgotten_to, lines.entries[-1].n)
 
 
-def _size_of(entry: Recorded) -> int:
-    return _ENTRY_BYTES + (sys.getsizeof(entry.event.text) if isinstance(entry.event, LogLine) else 0)
+def _size_of(event: Event) -> int:
+    return _ENTRY_BYTES + (sys.getsizeof(event.text) if isinstance(event, LogLine) else 0)
 
 
 def _newer(entries: deque[Recorded], n: int) -> Iterator[Recorded]:
