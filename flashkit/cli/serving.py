@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,7 +114,8 @@ class DevServer:
         self._env: dict[str, str] = {}
         """What workers get; shared with the endpoints, so that a changed log level reaches new workers."""
         self._apps = Apps(options.apps, env=self._env)
-        self._listeners = [output.show_event]
+        self._before_banner: list[Event] = []
+        self._listeners: list[Callable[[Event], object]] = [self._before_banner.append]
         self._keyboard: Keyboard | None = None
 
     async def run(self, signals: Signals) -> int:
@@ -139,6 +140,7 @@ class DevServer:
                 return 0 if options.errand is None else EXIT_KILLED
             async with self._open_emulator(signals) as emulator, self._recorded(emulator, store), self._open_keyboard():
                 self._show_banner(emulator, store)
+                self._show_events()
                 send_jobs(emulator, seeds)
                 if options.errand is None:
                     await self._attend(emulator, watch, signals)
@@ -181,6 +183,13 @@ class DevServer:
             return
         with open_keyboard() as self._keyboard:
             yield
+
+    def _show_events(self) -> None:
+        """Show what happened while the platform started, and whatever happens from now on."""
+        for event in self._before_banner:
+            self._output.show_event(event)
+        self._listeners[0] = self._output.show_event
+        self._before_banner.clear()
 
     def _notice(self, event: Event) -> None:
         for listener in self._listeners:

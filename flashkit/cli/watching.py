@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fnmatch
-from collections.abc import AsyncGenerator, Sequence
+import os
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from watchfiles import awatch
+from watchfiles import Change, awatch
 
 _IGNORED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages"})
 _IMAGE_FILES = (
@@ -101,10 +102,20 @@ class SourceWatch:
 
 
 async def _changed_files(folders: Sequence[Path]) -> AsyncGenerator[list[Path], None]:
-    def is_watched(_change: object, name: str) -> bool:
-        return any(kind_of(Path(name), below=folder) for folder in folders)
+    def is_watched(change: Change, name: str) -> bool:
+        is_new_folder = change is Change.added and Path(name).is_dir()
+        return is_new_folder or any(kind_of(Path(name), below=folder) for folder in folders)
 
     watching = awatch(*folders, watch_filter=is_watched, debounce=_QUIET_MS)
     async with contextlib.aclosing(watching):
         async for changes in watching:
-            yield sorted({Path(name) for _, name in changes})
+            names = {path for _, name in changes for path in _files_of(Path(name))}
+            if files := sorted(path for path in names if any(kind_of(path, below=folder) for folder in folders)):
+                yield files
+
+
+def _files_of(path: Path) -> Iterable[Path]:
+    """Return the path itself, or the files of a new folder: those that came with it have no events of their own."""
+    if not path.is_dir():
+        return (path,)
+    return (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
