@@ -70,12 +70,13 @@ def summarise_job(job: Job) -> dict[str, Any]:
 
 def describe_worker(worker: Worker) -> dict[str, Any]:
     """Return a worker as `/_/state` shows it."""
-    return {
+    described = {
         "id": worker.id,
         "state": worker.state.value,
         "jobs": list(worker.jobs),
         "jobsDone": worker.jobs_done,
     }
+    return {**described, "phase": worker.phase} if worker.phase else described
 
 
 def http_status(error: FlashkitError, defaults: PlatformDefaults) -> int:
