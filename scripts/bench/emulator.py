@@ -4,8 +4,8 @@
   request to the last result; the best of the rounds.
 - rss_10k_mb: the emulator's resident memory with 10,000 jobs waiting in a queue.
 - relay_p50_ms: from the moment a worker yields the first token of a stream until a client of /openai/v1 reads it.
-- dashboard_cost: the share of jobs_per_s that is lost while the dashboard is open: its event stream is read and its
-  figures are fetched as often as the page does, in a process of its own. Rounds with and without take turns.
+- dashboard_cost: the share of jobs_per_s that is lost while the dashboard is open: its stream is read, as the page
+  does, in a process of its own. Rounds with and without take turns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ CLIENTS = 64
 QUEUED = 10_000
 STREAMS = 200
 _LONGEST_S = 120
-_METRICS_EVERY_S = 1.0
 
 
 @asynccontextmanager
@@ -113,21 +112,12 @@ async def measure_relay(url: str) -> float:
 async def watch(url: str) -> None:
     """Read what an open dashboard reads, until killed."""
 
-    async def stream(http: aiohttp.ClientSession) -> None:
-        headers = {"accept": "text/event-stream"}
-        async with http.get(f"{url}/_/events", headers=headers, timeout=aiohttp.ClientTimeout(total=None)) as answer:
+    headers, for_ever = {"accept": "text/event-stream"}, aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(headers=headers, timeout=for_ever) as http:
+        print("watching", flush=True)
+        async with http.get(f"{url}/_/metrics") as answer:
             async for _ in answer.content.iter_any():
                 pass
-
-    async def poll(http: aiohttp.ClientSession) -> None:
-        while True:
-            async with http.get(f"{url}/_/metrics") as answer:
-                await answer.read()
-            await asyncio.sleep(_METRICS_EVERY_S)
-
-    async with aiohttp.ClientSession() as http:
-        print("watching", flush=True)
-        await asyncio.gather(stream(http), poll(http))
 
 
 @asynccontextmanager
