@@ -64,7 +64,7 @@ class Settings:
     worker_id: str = DEFAULT_WORKER_ID
     """This worker's id on the platform (RUNPOD_POD_ID)."""
     http_host: str = LOOPBACK
-    """Address at which a load-balanced worker listens (FLASHKIT_HTTP_HOST; every one on the platform)."""
+    """Address at which a load-balanced worker listens (FLASHKIT_HTTP_HOST, every address on the platform)."""
     http_port: int = 80
     """Port at which a load-balanced worker listens (PORT)."""
     health_port: int | None = None

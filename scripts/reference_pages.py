@@ -187,6 +187,8 @@ def _local_worker_rows() -> Iterator[tuple[str, str]]:
     yield code("FLASHKIT_STATE"), "the store for sessions that the banner names"
     yield code("FLASHKIT_KEEP_JOURNALS"), "`1`, unless it is set"
     yield code("FLASHKIT_LEASE_SECONDS"), "`5`, unless it is set"
+    yield code("PORT"), "a free port, for workers of load-balanced endpoints; `PORT_HEALTH` too"
+    yield code("FLASHKIT_HTTP_HOST"), "`127.0.0.1`, for the same"
     yield code("HOME"), "`.flashkit/homes/ENDPOINT`"
 
 

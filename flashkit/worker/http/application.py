@@ -171,6 +171,7 @@ async def _describe_route_error(request: Request, exc: Exception) -> Response:
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, *, stage: Stage) -> None:
+    """Refuse a request that reached a load-balanced worker before it is ready, or while it leaves."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
         return

@@ -196,6 +196,7 @@ async def _close(socket: WebSocket, code: int, reason: str) -> None:
 
 
 def _timed_out(route: Route, seconds: float, request_id: str) -> ErrorReport:
+    """Report a request that ran past its load-balanced endpoint's `execution_timeout_ms`."""
     return ErrorReport(
         code="request_timed_out",
         type="HandlerError",
