@@ -21,6 +21,11 @@ MakeEndpoint = Callable[..., LocalEndpoint]
 StartEmulator = Callable[..., Awaitable[Emulator]]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the conformance suite run on Runpod itself."""
+    parser.addoption("--runpod-endpoints", default="", help="three endpoint ids for tests/conformance, with commas")
+
+
 @pytest.fixture(scope="session")
 def worker_environ() -> dict[str, str]:
     """What workers under test get of this process's environment."""
