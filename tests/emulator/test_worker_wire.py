@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from flashkit.emulator.events import WorkerEvent
+from flashkit.emulator.faults import parse_faults
 from flashkit.emulator.server import Emulator
 from flashkit.protocol import PlatformDefaults
 
@@ -164,6 +165,20 @@ async def test_a_job_in_an_answer_that_was_read_is_not_handed_out_twice(player, 
     await player.part(job_id, 1)
     assert (await player.take(busy=True)).status == 204
     assert (job.status, job.attempt) == ("IN_PROGRESS", 1)
+
+
+async def test_a_job_whose_worker_hung_up_before_the_answer_was_sent_waits_again(player, emulator, wait_until):
+    """The answer is slow; the worker is gone, with a proper end of the connection, before it is written."""
+    name = player.root.rpartition("/")[2]
+    job_id = await player.submit()
+    job = emulator.platform.job(0.0, name, job_id)
+    emulator.faults.set(parse_faults(f"{name}:latency=300ms"))
+    connection = await asyncio.to_thread(send_take, emulator, player)
+    await wait_until(lambda: job.status == "IN_PROGRESS")
+    emulator.faults.set([])
+    connection.close()
+    await wait_until(lambda: job.status == "IN_QUEUE", seconds=5)
+    assert (await player.take()).body["id"] == job_id
 
 
 async def test_nothing_is_kept_of_connections_that_ended(player, emulator, wait_until):
