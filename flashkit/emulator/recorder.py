@@ -82,28 +82,14 @@ class Filter:
 EVERYTHING: Final = Filter()
 
 
+@dataclass(slots=True, eq=False)
 class Lines:
-    """The latest lines of one source, bounded by their size."""
+    """The latest lines of one source."""
 
-    __slots__ = ("_limit_bytes", "dropped_to", "entries", "size_bytes")
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self.entries: deque[Recorded] = deque()
-        self.size_bytes = 0
-        self.dropped_to = 0
-        """Number of the latest line that is not kept any more."""
-
-    def add(self, entry: Recorded, size_bytes: int) -> int:
-        """Keep one more line, and return by how many bytes all of them have grown."""
-        before = self.size_bytes
-        self.entries.append(entry)
-        self.size_bytes += size_bytes
-        while self.size_bytes > self._limit_bytes and len(self.entries) > 1:
-            dropped = self.entries.popleft()
-            self.size_bytes -= _size_of(dropped.event)
-            self.dropped_to = dropped.n
-        return self.size_bytes - before
+    entries: deque[Recorded] = field(default_factory=deque)
+    size_bytes: int = 0
+    dropped_to: int = 0
+    """Number of the latest line that is not kept any more."""
 
 
 @dataclass(slots=True)
@@ -290,11 +276,23 @@ class _LineBudget:
         """Keep a line; the sources that were silent for longest make room for it."""
         lines = self.sources.get(source)
         if lines is None:
-            lines = self.sources[source] = Lines(self._source_bytes)
+            lines = self.sources[source] = Lines()
         self.sources.move_to_end(source)
-        self.size_bytes += lines.add(entry, size_bytes)
+        lines.entries.append(entry)
+        lines.size_bytes += size_bytes
+        self.size_bytes += size_bytes
+        if lines.size_bytes > self._source_bytes:
+            self._trim(lines)
         while self.size_bytes > self._all_bytes:
             self.forget(next(iter(self.sources)))
+
+    def _trim(self, lines: Lines) -> None:
+        before = lines.size_bytes
+        while lines.size_bytes > self._source_bytes and len(lines.entries) > 1:
+            dropped = lines.entries.popleft()
+            lines.size_bytes -= _size_of(dropped.event)
+            lines.dropped_to = dropped.n
+        self.size_bytes -= before - lines.size_bytes
 
     def forget(self, source: str) -> None:
         """Drop all lines of a source."""
