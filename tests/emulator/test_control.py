@@ -62,7 +62,7 @@ async def test_events_are_read_piece_by_piece(http, emulator):
     answer = await http("GET", f"{emulator.url}/_/events?job={job_id}&after={answer.body['next']}")
     assert [event["status"] for event in answer.body["events"]] == ["CANCELLED"]
     assert answer.body["complete"] is True
-    answer = await http("GET", f"{emulator.url}/_/events?type=job,log&last=1")
+    answer = await http("GET", f"{emulator.url}/_/events?type=job,clock&last=1")
     assert [event["status"] for event in answer.body["events"]] == ["CANCELLED"]
 
 
