@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from flashkit.errors import DefinitionError
-from flashkit.http_routes import WEBSOCKET, ASGIApp, HttpDefinition
+from flashkit.http_routes import WEBSOCKET, ASGIApp, HttpDefinition, place_of
 from flashkit.spec import EndpointSpec
 
 if TYPE_CHECKING:

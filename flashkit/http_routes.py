@@ -98,7 +98,8 @@ class HttpDefinition:
         Raises:
             DefinitionError: The path or the function cannot work, or there is such a route.
         """
-        route = Route(method, check_path(path), function, place_of(function))
+        route = Route(method, path, function, place_of(function))
+        check_path(path, where=route.where)
         _check_function(route)
         for other in self.routes:
             if (other.method, _shape(other.path)) == (method, _shape(path)):
@@ -119,36 +120,45 @@ class HttpDefinition:
             raise DefinitionError(
                 f"{app!r} cannot be mounted: it is no ASGI application",
                 hint="give the application object, FastAPI() or Starlette(...) for example",
+                where=self.where,
             )
-        path = check_path(path).rstrip("/")
+        check_path(path, where=self.where)
+        path = path.rstrip("/")
         if any(mount.path == path for mount in self.mounts):
-            raise DefinitionError(f"endpoint {self.spec.name!r} has two applications mounted at {path or '/'!r}")
+            raise DefinitionError(
+                f"endpoint {self.spec.name!r} has two applications mounted at {path or '/'!r}",
+                hint="mount each below a path of its own: .mount(app, '/v1')",
+                where=self.where,
+            )
         self.mounts.append(Mount(path, app))
 
 
-def check_path(path: str) -> str:
-    """Return the path of a route or mount.
+def check_path(path: str, *, where: str) -> None:
+    """Refuse what cannot be the path of a route or mount.
 
     Raises:
-        DefinitionError: It is not one.
+        DefinitionError: It cannot; the place is that of the route or mount.
     """
     if not isinstance(path, str) or not path.startswith("/") or "?" in path or "#" in path:
-        raise DefinitionError(f"{path!r} is not the path of a route", hint='write it as "/items/{item_id}"')
+        raise DefinitionError(
+            f"{path!r} is not the path of a route", hint='write it as "/items/{item_id}"', where=where
+        )
     if path.rstrip("/") == PING_PATH:
         raise DefinitionError(
             f"the path {PING_PATH!r} belongs to the platform: it asks there whether a worker is ready",
             hint="decorate a function with .health to have a say in the answer, or use another path",
+            where=where,
         )
-    names = _PARAMETER.findall(path)
+    names: list[str] = _PARAMETER.findall(path)
     is_balanced = not set("{}") & set(_PARAMETER.sub("", path))
     if not is_balanced or not all(_NAME_AND_CONVERTER.fullmatch(name) for name in names):
         raise DefinitionError(
             f"the parameters of the path {path!r} cannot be read",
             hint="write them as {name}, or {name:path} for the rest with its slashes; types go into the function",
+            where=where,
         )
-    if len(set(names)) != len(names):
-        raise DefinitionError(f"the path {path!r} has a parameter twice", hint="give each its own name")
-    return path
+    if len({name.partition(":")[0] for name in names}) != len(names):
+        raise DefinitionError(f"the path {path!r} has a parameter twice", hint="give each its own name", where=where)
 
 
 def _check_function(route: Route) -> None:

@@ -75,6 +75,7 @@ def describe_worker(worker: Worker) -> dict[str, Any]:
         "state": worker.state.value,
         "jobs": list(worker.jobs),
         "jobsDone": worker.jobs_done,
+        "requests": len(worker.requests),
     }
     return {**described, "phase": worker.phase} if worker.phase else described
 

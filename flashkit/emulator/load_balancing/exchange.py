@@ -38,6 +38,8 @@ _HOP_BY_HOP: Final = frozenset(
     }
 )  # fmt: skip
 _NOT_FOR_WORKERS: Final = _HOP_BY_HOP | {"expect", WORKER_HEADER, REQUEST_HEADER}
+_NOT_FOR_CLIENTS: Final = _HOP_BY_HOP | {WORKER_HEADER, REQUEST_HEADER}
+"""The platform says these itself."""
 _AIOHTTP_ADDS: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 _CHUNKS_AHEAD: Final = 4
 _EXIT_REPORT_SECONDS: Final = 1.0
@@ -202,7 +204,7 @@ class Exchange:
         self._has_begun = True
         self.progress.status = response.status
         self.progress.first_byte_at = self.way.clock.now()
-        headers = [*pass_on(response.raw_headers), *self.own_headers()]
+        headers = [*pass_on(response.raw_headers, without=_NOT_FOR_CLIENTS), *self.own_headers()]
         await self.send({"type": "http.response.start", "status": response.status, "headers": headers})
 
     async def _send_chunk(self, chunk: bytes) -> None:
@@ -262,10 +264,8 @@ class Exchange:
         await send_body(send_with_headers, refusal.status, body)
 
 
-def pass_on(
-    headers: Iterable[tuple[bytes, bytes]], *, without: frozenset[str] = _HOP_BY_HOP
-) -> list[tuple[bytes, bytes]]:
-    """Return the headers that go on to the other side: not those of one connection, nor those that they name."""
+def pass_on(headers: Iterable[tuple[bytes, bytes]], *, without: frozenset[str]) -> list[tuple[bytes, bytes]]:
+    """Return the headers that go on to the other side: without these, and those that `Connection` names."""
     named = [(name.lower(), value) for name, value in headers]
     dropped = {part.strip().lower() for name, value in named if name == b"connection" for part in value.split(b",")}
     dropped |= {name.encode() for name in without}
