@@ -148,6 +148,7 @@ class HttpEndpoint:
             raise DefinitionError(
                 f"@{method.lower()} was given a function instead of a path",
                 hint=f'write @api.{method.lower()}("/path")',
+                where=place_of(path),
             )
         definition = self._opened()
 
