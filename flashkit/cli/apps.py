@@ -13,7 +13,7 @@ import re
 import sys
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,7 @@ class AppEndpoint:
 
     local: LocalEndpoint
     signature: str
-    example: Any
-    """An input that the handler takes, for the banner's curl line."""
     where: str
-    description: str = ""
-    """The docstring of what the user wrote."""
-    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
-    """JSON schema of the handler's input."""
     routes: tuple[Mapping[str, Any], ...] = ()
     """Routes of a load-balanced endpoint: `method`, `path`, and an `example` that it takes."""
     attribute: str = ""
@@ -59,6 +53,21 @@ class AppEndpoint:
     def name(self) -> str:
         """The endpoint's name in URLs."""
         return self.local.spec.name
+
+    @property
+    def example(self) -> Any:
+        """An input that the handler takes."""
+        return self.local.example
+
+    @property
+    def description(self) -> str:
+        """The docstring of what the user wrote."""
+        return self.local.description
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """JSON schema of the handler's input."""
+        return self.local.schema or {"type": "object"}
 
 
 async def describe_apps(apps: Sequence[Path], *, env: MutableMapping[str, str]) -> list[AppEndpoint]:
@@ -156,12 +165,17 @@ def _read_answer(app: Path, stdout: bytes, stderr: bytes) -> dict[str, Any]:
 def _read_endpoint(app: Path, item: Mapping[str, Any], env: Mapping[str, str], loaded: frozenset[Path]) -> AppEndpoint:
     command = (sys.executable, "-m", "flashkit.worker", f"{app.name}:{item['attribute']}")
     return AppEndpoint(
-        local=LocalEndpoint(EndpointSpec.from_dict(item["spec"]), command, app.parent, env),
+        local=LocalEndpoint(
+            EndpointSpec.from_dict(item["spec"]),
+            command,
+            app.parent,
+            env,
+            description=str(item.get("description") or ""),
+            example=item.get("example", {}),
+            schema=item.get("schema"),
+        ),
         signature=str(item.get("signature", "")),
-        example=item.get("example", {}),
         where=str(item.get("where") or app.name),
-        description=str(item.get("description") or ""),
-        schema=item.get("schema") or {"type": "object"},
         routes=tuple(item.get("routes", ())),
         attribute=str(item["attribute"]),
         loaded=loaded,
@@ -178,7 +192,7 @@ def _handler_endpoint(app: Path, env: Mapping[str, str]) -> AppEndpoint:
             hint="rename the file to lower-case letters and digits",
         ) from exc
     command = (sys.executable, app.name)
-    return AppEndpoint(LocalEndpoint(spec, command, app.parent, env), "(job)", _sample_of(app), app.name)
+    return AppEndpoint(LocalEndpoint(spec, command, app.parent, env, example=_sample_of(app)), "(job)", app.name)
 
 
 def _sample_of(app: Path) -> Any:

@@ -53,6 +53,8 @@ class DevOptions:
     """Seconds that a start may take during the errand."""
     seed_folder: Path | None = None
     export_folder: Path | None = None
+    record_file: Path | None = None
+    replay_file: Path | None = None
 
     @property
     def state_dir(self) -> Path:
@@ -115,6 +117,14 @@ class DevOptions:
     "--export-on-exit", "export_folder", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
     help="Write the jobs with inputs and outputs there at the end.",
 )  # fmt: skip
+@click.option(
+    "--record", "record_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write every submitted job with its time there, for --replay.",
+)  # fmt: skip
+@click.option(
+    "--replay", "replay_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="Send the jobs of a recording, at the times they had; --speed holds for them too.",
+)  # fmt: skip
 def command(apps: tuple[Path, ...], **given: Any) -> int:
     """Run the endpoints of an app on this machine: queue, scaling, real worker processes, Runpod's HTTP API.
 
@@ -174,6 +184,8 @@ def read_options(apps: tuple[Path, ...], given: dict[str, Any]) -> DevOptions:
         cold_start_budget=given["cold_start_budget"],
         seed_folder=given["seed_folder"],
         export_folder=given["export_folder"],
+        record_file=given["record_file"],
+        replay_file=given["replay_file"],
     )
 
 

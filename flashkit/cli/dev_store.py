@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -29,6 +31,13 @@ class DevStore:
     description: str
     """For the banner, without a password."""
     warnings: tuple[str, ...] = ()
+    server_pid: int | None = None
+    """Of a server that is ours alone."""
+
+    def freeze(self, is_frozen: bool) -> None:  # noqa: FBT001 - what the emulator calls
+        """Make our own server stop answering, or answer again."""
+        if self.server_pid is not None:
+            os.kill(self.server_pid, signal.SIGSTOP if is_frozen else signal.SIGCONT)
 
 
 @contextlib.asynccontextmanager
@@ -57,7 +66,8 @@ async def open_dev_store(folder: Path, state_dir: Path, *, named: str | None) ->
         async with server:
             report = await _check(server.url, namespace)
             warnings = () if server.pid is not None else (_BORROWED,)
-            yield DevStore(server.url, namespace, f"{report.server} of its own, {state_dir.name}/redis", warnings)
+            description = f"{report.server} of its own, {state_dir.name}/redis"
+            yield DevStore(server.url, namespace, description, warnings, server.pid)
     else:
         yield DevStore(f"{SQLITE}{state_dir / _FILE}", namespace, f"sqlite, {state_dir.name}/{_FILE}")
 

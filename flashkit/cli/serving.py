@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mappin
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -32,7 +33,9 @@ from flashkit.cli.reloading import Apps
 from flashkit.cli.starts import StartWatch
 from flashkit.cli.watching import FileKind, SourceWatch, kind_of
 from flashkit.emulator.events import Event
+from flashkit.emulator.jobs import JobRequest
 from flashkit.emulator.server import Emulator
+from flashkit.emulator.traffic import Submission, read_traffic, replay
 from flashkit.errors import DefinitionError
 from flashkit.settings import DEV_FILE, find_dev_server
 
@@ -129,6 +132,7 @@ class DevServer:
         """
         options = self._options
         seeds = read_jobs(options.seed_folder) if options.seed_folder else []
+        recording = list(read_traffic(options.replay_file)) if options.replay_file else []
         folders = tuple(dict.fromkeys(app.folder for app in self._apps.all)) if options.is_reloading else ()
         async with (
             SourceWatch(folders) as watch,
@@ -138,18 +142,23 @@ class DevServer:
             await run_unless(signals.stopping, self._load_all())
             if signals.stopping.is_set():
                 return 0 if options.errand is None else EXIT_KILLED
-            async with self._open_emulator(signals) as emulator, self._recorded(emulator, store), self._open_keyboard():
+            async with (
+                self._open_emulator(store, signals) as emulator,
+                self._recorded(emulator, store),
+                self._open_keyboard(),
+            ):
                 self._show_banner(emulator, store)
                 self._show_events()
                 send_jobs(emulator, seeds)
-                if options.errand is None:
-                    await self._attend(emulator, watch, signals)
-                    return 0
-                code = await run_unless(signals.stopping, self._run_errand(options.errand, emulator, store))
-                return EXIT_KILLED if code is None else code
+                async with self._replaying(recording, emulator):
+                    if options.errand is None:
+                        await self._attend(emulator, watch, signals)
+                        return 0
+                    code = await run_unless(signals.stopping, self._run_errand(options.errand, emulator, store))
+                    return EXIT_KILLED if code is None else code
 
     @contextlib.asynccontextmanager
-    async def _open_emulator(self, signals: Signals) -> AsyncIterator[Emulator]:
+    async def _open_emulator(self, store: DevStore, signals: Signals) -> AsyncIterator[Emulator]:
         options = self._options
         names = [endpoint.name for endpoint in self._apps.endpoints]
         if not self._apps.problems:
@@ -161,6 +170,8 @@ class DevServer:
             state_dir=options.state_dir,
             on_event=self._notice,
             shutdown_grace=SHUTDOWN_GRACE_SECONDS,
+            freeze_store=None if store.server_pid is None else store.freeze,
+            record_to=options.record_file,
             **options.emulation.emulator_options(),
         )
         emulator.problems.update(self._apps.problems)
@@ -175,6 +186,29 @@ class DevServer:
                 self._output.say(f"exported {count} jobs to {options.export_folder}")
             # Its end gives jobs time to finish; cancelled, it kills every worker at once.
             await run_unless(signals.killing, emulator.__aexit__(None, None, None))
+
+    @contextlib.asynccontextmanager
+    async def _replaying(self, recording: Sequence[Submission], emulator: Emulator) -> AsyncIterator[None]:
+        """Send the jobs of a recording at their times, for as long as the block lasts."""
+        if not recording:
+            yield
+            return
+        sending = asyncio.ensure_future(self._replay(recording, emulator))
+        try:
+            yield
+        finally:
+            sending.cancel()
+            await asyncio.wait([sending])
+
+    async def _replay(self, recording: Sequence[Submission], emulator: Emulator) -> None:
+        async def submit(submission: Submission, request: JobRequest) -> None:
+            emulator.submit(submission.endpoint, request, sync=submission.sync)
+
+        outcome = await replay(recording, submit, sleep=emulator.clock.sleep)
+        left_out = f", {outcome.left_out} left out" if outcome.left_out else ""
+        self._output.say(f"replayed the recording: {outcome.submitted} jobs sent{left_out}")
+        for problem in outcome.refused:
+            self._output.say(problem, style="red")
 
     @contextlib.asynccontextmanager
     async def _open_keyboard(self) -> AsyncIterator[None]:
@@ -325,7 +359,8 @@ def running_record(file: Path, url: str, store: DevStore) -> Iterator[None]:
     """Keep the file in which clients find this server's URL and store, for as long as it runs."""
     file.parent.mkdir(parents=True, exist_ok=True)
     (file.parent / ".gitignore").write_text("*\n")
-    record = orjson.dumps({"url": url, "pid": os.getpid(), "state": store.url, "namespace": store.namespace})
+    facts = {"url": url, "port": urlsplit(url).port, "dashboard": f"{url}/", "pid": os.getpid()}
+    record = orjson.dumps({**facts, "state": store.url, "namespace": store.namespace})
     draft = file.with_suffix(f".{os.getpid()}")
     draft.touch(mode=0o600)  # the store's URL may hold a password
     draft.write_bytes(record)

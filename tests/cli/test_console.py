@@ -108,7 +108,7 @@ def test_a_request_has_one_line_with_its_failed_attempts_and_faults_below():
 
 def known_endpoint(**options):
     spec = EndpointSpec(**{"name": "embed", "kind": Kind.GPU, "gpu": ("NVIDIA A40",), **options})
-    return AppEndpoint(LocalEndpoint(spec, ("true",), Path()), "()", {}, "app.py:1")
+    return AppEndpoint(LocalEndpoint(spec, ("true",), Path()), "()", "app.py:1")
 
 
 def test_a_gpu_job_shows_about_what_it_would_cost():

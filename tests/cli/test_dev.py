@@ -159,6 +159,7 @@ def test_sessions_are_kept_by_a_server_that_starts_and_ends_with_it(agents, star
     assert re.search(r"^sessions +\w+ [\d.]+ of its own, .flashkit/redis", dev.text, re.MULTILINE)
     record = json.loads(dev.record.read_text())
     assert record["state"].startswith("unix:///")
+    assert (f"http://127.0.0.1:{record['port']}", record["dashboard"]) == (dev.url, f"{dev.url}/")
     assert dev.record.stat().st_mode & 0o077 == 0
     assert environment_of_worker(flashkit, agents)["FLASHKIT_STATE"] == record["state"]
     family = dev.family()
@@ -168,6 +169,17 @@ def test_sessions_are_kept_by_a_server_that_starts_and_ends_with_it(agents, star
     assert_gone(family, seconds=2)
     start_dev(agents)
     assert len(json.loads(flashkit("sessions", "list", "--json", folder=agents).out)) == 1
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+def test_the_store_can_be_made_to_stop_answering_for_a_while(agents, start_dev, assert_gone):
+    dev = start_dev(agents, "--fault", "redis=down@0s-1s")
+    dev.wait_for("fault down")
+    family = dev.family()
+    dev.wait_for("fault up again")
+    dev.send(signal.SIGTERM)
+    assert dev.end() == 0
+    assert_gone(family, seconds=5)
 
 
 @pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")

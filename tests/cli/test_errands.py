@@ -275,6 +275,27 @@ def test_what_was_exported_can_be_sent_again_and_is_the_same(project, flashkit):
     assert exported(second) == exported(first)
 
 
+def test_recorded_traffic_is_replayed_at_its_times(project, start_dev, flashkit):
+    recording = project / "traffic.jsonl"
+    send = ("--record", str(recording), "--", sys.executable, "-c", SEND_THREE)
+    assert flashkit("dev", "--ci", *send, folder=project).code == 0
+    wait = ("--replay", str(recording), "--speed", "100x", "--", sys.executable, "-c", WAIT_FOR_THREE)
+    result = flashkit("dev", "--ci", *wait, folder=project)
+    assert result.code == 0
+    assert "replayed the recording: 3 jobs sent" in result.err
+    again = flashkit("dev", "--ci", *send, folder=project)
+    assert again.code == 2
+    assert "the file exists" in again.err
+    recording.write_text('{"at": 0, "endpoint": "nobody", "input": 1}\n')
+    dev = start_dev(project, "--replay", str(recording))
+    dev.wait_for("replayed the recording: 0 jobs sent")
+    assert "nobody at 0 s: " in dev.wait_for("nobody")
+    recording.write_text('{"at": 0}\n')
+    damaged = flashkit("dev", "--port", "0", "--replay", str(recording), folder=project)
+    assert damaged.code == 2
+    assert "is no line of a recording" in damaged.err
+
+
 @pytest.mark.parametrize(("line", "message"), [("{", "line 1 of"), ('{"input": 1}', "is no job")])
 def test_a_damaged_file_of_jobs_is_refused(project, flashkit, line, message):
     (project / "jobs.jsonl").write_text(line)
