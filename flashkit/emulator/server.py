@@ -180,7 +180,7 @@ class Emulator:
             ports_of=self._supervisor.http_ports,
         )
         self.clock.is_quiet = self._is_quiet
-        server = _Server(self._application(), listener)
+        server = _Server(self.faults.around(self._application()), listener)
         async with AsyncExitStack() as stack:
             stack.callback(listener.close)
             if self._record_to is not None:
@@ -329,9 +329,7 @@ class Emulator:
             faults=self.faults.plan,
             more_routes=[*control.routes(), *dashboard_routes(), *fault_routes(self.faults, self._admission)],
         )
-        return self.faults.around(
-            _Application(wire, routes.application(), admission=self._admission, load_balancing=self.load_balancing)
-        )
+        return _Application(wire, routes.application(), admission=self._admission, load_balancing=self.load_balancing)
 
     def _is_quiet(self, *, spares_jobs: bool) -> bool:
         return self.dispatcher.is_quiet(spares_jobs=spares_jobs) and not self._webhooks.is_posting

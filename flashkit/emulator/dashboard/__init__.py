@@ -8,10 +8,10 @@ What it shows comes from the routes under `/_/` (`emulator/overview.py`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -39,11 +39,18 @@ _HEADERS: Final = {
 
 
 def dashboard_routes() -> list[Route]:
-    """Return the page's route and those of its files."""
-    names = [path.relative_to(_STATIC).as_posix() for path in _STATIC.rglob("*") if path.suffix in _TYPES]
+    """Return the page's route and that of its files."""
+    names = {path.relative_to(_STATIC).as_posix() for path in _STATIC.rglob("*") if path.suffix in _TYPES}
+
+    async def show_file(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in names:
+            raise HTTPException(404)
+        return _answer(request, name)
+
     return [
         Route("/dashboard", show_page, methods=["GET"]),
-        *(Route(f"/dashboard/{name}", _file(name), methods=["GET"]) for name in sorted(names)),
+        Route("/dashboard/{name:path}", show_file, methods=["GET"]),
     ]
 
 
@@ -55,13 +62,6 @@ def prefers_page(request: Request) -> bool:
 async def show_page(request: Request) -> Response:
     """Answer with the page."""
     return _answer(request, PAGE)
-
-
-def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    async def show_file(request: Request) -> Response:
-        return _answer(request, name)
-
-    return show_file
 
 
 def _answer(request: Request, name: str) -> Response:
