@@ -287,17 +287,19 @@ def describe_spec(spec: EndpointSpec) -> str:
     workers = f"workers {spec.workers.min}-{spec.workers.max}"
     return (
         f"{_kind_words(spec)} · {_compute_words(spec)} · {workers} · {_scaler_words(spec)} · idle {idle} · "
-        f"job limit {limit}"
+        f"{'request' if spec.load_balanced else 'job'} limit {limit}"
     )
 
 
 def _scaler_words(spec: EndpointSpec) -> str:
     if spec.scaler_type is ScalerType.QUEUE_DELAY:
         return f"queue delay {spec.scaler_value} s"
-    return f"{spec.scaler_value} jobs a worker"
+    return f"{spec.scaler_value} {'requests' if spec.load_balanced else 'jobs'} a worker"
 
 
 def _kind_words(spec: EndpointSpec) -> str:
+    if spec.load_balanced:
+        return f"{spec.kind.value} http"
     return "tool" if spec.kind is Kind.CPU else spec.kind.value
 
 
