@@ -82,7 +82,7 @@ class PageRun:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.source)
         if is_change:
-            _wait_for(lambda: f"{path.name} changed" in self.dev_log()[seen:], f"{block}: no reload", self.dev_log)
+            _wait_for(lambda: f"changed {path.name}: " in self.dev_log()[seen:], f"{block}: no reload", self.dev_log)
         if path.suffix == ".py" and "serverless.start" not in block.source:
             sys.modules.pop(path.stem, None)
             importlib.invalidate_caches()
