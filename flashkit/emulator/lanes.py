@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from flashkit.emulator.events import JobEvent, WorkerEvent, WorkerMoment
+from flashkit.emulator.events import JobEvent, RequestEvent, WorkerEvent, WorkerMoment
 
 LANE_LIMIT: Final = 200
 """Lanes that are kept; the first to go are those of workers that ended long ago."""
@@ -127,6 +127,15 @@ class Lanes:
             joined.changed = n
             if joined.state in ("idle", "starting"):
                 joined.change(at, "running")
+
+    def note_request(self, n: int, at: float, event: RequestEvent) -> None:
+        """Take note that a worker of a load-balanced endpoint was at work until now."""
+        lane = self.by_worker.get(event.worker_id or "")
+        if lane is None or event.run_ms is None or lane.state != "idle":
+            return
+        lane.changed = n
+        lane.change(max(at - event.run_ms / 1000, lane.changes[-1].at), "running")
+        lane.change(at, "idle")
 
     def job_of_line(self, at: float, worker_id: str) -> str | None:
         """Return the job that a worker runs, when that is one alone, or has just run.

@@ -199,7 +199,7 @@ class Metrics:
         cost = cost_per_second(spec, alive)
         return {
             "jobs": health["jobs"],
-            "workers": Counter(lane.state for lane in alive),
+            "workers": {**Counter(lane.state for lane in alive), "throttled": health["workers"]["throttled"]},
             "bounds": {"min": spec.workers.min, "max": spec.workers.max},
             "latency": {
                 "window_seconds": WINDOW_SECONDS,

@@ -27,7 +27,8 @@ JOBS_LIMIT: Final = 200
 """Jobs in one message."""
 LINES_LIMIT: Final = 400
 """Lines in one message."""
-_LINES: Final = Filter(types=("log",))
+_LINES: Final = Filter(types=("log", "request", "fault", "reload", "clock", "capacity"))
+"""What the page shows line by line."""
 _SEARCHED_JOBS: Final = 1_000
 """Jobs, the newest, whose inputs and outputs are searched as well."""
 _SEARCHED_BYTES: Final = 256 * 1024
@@ -233,6 +234,7 @@ def _describe_endpoint(local: LocalEndpoint) -> dict[str, Any]:
     gpu = ", ".join(spec.gpu)
     return {
         "kind": spec.kind,
+        "is_load_balanced": spec.load_balanced,
         "compute": f"{spec.gpu_count} x {gpu}" if gpu and spec.gpu_count > 1 else gpu or spec.cpu,
         "concurrency": spec.concurrency,
         "idle_timeout": spec.idle_timeout,

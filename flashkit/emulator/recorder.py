@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from flashkit.emulator.events import Event, JobEvent, LogLine, WorkerEvent
+from flashkit.emulator.events import Event, JobEvent, LogLine, RequestEvent, WorkerEvent
 from flashkit.emulator.lanes import Lanes
 from flashkit.errors import ErrorReport
 
@@ -151,6 +151,8 @@ class Recorder:
                 self._keep_job_event(entry, event)
             elif isinstance(event, WorkerEvent):
                 self.lanes.note_worker(self._count, at, event)
+            elif isinstance(event, RequestEvent):
+                self.lanes.note_request(self._count, at, event)
         if self._waiting:
             self._wake()
 

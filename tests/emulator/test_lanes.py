@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flashkit.emulator import lanes as module
-from flashkit.emulator.events import JobEvent, WorkerEvent
+from flashkit.emulator.events import JobEvent, RequestEvent, WorkerEvent
 from flashkit.emulator.lanes import Lanes
 from flashkit.protocol import JobStatus
 
@@ -74,6 +74,23 @@ def test_a_worker_is_idle_when_its_last_job_is_gone(world):
     assert world.states() == ["idle", "running"]
     world.job("b", JobStatus.IN_QUEUE, worker_id=None)
     assert world.states() == ["idle", "running", "idle"]
+
+
+def request(world, *, seconds, after, worker_id="w"):
+    world.n, world.at = world.n + 1, world.at + after
+    event = RequestEvent("e", "r", "GET", "/", 200, worker_id, 0, round(seconds * 1000), 1, 0, 0, None)
+    world.lanes.note_request(world.n, world.at, event)
+
+
+def test_requests_to_a_load_balanced_worker_are_work(world):
+    world.worker("ready")
+    request(world, seconds=2, after=5)
+    request(world, seconds=2, after=0.5)  # began while the other ran
+    request(world, seconds=1, after=10)
+    request(world, seconds=1, after=1, worker_id="no-such")
+    assert world.states() == ["idle", "running", "idle", "running", "idle"]
+    times = [change.at for change in world.lanes.by_worker["w"].changes]
+    assert times == [101.0, 104.0, 106.5, 115.5, 116.5]
 
 
 def test_frozen_workers_thaw(world):

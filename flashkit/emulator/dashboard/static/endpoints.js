@@ -4,7 +4,7 @@ import { $, h, keyed, setText, visible } from "./dom.js";
 import { count, dollars, milliseconds } from "./format.js";
 import { colourOf, endpointNames, state } from "./state.js";
 
-const STATES = ["running", "idle", "initializing", "starting", "frozen", "draining", "unhealthy"];
+const STATES = ["running", "idle", "initializing", "starting", "frozen", "draining", "unhealthy", "throttled"];
 
 export function drawEndpoints(actions) {
   keyed($("endpoints"), endpointNames(), (name) => name, (name) => makeCard(name, actions), updateCard);
@@ -13,7 +13,7 @@ export function drawEndpoints(actions) {
 
 function makeCard(name, actions) {
   const figure = (label, part) => h("div", {}, h("dt", {}, label), h("dd", { data: { part } }));
-  const button = (text, title, act) => h("button", { type: "button", class: "quiet small", title, onclick: act }, text);
+  const button = (text, title, act, name = "") => h("button", { type: "button", class: `quiet small ${name}`, title, onclick: act }, text);
   return h(
     "article",
     { class: "card", data: { endpoint: name } },
@@ -45,7 +45,7 @@ function makeCard(name, actions) {
     h(
       "div",
       { class: "buttons" },
-      button("Send job", "Send a job to this endpoint", () => actions.send(name)),
+      button("Send job", "Send a job to this endpoint", () => actions.send(name), "send"),
       button("Restart", "Let new workers take over; running jobs finish", () => actions.restart(name)),
       button("Force cold start", "Kill all workers, so that the next job starts one", () => actions.cold(name)),
     ),
@@ -60,7 +60,8 @@ function updateCard(card, name) {
   card.classList.toggle("chosen", state.chosen === name);
   card.querySelector(".choose").setAttribute("aria-pressed", String(state.chosen === name));
   card.querySelector(".swatch").style.background = `var(${colourOf(name)})`;
-  part("kind", about.kind);
+  part("kind", about.is_load_balanced ? `${about.kind} · http` : about.kind);
+  card.querySelector(".send").hidden = about.is_load_balanced;
   part("about", [about.compute, `${figures.bounds.min}–${figures.bounds.max} workers`, about.weights].filter(Boolean).join(" · "));
   part("queued", count(figures.jobs.inQueue));
   part("running", count(figures.jobs.inProgress));

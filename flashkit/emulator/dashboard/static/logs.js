@@ -1,7 +1,7 @@
 // Lines that workers print, newest below, with a search over those that the page has.
 
 import { $, h, visible } from "./dom.js";
-import { timeOfDay } from "./format.js";
+import { milliseconds, timeOfDay } from "./format.js";
 import { colourOf, state } from "./state.js";
 
 const SHOWN = 500;
@@ -28,9 +28,22 @@ export function setFollowing(wanted) {
 
 export const toggleFollowing = () => setFollowing(!isFollowing);
 
+// What is no printed line: told by the platform itself, in words.
+const WORDS = {
+  request: (event) => `${event.method} ${event.path} → ${event.status ?? "hung up"} in ${milliseconds(event.wait_ms + (event.run_ms ?? 0))}${event.problem ? `: ${event.problem}` : ""}`,
+  fault: (event) => `fault ${event.kind}: ${event.detail}`,
+  reload: (event) => (event.problem ? `not reloaded: ${event.problem.message}` : `reloaded for ${event.files.join(", ")}: restarted ${event.restarted.join(", ") || "nothing"}`),
+  clock: (event) => (event.advanced_s ? `clock advanced by ${event.advanced_s} s` : `clock goes ${event.speed} times as fast`),
+  capacity: (event) => `${event.throttled} workers wait for machines`,
+};
+
+function textOf(line) {
+  return line.type === "log" ? line.text : (WORDS[line.type]?.(line) ?? line.type);
+}
+
 function fits(line, needle) {
-  if (state.chosen && line.endpoint !== state.chosen) return false;
-  return !needle || line.text.toLowerCase().includes(needle) || (line.job_id ?? "").includes(needle) || line.worker_id.includes(needle);
+  if (state.chosen && line.endpoint && line.endpoint !== state.chosen) return false;
+  return !needle || [textOf(line), line.job_id, line.worker_id, line.request_id].some((text) => (text ?? "").toLowerCase().includes(needle));
 }
 
 export function drawLogs() {
@@ -53,9 +66,11 @@ export function drawLogs() {
 
 /** One line, cut where it is too long to be read. */
 export function lineElement(line) {
-  const source = h("span", { class: "from", title: visible(line.worker_id) }, visible(line.endpoint));
-  source.style.color = `var(${colourOf(line.endpoint)})`;
-  const text = line.text.length > LENGTH ? `${line.text.slice(0, LENGTH)}… (${line.text.length - LENGTH} more)` : line.text;
+  const source = h("span", { class: "from", title: visible(line.worker_id ?? "") }, visible(line.endpoint || "platform"));
+  source.style.color = line.endpoint ? `var(${colourOf(line.endpoint)})` : "";
+  const whole = textOf(line);
+  const text = whole.length > LENGTH ? `${whole.slice(0, LENGTH)}… (${whole.length - LENGTH} more)` : whole;
   const level = (line.level ?? "").toLowerCase();
-  return h("div", { class: `line ${["error", "warn"].includes(level) ? level : ""}` }, h("time", {}, timeOfDay(line.at)), source, h("span", { class: "text" }, visible(text)));
+  const kind = line.type === "log" ? level : line.type === "fault" || line.problem ? "warn" : "told";
+  return h("div", { class: `line ${["error", "warn", "told"].includes(kind) ? kind : ""}` }, h("time", {}, timeOfDay(line.at)), source, h("span", { class: "text" }, visible(text)));
 }

@@ -19,9 +19,12 @@ function firstInput(name) {
   return Object.fromEntries(Object.entries(properties).map(([key, value]) => [key, value.default ?? blank[value.type] ?? null]));
 }
 
+/** Endpoints that take jobs; load-balanced ones take requests. */
+const queueBased = () => endpointNames().filter((name) => !state.endpoints[name].is_load_balanced);
+
 export function openSending(name, input, sent) {
   const dialog = $("sending");
-  const select = h("select", { id: "send-endpoint" }, endpointNames().map((each) => h("option", { value: each, selected: each === name }, visible(each))));
+  const select = h("select", { id: "send-endpoint" }, queueBased().map((each) => h("option", { value: each, selected: each === name }, visible(each))));
   const text = h("textarea", { id: "send-input", rows: 14, spellcheck: false, aria: { describedby: "send-problem" } });
   const problem = h("p", { id: "send-problem", class: "bad", role: "alert" });
   const about = h("p", { class: "note" });
