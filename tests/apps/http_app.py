@@ -91,6 +91,16 @@ async def chat(text: str, fail_at: int = -1, pause: float = 0.0) -> AsyncIterato
         await asyncio.sleep(pause)
 
 
+@api.get("/ticks")
+async def ticks(mark: str) -> AsyncIterator[int]:
+    try:
+        for number in range(1000):
+            yield number
+            await asyncio.sleep(0.05)
+    finally:
+        Path(mark).write_text("closed")
+
+
 @api.get("/letters")
 def letters(text: str) -> Iterator[str]:
     yield from text

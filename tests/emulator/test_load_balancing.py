@@ -174,6 +174,25 @@ async def test_a_client_that_hangs_up_ends_the_request_in_the_worker(base, tmp_p
     assert (event.status, event.problem) == (None, "the client hung up")
 
 
+async def test_a_client_that_leaves_a_stream_closes_its_generator(base, tmp_path, wait_until):
+    mark = tmp_path / "mark"
+    async with aiohttp.ClientSession() as session:
+        response = await session.get(f"{base}/ticks?mark={mark}")
+        assert await response.content.readline() == b"data: 0\n"
+        response.close()
+        await wait_until(mark.exists)
+
+
+async def test_a_websocket_client_that_gives_up_waiting_waits_no_more(start, tmp_path, wait_until, events):
+    emulator = await start(balanced("early", attribute="api", env={"GATE": str(tmp_path / "never")}))
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session:
+        with pytest.raises((TimeoutError, aiohttp.ClientError)):
+            await session.ws_connect(f"{emulator.url}/lb/early/live/x", timeout=aiohttp.ClientWSTimeout(ws_receive=1))
+    event = (await wait_until(lambda: requests_of(events, "early")))[0]
+    assert (event.method, event.status, event.problem) == ("WEBSOCKET", None, "the client hung up")
+    assert emulator.platform.health("early")["jobs"]["inQueue"] == 0
+
+
 async def test_a_websocket_client_that_goes_away_is_no_load_any_more(base, emulator, wait_until):
     async with aiohttp.ClientSession() as session:
         socket = await session.ws_connect(f"{base}/live/attic")

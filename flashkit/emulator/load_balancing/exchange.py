@@ -9,7 +9,7 @@ answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -125,8 +125,8 @@ class Way:
     defaults: PlatformDefaults
     clock: Clock
     session: aiohttp.ClientSession
-    port_of: Any
-    """Function that returns the port of a worker's server, None for one that is gone."""
+    port_of: Callable[[str], int | None]
+    """Returns the port of a worker's server, None for one that is gone."""
 
 
 @dataclass(slots=True)
@@ -149,7 +149,7 @@ class Exchange:
         try:
             size_bytes = _announced_bytes(self.scope)
             if size_bytes <= limit:
-                await _unless(upload.gone, self._relay(upload))
+                await unless(upload.gone, self._relay(upload))
             else:
                 await upload.discard()
                 await self._refuse(self._too_large(size_bytes))
@@ -286,7 +286,7 @@ def _announced_bytes(scope: Scope) -> int:
     return int(text) if text.isdigit() else 0
 
 
-async def _unless(gone: asyncio.Future[None], work: Coroutine[Any, Any, None]) -> None:
+async def unless(gone: asyncio.Future[None], work: Coroutine[Any, Any, None]) -> None:
     """Run the work to its end.
 
     Raises:

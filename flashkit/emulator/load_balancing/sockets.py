@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import aiohttp
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from yarl import URL
 
@@ -19,19 +19,43 @@ from flashkit.emulator.load_balancing.exchange import (
     BROKEN_STATUS,
     REQUEST_HEADER,
     WORKER_HEADER,
+    ClientHungUp,
     Progress,
     Way,
     exit_report,
     pass_on,
+    unless,
 )
 from flashkit.settings import LOOPBACK
 
 OPENED_STATUS: Final = 101
+_MESSAGES_AHEAD: Final = 8
 _WORKER_GONE: Final = 1011
 _NO_STATUS: Final = 1005
 _ABNORMAL: Final = 1006
 _NOT_FOR_WORKERS: Final = frozenset({"connection", "upgrade", "host", WORKER_HEADER, REQUEST_HEADER})
 _HANDSHAKE: Final = b"sec-websocket-"
+
+
+class Inbox:
+    """What the client sends, read ahead by a few messages so that its going away is seen before it is accepted."""
+
+    def __init__(self, client: WebSocket) -> None:
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_open = False
+        self.messages: asyncio.Queue[Message] = asyncio.Queue(_MESSAGES_AHEAD)
+        self._reading = asyncio.ensure_future(self._read(client))
+
+    def close(self) -> None:
+        """Read no more."""
+        self._reading.cancel()
+
+    async def _read(self, client: WebSocket) -> None:
+        while (message := await client.receive())["type"] != "websocket.disconnect":
+            await self.messages.put(message)
+        if not self.is_open:
+            self.gone.set_result(None)
+        await self.messages.put(message)
 
 
 @dataclass(slots=True)
@@ -47,16 +71,24 @@ class SocketExchange:
     async def run(self, receive: Receive, send: Send) -> None:
         """Serve the connection to its end."""
         client = WebSocket(self.scope, receive, send)
+        await client.receive()  # the wish to connect
+        inbox = Inbox(client)
         try:
-            await client.receive()  # the wish to connect
-            async with self.way.balancer.worker_for(self.request) as worker_id:
-                self.progress.worker_id = worker_id
-                self.progress.began_at = self.way.clock.now()
-                await self._connect(client, worker_id)
+            await unless(inbox.gone, self._relay(client, inbox))
+        except ClientHungUp:
+            self.progress.problem = "the client hung up"
         except Refused as exc:
             await self._deny(client, exc.status, encode_json(exc.body), problem=str(exc))
+        finally:
+            inbox.close()
 
-    async def _connect(self, client: WebSocket, worker_id: str) -> None:
+    async def _relay(self, client: WebSocket, inbox: Inbox) -> None:
+        async with self.way.balancer.worker_for(self.request) as worker_id:
+            self.progress.worker_id = worker_id
+            self.progress.began_at = self.way.clock.now()
+            await self._connect(client, inbox, worker_id)
+
+    async def _connect(self, client: WebSocket, inbox: Inbox, worker_id: str) -> None:
         port = self.way.port_of(worker_id)
         try:
             async with self.way.session.ws_connect(
@@ -67,7 +99,7 @@ class SocketExchange:
                 autoping=True,
                 compress=0,
             ) as worker:
-                await self._talk(client, worker, worker_id)
+                await self._talk(client, inbox, worker)
         except aiohttp.WSServerHandshakeError as exc:
             await self._deny(client, exc.status, b"", problem=None)
         except (aiohttp.ClientError, OSError, ValueError) as exc:
@@ -75,13 +107,15 @@ class SocketExchange:
             error = f"the worker died: {ended}" if ended else f"the worker cannot be reached: {exc}"
             raise Refused(BROKEN_STATUS, error, worker=worker_id) from exc
 
-    async def _talk(self, client: WebSocket, worker: aiohttp.ClientWebSocketResponse, worker_id: str) -> None:
+    async def _talk(self, client: WebSocket, inbox: Inbox, worker: aiohttp.ClientWebSocketResponse) -> None:
+        inbox.is_open = True
         self.progress.status = OPENED_STATUS
         self.progress.first_byte_at = self.way.clock.now()
+        worker_id = self.progress.worker_id or ""
         own = [(WORKER_HEADER.encode(), worker_id.encode()), (REQUEST_HEADER.encode(), self.request.id.encode())]
         await client.accept(subprotocol=worker.protocol, headers=own)
         directions = {
-            asyncio.ensure_future(self._carry_up(client, worker)),
+            asyncio.ensure_future(self._carry_up(inbox, worker)),
             asyncio.ensure_future(self._carry_down(client, worker)),
         }
         try:
@@ -96,9 +130,9 @@ class SocketExchange:
         if client.client_state is not WebSocketState.DISCONNECTED:
             await self._close(client, worker.close_code)
 
-    async def _carry_up(self, client: WebSocket, worker: aiohttp.ClientWebSocketResponse) -> None:
+    async def _carry_up(self, inbox: Inbox, worker: aiohttp.ClientWebSocketResponse) -> None:
         with contextlib.suppress(aiohttp.ClientConnectionError):  # the worker is gone: the other direction tells
-            while (message := await client.receive())["type"] != "websocket.disconnect":
+            while (message := await inbox.messages.get())["type"] != "websocket.disconnect":
                 text, data = message.get("text"), message.get("bytes")
                 if text is not None:
                     self.progress.request_bytes += len(text)
