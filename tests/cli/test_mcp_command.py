@@ -157,7 +157,7 @@ async def test_without_a_platform_the_error_says_what_to_start_and_a_later_one_i
 
 
 async def test_a_call_that_is_given_up_cancels_its_job(project, start_dev):
-    dev = start_dev(project)
+    dev = start_dev(project, "--log-level", "info")
     async with connected(project) as client:
         call = asyncio.create_task(client.call_tool("slow", {"seconds": 60}))
         await asyncio.to_thread(dev.wait_for, "▸ slow")

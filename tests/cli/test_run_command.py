@@ -43,7 +43,7 @@ def test_a_failed_job_prints_the_report_and_exits_with_1(dev, flashkit, project)
 
 def test_a_wrong_parameter_names_the_right_one_as_dev_does(dev, flashkit, project):
     result = flashkit("run", "greet", '{"nam": "Ada"}', folder=project)
-    assert result.code == 1
+    assert result.code == 6
     assert "did you mean `name`" in result.err
     shown = dev.wait_for("request: ")
     assert result.err.splitlines()[0] in shown
