@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from flashkit.emulator.jobs import Job, JobQueue
-from flashkit.emulator.scaling import Load
+from flashkit.emulator.scaling import Load, kept_workers
 from flashkit.errors import InputError
 from flashkit.protocol import JobStatus
 from flashkit.spec import EndpointSpec
@@ -225,8 +225,9 @@ class Fleet:
 
     @property
     def idle_timeout(self) -> float:
-        """Seconds for which a worker may be idle now: for ever while no more than the floor are there."""
-        return self.spec.idle_timeout if len(self.active) > self.spec.workers.min else math.inf
+        """Seconds for which a worker may be idle now: for ever while no more are there than are kept."""
+        kept = kept_workers(self.spec, self.load) if self.spec.load_balanced else self.spec.workers.min
+        return self.spec.idle_timeout if len(self.active) > kept else math.inf
 
     @property
     def has_ready_worker(self) -> bool:

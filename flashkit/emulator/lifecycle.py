@@ -268,6 +268,9 @@ class Lifecycle:
         if fleet.is_closed:
             return
         load, spec = fleet.load, fleet.spec
+        if spec.load_balanced:  # the load also decides which idle ones stay
+            for worker in fleet.active.values():
+                self._set_worker_timer(fleet, worker)
         missing = max(0, desired_workers(spec, load, now=now) - load.workers)
         while missing and fleet.frozen and fleet.free_machines >= 1:
             self.thaw(now, fleet, next(reversed(fleet.frozen.values())))
@@ -545,7 +548,7 @@ class Lifecycle:
     def drop_waiting_request(self, now: float, fleet: Fleet, request_id: str) -> None:
         """Count a request no more among those that wait."""
         if fleet.waiting_requests.pop(request_id, None) is not None:
-            self._recount_throttled(now, fleet)
+            self.scale(now, fleet)
 
     def begin_request(self, now: float, fleet: Fleet, worker: Worker, request_id: str) -> None:
         """Give a request to a worker."""
@@ -562,6 +565,7 @@ class Lifecycle:
         fleet.running_requests -= 1
         self._note_success(fleet, worker)
         self._note_relief(now, fleet, worker)
+        self.scale(now, fleet)
 
     # ------------------------------------------------------------------ polls
 

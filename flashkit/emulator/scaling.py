@@ -32,15 +32,30 @@ class Load:
 
 def desired_workers(spec: EndpointSpec, load: Load, *, now: float) -> int:
     """Return how many workers there should be now; never fewer than there are, except above the maximum."""
-    wanted = max(spec.workers.min, load.workers)
+    wanted = max(kept_workers(spec, load), load.workers)
     if load.queued and not load.workers:
         wanted = max(wanted, 1)
     if spec.scaler_type is ScalerType.REQUEST_COUNT:
-        if load.queued or spec.load_balanced:  # there, several requests may run in one worker and none wait
-            wanted = max(wanted, math.ceil((load.queued + load.running) / spec.scaler_value))
+        if load.queued:
+            wanted = max(wanted, _workers_by_count(spec, load))
     elif _is_late(spec, load, now):
         wanted = max(wanted, load.workers + 1)
     return min(wanted, spec.workers.max)
+
+
+def kept_workers(spec: EndpointSpec, load: Load) -> int:
+    """Return how many workers stay however long they are idle.
+
+    The floor; of a load-balanced endpoint as many as its requests call for, whether or not any waits: one worker
+    may have all of them, long ones perhaps, and the others would stop and start again for ever.
+    """
+    if not spec.load_balanced:
+        return spec.workers.min
+    return min(max(spec.workers.min, _workers_by_count(spec, load)), spec.workers.max)
+
+
+def _workers_by_count(spec: EndpointSpec, load: Load) -> int:
+    return math.ceil((load.queued + load.running) / spec.scaler_value)
 
 
 def scaling_due_at(spec: EndpointSpec, load: Load) -> float | None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flashkit.emulator.scaling import Load, desired_workers, scaling_due_at
+from flashkit.emulator.scaling import Load, desired_workers, kept_workers, scaling_due_at
 from flashkit.spec import EndpointSpec, Kind, ScalerType, WorkerBounds
 
 
@@ -60,6 +60,16 @@ def test_request_count_wants_one_worker_for_so_many_jobs(queued, running, wanted
 def test_request_count_adds_nothing_while_nothing_waits():
     """Otherwise a worker with many slots would make idle ones come and go for ever."""
     assert desired_workers(COUNT, Load(running=20, workers=1), now=0) == 1
+
+
+BALANCED = replace(COUNT, load_balanced=True, execution_timeout_ms=330_000)
+
+
+@pytest.mark.parametrize(("running", "wanted"), [(0, 0), (1, 1), (4, 1), (5, 2), (100, 5)])
+def test_requests_that_run_call_for_workers_and_keep_them(running, wanted):
+    assert desired_workers(BALANCED, Load(running=running), now=0) == wanted
+    assert kept_workers(BALANCED, Load(running=running, workers=5)) == wanted
+    assert kept_workers(COUNT, Load(running=running, workers=5)) == 0
 
 
 loads = st.builds(
