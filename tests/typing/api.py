@@ -21,6 +21,7 @@ from flashkit import (
     orchestrator_endpoint,
 )
 from flashkit.endpoint import SpawnedJob
+from flashkit.http_client import HttpAnswer
 
 
 @dataclass
@@ -46,6 +47,24 @@ def letters(text: str) -> Iterator[str]:
 @gpu_endpoint(gpu=[GpuType.NVIDIA_L40S, GpuPool.AMPERE_80, "H100"])
 async def tokens(prompt: str) -> AsyncIterator[str]:
     yield prompt
+
+
+api = cpu_endpoint(name="api", workers=(0, 3))
+
+
+@api.get("/pages/{page}")
+async def read_page(page: int, language: str = "en") -> Page:
+    return Page(f"{page}.{language}")
+
+
+@api.setup
+def load() -> None: ...
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None: ...
+
+
+site = gpu_endpoint(name="site", gpu="A100").mount(application, "/v1")
 
 
 class Model:
@@ -113,6 +132,17 @@ async def a_class() -> None:
 async def an_embedding_endpoint(engine: Any) -> None:
     assert_type(await embed_texts(["a"], engine), list[list[float]])
     assert_type(await embed_texts.remote(["a"]), list[list[float]])
+
+
+async def a_load_balanced_endpoint() -> None:
+    assert_type(await read_page(1), Page)
+    await read_page("1")  # type: ignore[arg-type]
+    assert_type(await api.request("GET", "/pages/1"), HttpAnswer)
+    async for part in api.stream("GET", "/pages/1"):
+        assert_type(part, Any)
+    site.get("/more")(load)
+    api.get(load)  # type: ignore[arg-type]
+    api.mount("app")  # type: ignore[arg-type]
 
 
 async def an_orchestrator(session: Session) -> None:
