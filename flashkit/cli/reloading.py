@@ -22,7 +22,7 @@ from flashkit.emulator.server import Emulator
 from flashkit.errors import DefinitionError, ErrorReport
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LoadedApp:
     """An app file, and its endpoints as they run."""
 

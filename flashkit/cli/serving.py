@@ -29,7 +29,7 @@ from flashkit.cli.json_lines import JsonLines
 from flashkit.cli.key_commands import KeyCommands, sdk_log_level
 from flashkit.cli.keys import Keyboard, obey_keys, open_keyboard
 from flashkit.cli.projects import project_folder
-from flashkit.cli.reloading import Apps
+from flashkit.cli.reloading import Apps, LoadedApp
 from flashkit.cli.starts import StartWatch
 from flashkit.cli.watching import FileKind, SourceWatch, kind_of
 from flashkit.emulator.events import Event
@@ -319,26 +319,27 @@ class DevServer:
             await self._reload(emulator, saved)
 
     async def _reload(self, emulator: Emulator, saved: Sequence[Path]) -> None:
+        kinds = {(app, path): kind_of(path, below=app.folder) for app in self._apps.all for path in saved}
+        image_files = dict.fromkeys(path.name for (_, path), kind in kinds.items() if kind is FileKind.IMAGE)
+        if image_files:
+            self._output.say(
+                f"changed {', '.join(image_files)}: nothing restarted; it takes effect here once it is installed, "
+                "and on Runpod with the next image",
+                style="yellow",
+            )
         for app in self._apps.all:
-            kinds = {path: kind_of(path, below=app.folder) for path in saved}
-            image_files = [path.name for path, kind in kinds.items() if kind is FileKind.IMAGE]
-            if image_files:
-                self._output.say(
-                    f"changed {', '.join(image_files)}: nothing restarted; it takes effect here once it is installed, "
-                    "and on Runpod with the next image",
-                    style="yellow",
-                )
-            code = [path for path, kind in kinds.items() if kind in (FileKind.CODE, FileKind.SETTINGS)]
-            if not code:
-                continue
-            event = await self._apps.reload(app, code, emulator)
-            emulator.problems.clear()
-            emulator.problems.update(self._apps.problems)
-            if event.error is not None:
-                self._output.show_problem(event.error)
-            if isinstance(self._output, Screen):
-                self._output.know(app.endpoints)
-            emulator.dispatcher.tell(event)
+            if code := [path for path in saved if kinds[app, path] in (FileKind.CODE, FileKind.SETTINGS)]:
+                await self._reload_app(app, code, emulator)
+
+    async def _reload_app(self, app: LoadedApp, saved: Sequence[Path], emulator: Emulator) -> None:
+        event = await self._apps.reload(app, saved, emulator)
+        emulator.problems.clear()
+        emulator.problems.update(self._apps.problems)
+        if event.error is not None:
+            self._output.show_problem(event.error)
+        if isinstance(self._output, Screen):
+            self._output.know(app.endpoints)
+        emulator.dispatcher.tell(event)
 
 
 async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

@@ -71,6 +71,7 @@ class ClientRoutes:
         admission: Admission,
         options: RouteOptions,
         faults: FaultPlan,
+        problems: Mapping[str, ErrorReport] | None = None,
         more_routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._dispatcher = dispatcher
@@ -78,6 +79,7 @@ class ClientRoutes:
         self._endpoints = endpoints
         self._admission = admission
         self._options = options
+        self._problems = {} if problems is None else problems
         self._more_routes = more_routes
         self._faults = faults
         per_worker = options.defaults.rate_limit_per_worker
@@ -123,7 +125,7 @@ class ClientRoutes:
             self._admission.check(request)
             name = request.path_params["endpoint"]
             if name not in self._endpoints:
-                raise _unknown_endpoint(name, self._endpoints)
+                raise _unknown_endpoint(name, self._endpoints, self._problems)
             if self._endpoints[name].spec.load_balanced and action != "health":
                 raise _has_no_queue(name)
             if self._limiter is None:
@@ -235,13 +237,14 @@ class ClientRoutes:
         return error_response(report, status=exc.status_code, headers=exc.headers)
 
 
-def _unknown_endpoint(name: str, known: Iterable[str]) -> RouteUnknown:
+def _unknown_endpoint(name: str, known: Iterable[str], problems: Mapping[str, ErrorReport]) -> RouteUnknown:
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=1)
     meant = f"did you mean {nearest[0]!r}? " if nearest else ""
+    broken = "".join(f"{file} does not import: {report.message}; " for file, report in problems.items())
     return RouteUnknown(
         f"there is no endpoint {name!r} on this platform",
-        hint=f"{meant}known endpoints: {', '.join(names) or 'none'}",
+        hint=f"{broken}{meant}known endpoints: {', '.join(names) or 'none'}",
         details={"endpoints": names},
     )
 

@@ -193,6 +193,7 @@ class Emulator:
             stack.push_async_callback(self._stop_workers)
             await self.load_balancing.open()
             await server.start()
+            self.dispatcher.connections.open = server.server_state.connections
             await self._supervisor.open()
             self.faults.set(self._initial_faults, seed=self._seed)
             await self.replace(self._endpoints)
@@ -327,6 +328,7 @@ class Emulator:
             admission=self._admission,
             options=self._options,
             faults=self.faults.plan,
+            problems=self.problems,
             more_routes=[*control.routes(), *dashboard_routes(), *fault_routes(self.faults, self._admission)],
         )
         return _Application(wire, routes.application(), admission=self._admission, load_balancing=self.load_balancing)

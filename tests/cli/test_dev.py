@@ -346,6 +346,8 @@ def test_an_app_that_is_broken_at_the_start_comes_up_when_it_is_fixed(project, s
     dev = start_dev(project)
     assert dev.text.count("Traceback") == 1
     dev.wait_for("app.py has no endpoint running")
+    refused = flashkit("run", "greet", "{}", folder=project)
+    assert "hint: app.py does not import: No module named 'no_such_module'; known endpoints: none" in refused.err
     edit(project / "app.py", "import no_such_module\n", "")
     dev.wait_for("changed app.py: added `count`, `greet`")
     assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
