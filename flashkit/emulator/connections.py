@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from starlette.types import Scope
@@ -52,6 +52,8 @@ class WorkerConnections:
     def __init__(self) -> None:
         self._of: dict[str, set[BreakableProtocol]] = {}
         self._owners: dict[BreakableProtocol, str] = {}
+        self.open: Collection[Any] = ()
+        """All connections that the server has."""
 
     def note(self, worker_id: str, scope: Scope) -> None:
         """Take note that a worker sent this request."""
@@ -61,9 +63,10 @@ class WorkerConnections:
             self._of.setdefault(worker_id, set()).add(connection)
             connection.call_at_end(self._forget)
 
-    def break_all(self, worker_id: str) -> None:
-        """Break all of a worker's connections, busy and idle ones."""
-        for connection in list(self._of.get(worker_id, ())):
+    def break_all(self, worker_id: str, *, ports: Collection[int] = ()) -> None:
+        """Break all of a worker's connections, busy and idle ones, and those that come from one of these ports."""
+        own = self._of.get(worker_id, set())
+        for connection in [*own, *(one for one in self.open if one.client and one.client[1] in ports)]:
             connection.transport.abort()
 
     def _forget(self, connection: BreakableProtocol) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
@@ -58,8 +58,8 @@ class Processes(Protocol):
     def kill(self, worker_id: str) -> None:
         """End a worker's whole process group at once (SIGKILL)."""
 
-    def freeze(self, worker_id: str) -> None:
-        """Stop a worker's whole process group where it stands (SIGSTOP)."""
+    def freeze(self, worker_id: str) -> Collection[int]:
+        """Stop a worker's whole process group where it stands (SIGSTOP), and return the ports it talks from."""
 
     def thaw(self, worker_id: str) -> None:
         """Let a worker's process group go on (SIGCONT)."""
@@ -323,8 +323,8 @@ class Dispatcher:
     def _freeze_worker(self, effect: FreezeWorker) -> None:
         """Stop it first: it must not see its connections break before it is thawed."""
         self._frozen.add(effect.worker_id)
-        self._processes.freeze(effect.worker_id)
-        self.connections.break_all(effect.worker_id)
+        ports = self._processes.freeze(effect.worker_id)
+        self.connections.break_all(effect.worker_id, ports=ports)
         self._tell_of_worker(effect.endpoint, effect.worker_id, "frozen")
 
     def _thaw_worker(self, effect: ThawWorker) -> None:

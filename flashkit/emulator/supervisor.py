@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 import orjson
 
 from flashkit.emulator.events import LogLine
+from flashkit.emulator.process_sockets import local_ports
 from flashkit.protocol import WORKER_ENVIRONMENT, worker_urls
 from flashkit.settings import LOOPBACK
 from flashkit.spec import EndpointSpec
@@ -134,10 +135,11 @@ class _Worker:
             return
         self._signal_group(signal.SIGKILL)
 
-    def freeze(self) -> None:
-        """Stop the worker and everything in its group where they stand."""
+    def freeze(self) -> Collection[int]:
+        """Stop the worker and everything in its group where they stand, and return the ports they talk from."""
         self.is_frozen = True
         self._signal_group(signal.SIGSTOP)
+        return () if self.process is None else local_ports(self.process.pid)
 
     def thaw(self) -> None:
         """Let the worker and everything in its group go on."""
@@ -215,10 +217,10 @@ class Supervisor:
         if worker := self._workers.get(worker_id):
             worker.kill()
 
-    def freeze(self, worker_id: str) -> None:
-        """Stop one worker and its group where they stand."""
-        if worker := self._workers.get(worker_id):
-            worker.freeze()
+    def freeze(self, worker_id: str) -> Collection[int]:
+        """Stop one worker and its group where they stand, and return the local ports of their sockets."""
+        worker = self._workers.get(worker_id)
+        return () if worker is None else worker.freeze()
 
     def thaw(self, worker_id: str) -> None:
         """Let one worker and its group go on."""

@@ -122,6 +122,18 @@ async def test_its_polls_meet_broken_connections_after_the_thaw(start, endpoint)
     assert (await lab.run()).output["jobs"] == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="sockets of other processes are found in /proc")
+async def test_connections_of_its_own_to_the_platform_are_stale_after_the_thaw(start, make_endpoint):
+    """A client that a handler keeps, and that calls other endpoints, must not think that its connection stands."""
+    lab = await start(make_endpoint("remember", "calling"))
+    assert [(await lab.run()).output for _ in range(2)] == ["connected", "answered"]
+    await lab.idle()
+    lab.emulator.freeze_worker(lab.worker.id)
+    lab.emulator.thaw_worker(lab.worker.id)
+    assert (await lab.run()).output == "stale"
+    assert [(await lab.run()).output for _ in range(2)] == ["connected", "answered"]
+
+
 async def test_a_job_that_comes_while_a_worker_is_being_frozen_thaws_it(start):
     lab = await start(flashkit_endpoint())
     await lab.run()
