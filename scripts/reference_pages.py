@@ -123,6 +123,14 @@ The first that applies:
 Otherwise sending a job fails with `configuration_invalid`.
 """
 
+READ_FROM_SPECS = """## What the platform reads from an endpoint's env
+
+| Variable | Meaning |
+| --- | --- |
+| `RUNPOD_INIT_TIMEOUT` | Seconds until a worker that is not ready is given up, instead of 420. |
+| `HEALTH_CHECK_PATH` | Path that a load-balanced worker is asked at how it is, instead of `/ping`. |
+"""
+
 STORE_OF_DEV = """## The store of flashkit dev
 
 Without `--redis` and `FLASHKIT_STATE`, `flashkit dev` starts a server below `.flashkit`: the program that
@@ -151,6 +159,7 @@ def settings_page() -> str:
         table(["Variable", "Value"], [*_local_worker_rows()]),
         "A local worker gets a home folder of its own and, of your environment, `PATH`, locale, temporary folder, GPU "
         "selection and certificate variables and what starts with `FLASHKIT_`. Your account key is not among them.\n",
+        READ_FROM_SPECS,
         STORE_OF_DEV,
         TERMINAL,
     )
