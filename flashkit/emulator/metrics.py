@@ -84,6 +84,8 @@ class EndpointFigures:
     ended: deque[Ended] = field(default_factory=lambda: deque(maxlen=WINDOW_JOBS))
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLE_LIMIT))
     since_sample: Counter[str] = field(default_factory=Counter)
+    requests: Counter[str] = field(default_factory=Counter)
+    """Requests of a load-balanced endpoint so far, by how they ended."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
@@ -131,6 +133,7 @@ class Metrics:
         figures = self._of(event.endpoint)
         is_failure = event.status is not None and event.status >= _FIRST_FAILURE_STATUS
         figures.since_sample["failed" if is_failure else "finished"] += 1
+        figures.requests["failed" if is_failure else "done"] += 1
         if event.run_ms is not None:
             figures.ended.append(Ended(self._clock(), event.wait_ms, event.run_ms))
 
@@ -199,6 +202,7 @@ class Metrics:
         cost = cost_per_second(spec, alive)
         return {
             "jobs": health["jobs"],
+            "requests": {"done": figures.requests["done"], "failed": figures.requests["failed"]},
             "workers": {**Counter(lane.state for lane in alive), "throttled": health["workers"]["throttled"]},
             "bounds": {"min": spec.workers.min, "max": spec.workers.max},
             "latency": {

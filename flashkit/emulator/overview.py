@@ -29,9 +29,10 @@ LINES_LIMIT: Final = 400
 """Lines in one message."""
 _LINES: Final = Filter(types=("log", "request", "fault", "reload", "clock", "capacity"))
 """What the page shows line by line."""
-_SEARCHED_JOBS: Final = 1_000
-"""Jobs, the newest, whose inputs and outputs are searched as well."""
-_SEARCHED_BYTES: Final = 256 * 1024
+_SEARCHED_JOB_BYTES: Final = 256 * 1024
+"""Inputs and outputs of jobs that are larger are not searched."""
+_SEARCHED_BYTES: Final = 8 * 1024 * 1024
+"""How much of inputs and outputs, the newest first, one search looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +121,22 @@ class Overview:
         return found
 
     def _matching(self, query: JobQuery) -> Iterator[JobStory]:
-        needle = query.search.strip().casefold()
-        for position, story in enumerate(reversed(self._recorder.jobs.values())):
-            if query.endpoint not in (None, story.endpoint) or query.status not in (None, story.latest.status):
+        needle, looked_at = query.search.strip().casefold(), 0
+        for story in reversed(self._recorder.jobs.values()):
+            latest = story.latest
+            if query.endpoint not in (None, story.endpoint) or query.status not in (None, latest.status):
                 continue
-            if not needle or self._mentions(story, needle, with_data=position < _SEARCHED_JOBS):
+            if not needle or _mentions(story, needle):
                 yield story
+                continue
+            size_bytes = latest.input_bytes + latest.output_bytes
+            if size_bytes <= _SEARCHED_JOB_BYTES and looked_at + size_bytes <= _SEARCHED_BYTES:
+                looked_at += size_bytes
+                if self._data_mentions(story, needle):
+                    yield story
 
-    def _mentions(self, story: JobStory, needle: str, *, with_data: bool) -> bool:
-        latest = story.latest
-        error = "" if latest.error is None else f"{latest.error.code} {latest.error.message}"
-        if needle in f"{story.job_id} {story.endpoint} {latest.worker_id} {latest.status} {error}".casefold():
-            return True
-        job = self._job(story) if with_data and latest.input_bytes + latest.output_bytes < _SEARCHED_BYTES else None
+    def _data_mentions(self, story: JobStory, needle: str) -> bool:
+        job = self._job(story)
         return job is not None and needle in encode_json([job.input, job.output]).decode().casefold()
 
     def _job(self, story: JobStory) -> Job | None:
@@ -172,6 +176,12 @@ class Overview:
 
 def _report(error: ErrorReport | None) -> dict[str, Any] | None:
     return None if error is None else error.to_dict()
+
+
+def _mentions(story: JobStory, needle: str) -> bool:
+    latest = story.latest
+    error = "" if latest.error is None else f"{latest.error.code} {latest.error.message}"
+    return needle in f"{story.job_id} {story.endpoint} {latest.worker_id} {latest.status} {error}".casefold()
 
 
 def describe_story(story: JobStory) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+import psutil
 import pytest
 
 from flashkit.emulator.server import Emulator
@@ -231,6 +232,29 @@ async def test_files_of_the_page_have_types_and_are_sent_once(emulator):
         for name in ("no-such.js", "..%2f__init__.py", "../__init__.py"):
             async with session.get(f"{emulator.url}/dashboard/{name}") as response:
                 assert response.status == 404
+
+
+async def test_a_worker_that_prints_100_mb_takes_no_memory_and_nobody_elses_lines(
+    start_emulator, make_endpoint, http, finished
+):
+    emulator = await start_emulator(make_endpoint("noisy", "actions"), make_endpoint("calm", "actions"))
+
+    async def run(endpoint, job_input):
+        job_id = (await http("POST", f"{emulator.url}/v2/{endpoint}/run", json={"input": job_input})).body["id"]
+        await finished(emulator, http, endpoint, job_id, seconds=90)
+        return (await http("GET", f"{emulator.url}/_/jobs/{endpoint}/{job_id}")).body
+
+    calm = await run("calm", {"do": "say", "text": "still here"})
+    await run("noisy", {"do": "flood", "bytes": 1_000_000})
+    before = psutil.Process().memory_info().rss
+    noisy = await run("noisy", {"do": "flood", "bytes": 100_000_000})
+    assert psutil.Process().memory_info().rss - before < 40 * 1024 * 1024
+    assert noisy["output"] == "flooded"
+    assert "x" * 100 in [line["text"] for line in noisy["lines"]]
+    again = (await http("GET", f"{emulator.url}/_/jobs/calm/{calm['id']}")).body
+    assert "still here" in [line["text"] for line in again["lines"]]
+    lines = (await http("GET", f"{emulator.url}/_/events?type=log&endpoint=calm")).body["events"]
+    assert "still here" in [line["text"] for line in lines]
 
 
 async def test_streams_end_with_the_emulator(tmp_path, make_endpoint, worker_environ):

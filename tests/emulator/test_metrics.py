@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flashkit.catalog import GpuPool, GpuType, usd_per_second
-from flashkit.emulator.events import JobEvent, WorkerEvent
+from flashkit.emulator.events import JobEvent, RequestEvent, WorkerEvent
 from flashkit.emulator.lanes import Change, Lane
 from flashkit.emulator.metrics import SERIES, Metrics, Tokens, cold_starts, cost_per_second, percentiles, read_tokens
 from flashkit.emulator.platform import JobRequest, Platform
@@ -76,6 +76,14 @@ def test_samples_count_what_ended_since_the_last_one(world):
     sample = world.sample()
     assert (sample["finished"], sample["failed"], sample["p95_ms"]) == (0, 0, None)
     assert [row[0] for row in world.metrics.series(after=1_000.0)["e"]] == [1_060.0]
+
+
+def test_requests_to_load_balanced_endpoints_are_counted_apart(world):
+    for status in (200, 404, 502, None):
+        world.tell(RequestEvent("e", "r", "GET", "/", status, "w", 5, 20, 1, 0, 0, None))
+    assert world.figures()["requests"] == {"done": 3, "failed": 1}
+    assert world.figures()["latency"]["total_ms"]["p95"] == 25
+    assert world.sample()["finished"] == 3
 
 
 def test_workers_are_counted_by_what_they_do(world):

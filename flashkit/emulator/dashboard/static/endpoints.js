@@ -36,11 +36,11 @@ function makeCard(name, actions) {
       figure("p50", "p50"),
       figure("p95", "p95"),
       figure("p99", "p99"),
-      figure("waited p95", "delay"),
+      figure("wait p95", "delay"),
       figure("cold starts", "cold"),
       figure("cold p95", "coldtime"),
       figure("tokens", "tokens"),
-      figure("per hour", "cost"),
+      figure("$ per hour", "cost"),
     ),
     h(
       "div",
@@ -65,15 +65,16 @@ function updateCard(card, name) {
   part("about", [about.compute, `${figures.bounds.min}–${figures.bounds.max} workers`, about.weights].filter(Boolean).join(" · "));
   part("queued", count(figures.jobs.inQueue));
   part("running", count(figures.jobs.inProgress));
-  part("done", count(figures.jobs.completed));
-  part("failed", count(figures.jobs.failed));
-  card.querySelector('[data-part="failed"]').classList.toggle("bad", figures.jobs.failed > 0);
+  const { done, failed } = about.is_load_balanced ? figures.requests : { done: figures.jobs.completed, failed: figures.jobs.failed };
+  part("done", count(done));
+  part("failed", count(failed));
+  card.querySelector('[data-part="failed"]').classList.toggle("bad", failed > 0);
   for (const share of ["p50", "p95", "p99"]) part(share, milliseconds(figures.latency.total_ms?.[share]));
   part("delay", milliseconds(figures.latency.delay_ms?.p95));
   part("cold", count(figures.cold_starts.count));
   part("coldtime", milliseconds(figures.cold_starts.ms?.p95));
   part("tokens", count(figures.tokens.prompt + figures.tokens.completion));
-  part("cost", figures.cost.usd_per_hour === null ? "no price" : dollars(figures.cost.usd_per_hour));
+  part("cost", dollars(figures.cost.usd_per_hour));
   drawDots(card.querySelector('[data-part="dots"]'), figures);
 }
 

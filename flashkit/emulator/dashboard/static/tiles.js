@@ -31,7 +31,7 @@ function tiles() {
   const tokens = sum(figures.map((each) => each.tokens.prompt + each.tokens.completion));
   const coldStarts = figures.map((each) => each.cold_starts.ms?.p95).filter((value) => value !== undefined);
   return [
-    { name: "Jobs per second", value: rate(perSecond("finished") + perSecond("failed")), note: `${count(jobs("completed"))} done` },
+    { name: "Jobs per second", value: rate(perSecond("finished") + perSecond("failed")), note: `${count(jobs("completed") + sum(figures.map((each) => each.requests.done)))} done` },
     { name: "In queue", value: count(jobs("inQueue")), note: `${count(jobs("inProgress"))} running` },
     { name: "Failed", value: count(jobs("failed")), note: `${count(jobs("retried"))} retried`, kind: jobs("failed") ? "bad" : "" },
     { name: "Workers busy", value: `${busy} / ${ready}`, note: `${workers("starting", "initializing")} starting` },
