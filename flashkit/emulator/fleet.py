@@ -148,8 +148,9 @@ class Worker:
 
     @property
     def is_changing(self) -> bool:
-        """True while its process is coming up, going down, or has been told to stop a job."""
-        return self.has_process and (self.is_leaving or self.state is WorkerState.INITIALIZING or bool(self.stopping))
+        """True while its process is coming up, going down, stopping a job, or about to send a result."""
+        is_moving = self.is_leaving or self.state is WorkerState.INITIALIZING or bool(self.stopping)
+        return self.has_process and (is_moving or any(job.dropped_at is not None for job in self.jobs.values()))
 
     def due_at(self, idle_timeout: float) -> float:
         """Return when time alone changes it: its phase is over, or it took or was idle or frozen for too long."""

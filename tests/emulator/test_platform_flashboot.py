@@ -161,6 +161,33 @@ def test_frozen_and_active_workers_together_are_never_more_than_the_maximum():
     assert set(world.workers) == set(workers)
 
 
+# ---------------------------------------------------------------------- what takes real time
+
+
+def test_a_worker_is_changing_while_its_process_has_something_to_do():
+    world = FlashBootWorld()
+    job = world.submit()
+    (worker,) = world.workers
+    assert worker.is_changing, "it comes up"
+    world.take(worker)
+    assert not worker.is_changing
+    world.take(worker, busy=False)
+    assert worker.is_changing, "a result may be under way"
+    world.platform.partial(world.now, "tool", worker.id, job.id, 1)
+    assert not worker.is_changing
+    world.platform.cancel(world.now, "tool", job.id)
+    assert worker.is_changing, "it stops the job"
+    world.stop_signals(worker)
+    world.take(worker, busy=False)
+    assert not worker.is_changing
+    world.platform.freeze_worker(world.now, worker.id)
+    assert not worker.is_changing
+    world.platform.thaw_worker(world.now, worker.id)
+    assert worker.is_changing
+    world.platform.kill_worker(world.now, worker.id)
+    assert worker.is_changing, "until its end is reported"
+
+
 # ---------------------------------------------------------------------- spot reclaim
 
 
