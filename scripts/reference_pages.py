@@ -449,8 +449,14 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """Sections of the page, by the modules whose exports they show."""
 ALSO_SHOWN: Mapping[str, tuple[str, ...]] = {
-    "Endpoints": ("flashkit.endpoint.SpawnedJob",),
-    "Sending jobs": ("flashkit.client.EndpointClient", "flashkit.client.JobState", "flashkit.protocol.JobStatus"),
+    "Endpoints": ("flashkit.endpoint.SpawnedJob", "flashkit.http_endpoint.HttpEndpoint"),
+    "Sending jobs": (
+        "flashkit.client.EndpointClient",
+        "flashkit.client.JobState",
+        "flashkit.protocol.JobStatus",
+        "flashkit.http_client.HttpClient",
+        "flashkit.http_client.HttpAnswer",
+    ),
 }
 """What users receive without importing it by name."""
 

@@ -248,7 +248,7 @@ async def test_the_job_api_and_the_other_kind_of_endpoint_are_told_apart(http, e
     jobs = await http("POST", f"{emulator.url}/v2/api/run", json={"input": {}})
     assert (jobs.status, jobs.error["code"]) == (404, "route_unknown")
     assert "/lb/api/" in jobs.error["hint"]
-    assert (await http("GET", f"{emulator.url}/v2/api/health")).body["workers"]["ready"] == 1
+    assert (await http("GET", f"{emulator.url}/v2/api/health")).body["workers"].keys() >= {"ready", "running"}
     unknown = await http("GET", f"{emulator.url}/lb/nobody/x")
     assert (unknown.status, "api, plain" in unknown.error["hint"]) == (404, True)
 
@@ -425,6 +425,37 @@ async def test_an_unfit_worker_is_out_of_rotation_until_it_is_fit_again(start, h
         ("unhealthy", "/ping answered 503"),
         ("ready", "/ping answers 200 again"),
     ]
+
+
+async def test_an_endpoint_that_wants_its_health_apart_gets_two_ports(start, http):
+    emulator = await start(balanced(env={"PORT": "5000", "PORT_HEALTH": "5001"}))
+    assert (await http("GET", f"{emulator.url}/lb/api/pid")).status == 200
+    ports = emulator._supervisor.http_ports(worker_ids(emulator)[0])
+    assert ports.requests != ports.health
+    assert (await http("GET", f"http://127.0.0.1:{ports.health}/")).body == {"status": "healthy"}
+
+
+async def test_many_requests_and_many_deaths_leave_nothing_behind(start, http, wait_until):
+    emulator = await start(balanced(workers=(0, 3), scaler_value=4, concurrency=3))
+    base = f"{emulator.url}/lb/api"
+
+    async def kill_some():
+        for _ in range(4):
+            await wait_until(lambda: emulator.platform.health("api")["workers"]["running"], seconds=60)
+            busy = next((worker for worker in emulator.platform.workers("api") if worker.requests), None)
+            if busy is not None:
+                emulator.kill_worker(busy.id)
+            await asyncio.sleep(0.2)
+
+    killing = asyncio.ensure_future(kill_some())
+    answers = await asyncio.gather(*(http("GET", f"{base}/sleep?seconds=0.1") for _ in range(300)))
+    await killing
+    assert {answer.status for answer in answers} <= {200, 502}
+    assert sum(answer.status == 502 for answer in answers) <= 4 * 3
+    balancer = emulator.load_balancing.balancer
+    assert (dict(balancer._running), balancer._waiting) == ({}, {})
+    fleet = emulator.platform._fleets["api"]
+    assert (fleet.running_requests, len(fleet.waiting_requests)) == (0, 0)
 
 
 async def test_a_worker_that_stays_unfit_is_replaced(start, http, wait_until):
