@@ -173,6 +173,15 @@ async def raw_stream() -> StreamingResponse:
     return StreamingResponse(parts(), media_type="text/plain")
 
 
+@api.get("/raw-fail")
+async def raw_fail() -> StreamingResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"part "
+        raise OSError("the disk is gone")
+
+    return StreamingResponse(parts(), media_type="text/plain")
+
+
 @api.websocket("/live/{room}")
 async def live(websocket: WebSocket, room: str, times: int = 1) -> None:
     await websocket.accept()

@@ -410,6 +410,40 @@ async def test_a_server_on_another_port_gets_no_requests(start, http):
     assert (await http("GET", f"{emulator.url}/lb/plain/hello")).body["error"] == "no workers available"
 
 
+async def test_servers_that_break_the_rules_are_told_apart(start, http, events):
+    command = (sys.executable, "raw_server.py")
+    emulator = await start(balanced("raw", command=command, workers=(1, 1)))
+    base = f"{emulator.url}/lb/raw"
+    for path in ("/garbage", "/close"):
+        answer = await http("GET", f"{base}{path}")
+        assert answer.status == 502
+        assert answer.body["error"].startswith("the worker broke the connection: ")
+        assert answer.body["worker"] == worker_ids(emulator, "raw")[0]
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await http("GET", f"{base}/half")
+    ids = await http("GET", f"{base}/ids", headers={"x-request-id": "r-1"})
+    headers = {name.lower(): value for name, value in ids.headers.items()}
+    assert (headers["x-request-id"], headers["x-runpod-worker-id"]) == ("r-1", answer.body["worker"])
+    assert "x-secret" not in headers
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
+            await session.ws_connect(f"{base}/close")
+    assert caught.value.status == 502
+    problems = [event.problem for event in requests_of(events, "raw") if event.problem]
+    assert len(problems) == 4
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_seen(base, emulator, events, wait_until):
+    port = int(emulator.url.rpartition(":")[2])
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = b"POST /lb/api/items HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\nx-request-id: half\r\n\r\n"
+    writer.write(head + b'{"name": ')
+    await writer.drain()
+    writer.close()
+    ended = await wait_until(lambda: [event for event in requests_of(events, "api") if event.request_id == "half"])
+    assert (ended[0].status, ended[0].problem) == (None, "the client hung up")
+
+
 async def test_an_unfit_worker_is_out_of_rotation_until_it_is_fit_again(start, http, events, wait_until):
     emulator = await start(balanced(), defaults=PlatformDefaults(request_wait=1.0, ping_interval=0.1))
     base = f"{emulator.url}/lb/api"
@@ -510,6 +544,15 @@ async def test_a_frozen_worker_is_brought_back_by_a_request_that_insists_on_it(s
     gone = await http("GET", f"{base}/pid", headers={"x-runpod-worker-id": f"strict {worker_id}"})
     assert gone.status == 404
     assert await pid_of(http, base, headers={"x-runpod-worker-id": f"strict-resume {worker_id}"}) == pid
+    await wait_until(lambda: emulator.platform.find_worker(worker_id).state == "IDLE")
+    emulator.freeze_worker(worker_id)
+    emulator.set_capacity("api", 0)
+    waiting = asyncio.ensure_future(
+        http("GET", f"{base}/pid", headers={"x-runpod-worker-id": f"strict-resume {worker_id}"})
+    )
+    await wait_until(lambda: emulator.platform._fleets["api"].waiting_requests)
+    emulator.set_capacity("api", None)
+    assert (await waiting).body["pid"] == pid
     await wait_until(lambda: emulator.platform.find_worker(worker_id).state == "IDLE")
     emulator.freeze_worker(worker_id)
     assert await pid_of(http, base) == pid  # any request is a reason to thaw one

@@ -157,6 +157,29 @@ async def test_a_request_over_the_endpoints_time_is_a_504_and_stopped(api, tmp_p
     await until(mark.exists)
 
 
+async def test_a_stream_over_the_endpoints_time_ends_with_an_error(api):
+    async with api.http.post("/chat", json={"text": "a b c d e f g h", "pause": 1}) as response:
+        *_, last, _ = (await response.text()).split("\n\n")
+        assert last.startswith("event: error\n")
+        assert "request_timed_out" in last
+
+
+async def test_a_response_of_the_users_own_that_fails_in_the_middle_is_broken_off(api):
+    async with api.http.get("/raw-fail") as response:
+        assert response.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_harms_nobody(api):
+    _, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    head = b"POST /items HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
+    writer.write(head + b'{"name": ')
+    await writer.drain()
+    writer.close()
+    assert (await ask(api, "GET", "/pid"))[0] == 200
+
+
 async def test_a_client_that_hangs_up_stops_its_request(api, tmp_path):
     mark = tmp_path / "mark"
     with pytest.raises(TimeoutError):
@@ -259,6 +282,19 @@ async def test_a_worker_that_is_told_to_leave_answers_what_it_has_first():
             assert message.data == 1012
         assert await worker.exit_code() == 0
         assert "teardown was called" in worker.output
+
+
+async def test_a_second_signal_ends_it_at_once():
+    async with running("http_app.py:api") as worker:
+        await worker.wait_for_ping(200)
+        slow = asyncio.ensure_future(ask(worker, "GET", "/sleep?seconds=4"))
+        await asyncio.sleep(0.3)
+        worker.terminate()
+        await worker.wait_for_ping(503)
+        worker.terminate()
+        assert await worker.exit_code(seconds=3) == -15
+        with pytest.raises(aiohttp.ClientError):
+            await slow
 
 
 async def test_a_thread_that_goes_on_does_not_keep_the_process():
