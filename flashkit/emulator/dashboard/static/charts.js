@@ -8,6 +8,8 @@ import { colour } from "./theme.js";
 
 const HEIGHT = 150;
 const WINDOWS = [60, 300, 900];
+/** Steps of axes that count things: there is no half of a job. */
+const WHOLE = [1, 2, 5].flatMap((step) => [0, 1, 2, 3, 4, 5].map((power) => step * 10 ** power)).sort((a, b) => a - b);
 let charts = [];
 let drawn = "";
 
@@ -146,7 +148,7 @@ function options(chart, lines, width) {
     scales: { x: { time: true, auto: false }, y: { auto: false } },
     axes: [
       { ...shared, size: 26, grid: { show: false }, space: 80, values: (_, ticks) => ticks.map((at) => timeOfDay(at)) },
-      { ...shared, size: 48, space: 34, values: (_, ticks) => ticks.map(chart.show) },
+      { ...shared, size: 48, space: 34, ...(chart.show === count ? { incrs: WHOLE } : {}), values: (_, ticks) => ticks.map(chart.show) },
     ],
     series: [
       {},
