@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 from urllib.parse import urlsplit
 
 from flashkit.errors import ConfigurationError
@@ -26,6 +26,13 @@ LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - the platform reaches a container from outside
 DEV_FILE = Path(".flashkit") / "dev.json"
 """Where a running `flashkit dev` leaves its URL, its store and its process id, below the project's folder."""
+
+
+class ListenPorts(NamedTuple):
+    """Where a load-balanced worker listens."""
+
+    requests: int
+    health: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +72,9 @@ class Settings:
     """This worker's id on the platform (RUNPOD_POD_ID)."""
     http_host: str = LOOPBACK
     """Address at which a load-balanced worker listens (FLASHKIT_HTTP_HOST, every address on the platform)."""
-    http_port: int = 80
-    """Port at which a load-balanced worker listens (PORT)."""
-    health_port: int | None = None
+    http_port: str = "80"
+    """Port at which a load-balanced worker listens (PORT); read by those workers only."""
+    health_port: str | None = None
     """Port at which it answers /ping, when that is another one (PORT_HEALTH)."""
     show_tracebacks: bool = False
     """Send tracebacks to callers: set by `flashkit dev` only (FLASHKIT_TRACEBACKS)."""
@@ -105,8 +112,8 @@ class Settings:
             weights_dir=Path(env.get("FLASHKIT_WEIGHTS_DIR") or DEFAULT_WEIGHTS_DIR),
             worker_id=env.get("RUNPOD_POD_ID") or DEFAULT_WORKER_ID,
             http_host=env.get("FLASHKIT_HTTP_HOST") or (EVERY_ADDRESS if env.get("RUNPOD_POD_ID") else LOOPBACK),
-            http_port=_read_port(env, "PORT") or 80,
-            health_port=_read_port(env, "PORT_HEALTH"),
+            http_port=env.get("PORT") or "80",
+            health_port=env.get("PORT_HEALTH") or None,
             show_tracebacks=_read_flag(env, "FLASHKIT_TRACEBACKS"),
         )
 
@@ -127,6 +134,16 @@ class Settings:
     def endpoint_url(self, name: str) -> str:
         """Return the URL below which the endpoint's routes are."""
         return f"{self.require_base_url()}/{self.endpoint_ids.get(name, name)}"
+
+    def listen_ports(self) -> ListenPorts:
+        """Return where a load-balanced worker listens.
+
+        Raises:
+            ConfigurationError: PORT or PORT_HEALTH is not a port. Other programs have such variables too, so it is
+                told here, where the value is needed.
+        """
+        requests = _read_port("PORT", self.http_port)
+        return ListenPorts(requests, _read_port("PORT_HEALTH", self.health_port) if self.health_port else requests)
 
     def load_balanced_url(self, name: str) -> str:
         """Return the URL below which a load-balanced endpoint's own paths are.
@@ -177,10 +194,7 @@ def _read_seconds(env: Mapping[str, str], name: str, default: float) -> float:
     return seconds
 
 
-def _read_port(env: Mapping[str, str], name: str) -> int | None:
-    text = env.get(name)
-    if not text:
-        return None
+def _read_port(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:  # noqa: PLR2004
         raise ConfigurationError(f"{name}={text!r} is not a port", hint="give a number from 1 to 65535")
     return int(text)

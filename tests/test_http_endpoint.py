@@ -208,8 +208,14 @@ def test_an_endpoint_has_a_host_of_its_own_on_runpod_and_a_path_elsewhere(base, 
 
 @pytest.mark.parametrize("port", ["eighty", "0", "70000"])
 def test_a_port_that_is_none_is_refused(port):
+    settings = Settings.from_environment({"PORT": port})  # other programs have such a variable too
     with pytest.raises(flashkit.ConfigurationError, match=f"PORT='{port}' is not a port"):
-        Settings.from_environment({"PORT": port})
+        settings.listen_ports()
+
+
+def test_health_is_answered_at_the_same_port_unless_another_is_named():
+    assert Settings.from_environment({}).listen_ports() == (80, 80)
+    assert Settings.from_environment({"PORT": "8000", "PORT_HEALTH": "8001"}).listen_ports() == (8000, 8001)
 
 
 def test_a_worker_listens_on_every_address_on_a_platform_only():

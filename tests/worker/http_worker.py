@@ -22,16 +22,16 @@ def free_port() -> int:
 class HttpWorker:
     """One process of `python -m flashkit.worker http_app.py:NAME`."""
 
-    def __init__(self, target: str, **env: str) -> None:
+    def __init__(self, target: str, *, program: tuple[str, ...] = ("-m", "flashkit.worker"), **env: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._target = target
+        self._command = (sys.executable, *program, target)
         self._env = env
         self.output = ""
 
     async def start(self) -> None:
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "flashkit.worker", self._target),
+            *self._command,
             cwd=APPS,
             env={"PATH": os.environ["PATH"], "PORT": str(self.port), "PYTHONUNBUFFERED": "1", **self._env},
             stdout=asyncio.subprocess.PIPE,

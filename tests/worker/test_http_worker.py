@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -13,8 +14,8 @@ from tests.worker.http_worker import HttpWorker, free_port, until
 
 
 @contextlib.asynccontextmanager
-async def running(target: str, **env: str) -> AsyncIterator[HttpWorker]:
-    worker = HttpWorker(target, **env)
+async def running(target: str, **options: Any) -> AsyncIterator[HttpWorker]:
+    worker = HttpWorker(target, **options)
     await worker.start()
     try:
         yield worker
@@ -341,3 +342,36 @@ async def test_a_route_with_a_type_that_cannot_be_checked_is_told(tmp_path):
     async with running(f"{app}:api") as worker:
         assert await worker.exit_code() == 2
         assert "annotated with 'Missing', which is not defined" in worker.output
+
+
+async def test_an_app_that_serves_itself_is_a_worker_too(tmp_path):
+    app = tmp_path / "app.py"
+    app.write_text(
+        "import flashkit\napi = flashkit.cpu_endpoint(name='api')\n"
+        "@api.get('/')\ndef index() -> str:\n    return 'served'\n"
+        "if __name__ == '__main__':\n    flashkit.serve(api)\n    print('came to its end')\n"
+    )
+    async with running(str(app), program=()) as worker:
+        await worker.wait_for_ping(200)
+        assert await ask(worker, "GET", "/") == (200, "served")
+        worker.terminate()
+        assert await worker.exit_code() == 0
+        assert "came to its end" in worker.output
+
+
+async def test_a_missing_web_server_is_told_with_the_extra_that_has_it():
+    program = (
+        "-c",
+        "import sys; sys.modules['uvicorn'] = None\n"
+        "from flashkit.worker.main import main; sys.exit(main(sys.argv[1:]))",
+    )
+    async with running("http_app.py:site", program=program) as worker:
+        assert await worker.exit_code() == 2
+        assert "needs the module 'uvicorn'" in worker.output
+        assert "flashkit-serverless[http]" in worker.output
+
+
+async def test_a_port_that_is_none_is_told():
+    async with running("http_app.py:site", PORT="tcp://x") as worker:
+        assert await worker.exit_code() == 2
+        assert "PORT='tcp://x' is not a port" in worker.output

@@ -42,7 +42,7 @@ def serve_http(definition: HttpDefinition, settings: Settings) -> int:
     """Serve until a signal says stop; return the exit code.
 
     Raises:
-        ConfigurationError: The port cannot be had.
+        ConfigurationError: The port is none, or cannot be had.
         DefinitionError: A route cannot work.
     """
     return asyncio.run(_Worker(definition, settings).run())
@@ -105,9 +105,10 @@ async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> None
 
 @contextlib.asynccontextmanager
 async def _running_servers(application: HttpApplication, settings: Settings) -> AsyncIterator[None]:
-    ports: dict[int, ASGIApp] = {settings.health_port or settings.http_port: _OnlyPing(application)}
-    ports[settings.http_port] = application
-    servers = [_Server(app, _listen(settings.http_host, port)) for port, app in ports.items()]
+    ports = settings.listen_ports()
+    apps: dict[int, ASGIApp] = {ports.health: _OnlyPing(application)}
+    apps[ports.requests] = application
+    servers = [_Server(app, _listen(settings.http_host, port)) for port, app in apps.items()]
     try:
         for server in servers:
             await server.start()
