@@ -1,4 +1,8 @@
-"""The server's HTTP connections: uvicorn's own, which requests can also break without an answer."""
+"""The server's HTTP connections: uvicorn's own, which requests can also break, and which keep no more than they must.
+
+uvicorn keeps the head of a request however long it is, and every request that is sent before the one ahead of it
+has its answer. Neither has an end of its own, so both have one here.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,21 @@ from typing import Any, Final
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+HEAD_LIMIT_BYTES: Final = 128 * 1024
+"""A request's line and headers, give or take one read from the socket; browsers and clients stay below 64 KB."""
+PIPELINE_LIMIT: Final = 100
+"""Requests that wait on one connection for the answer to the one ahead of them."""
+
+_HEAD_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    b"content-length: 42\r\nconnection: close\r\n\r\nthe request's head is larger than 128 KiB\n"
+)
 _ABORT: Final = "flashkit.abort"
 _CONNECTION: Final = "flashkit.connection"
+
+
+class TooManyRequests(Exception):
+    """A client sends on and on without waiting for answers; uvicorn answers with 400 and hangs up."""
 
 
 class BreakableProtocol(HttpToolsProtocol):
@@ -18,10 +35,33 @@ class BreakableProtocol(HttpToolsProtocol):
 
     _on_unread: Callable[[], None] | None = None
     _on_end: Callable[[BreakableProtocol], None] | None = None
+    _unparsed_bytes = 0
+    """What has come since the latest request, or piece of a body, began: heads and trailers."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came, and hang up on a head without an end."""
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._unparsed_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """Take up a request, unless too many wait already."""
+        self._unparsed_bytes = 0
+        if len(self.pipeline) >= PIPELINE_LIMIT:
+            raise TooManyRequests
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of a body."""
+        self._unparsed_bytes = 0
+        super().on_body(body)
 
     def on_message_begin(self) -> None:
         """Begin a request: whoever sends one has read the answer to the one before."""
         super().on_message_begin()
+        self._unparsed_bytes = 0
         self._on_unread = None
         scope: Any = self.scope
         scope[_ABORT] = self.transport.abort

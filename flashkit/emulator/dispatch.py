@@ -35,7 +35,7 @@ from flashkit.emulator.platform import (
     WakeWorker,
     WorkerState,
 )
-from flashkit.errors import ErrorReport
+from flashkit.errors import ErrorReport, InputError
 from flashkit.protocol import JobStatus
 
 P = ParamSpec("P")
@@ -44,6 +44,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 _SHORTEST_TIMER_SECONDS: Final = 0.001
+_REASON_CHARACTERS: Final = 2_000
 
 
 class Processes(Protocol):
@@ -259,7 +260,12 @@ class Dispatcher:
         self.apply(self.platform.finish, endpoint, worker_id, job_id, result)
 
     def worker_unhealthy(self, endpoint: str, worker_id: str, *, check: str, reason: str) -> None:
-        """Take note that a worker reported a failed check of its own."""
+        """Take note that a worker reported a failed check of its own; strangers may say what they like."""
+        try:
+            self.platform.find_worker(worker_id)
+        except InputError:
+            return
+        check, reason = check[:_REASON_CHARACTERS], reason[:_REASON_CHARACTERS]
         self._tell_of_worker(endpoint, worker_id, "unhealthy", f"{check}: {reason}")
         self.apply(self.platform.unhealthy, endpoint, worker_id, check, reason)
 

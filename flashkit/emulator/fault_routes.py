@@ -25,6 +25,7 @@ def fault_routes(injector: FaultInjector, admission: Admission) -> list[Route]:
 
     async def replace(request: Request) -> Response:
         admission.check(request)
+        admission.check_same_origin(request)
         data = decode_json(await read_body(request.receive, limit_bytes=_BODY_LIMIT_BYTES))
         if not isinstance(data, dict):
             raise InputError("the body is not a JSON object", hint='send {"faults": ["embed:error=0.1"]}')
@@ -36,6 +37,7 @@ def fault_routes(injector: FaultInjector, admission: Admission) -> list[Route]:
 
     async def remove(request: Request) -> Response:
         admission.check(request)
+        admission.check_same_origin(request)
         injector.set(())
         return json_response(injector.plan.describe())
 

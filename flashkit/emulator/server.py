@@ -148,7 +148,9 @@ class Emulator:
         """
         listener = _listen(*self._address)
         self.url = _url_of(listener)
-        self._webhooks = WebhookSender(self._defaults, sleep=self.clock.sleep)
+        self._webhooks = WebhookSender(
+            self._defaults, allow_remote=self._options.allow_remote_webhooks, sleep=self.clock.sleep
+        )
         self._supervisor = Supervisor(
             base_url=self.url,
             state_dir=self._state_dir,

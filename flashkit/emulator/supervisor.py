@@ -195,15 +195,14 @@ class Supervisor:
         if self._is_closing:
             return
         local = self.endpoints[endpoint]
-        ports = HttpPorts.free({**local.spec.env, **local.env}) if local.spec.load_balanced else None
-        worker = _Worker(local, worker_id, ports)
+        worker = _Worker(local, worker_id)
         self._workers[worker_id] = worker
         task = asyncio.get_running_loop().create_task(self._run(worker), name=f"worker {worker_id}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def http_ports(self, worker_id: str) -> HttpPorts | None:
-        """Return where a load-balanced worker listens, None for any other and for one that is gone."""
+        """Return where a load-balanced worker listens, None for any other and for one that does not run."""
         worker = self._workers.get(worker_id)
         return None if worker is None else worker.ports
 
@@ -291,6 +290,8 @@ class Supervisor:
         home = self._state_dir / "homes" / worker.endpoint
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         urls = worker_urls(self._base_url, worker.endpoint, worker.worker_id)
+        if local.spec.load_balanced:
+            worker.ports = HttpPorts.free({**local.spec.env, **local.env})
         ports = {} if worker.ports is None else worker.ports.variables
         return await asyncio.create_subprocess_exec(
             *local.command,

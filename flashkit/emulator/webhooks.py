@@ -1,7 +1,8 @@
 """Webhooks: the job's final state, posted to the URL that came with it.
 
 A local platform runs jobs with made-up data, so by default it tells nobody outside this machine: a webhook
-must point to a loopback address, redirects are not followed and proxies are not used.
+must point to a loopback address, redirects are not followed and proxies are not used. Names such as
+`hooks.localhost` are looked up only when it is sent, so the address that comes out is looked at as well.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import io
 import ipaddress
 import logging
 import reprlib
+import socket
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from flashkit.emulator.answers import describe_job
 from flashkit.emulator.bodies import encode_json
@@ -53,12 +55,17 @@ def check_webhook(url: object, *, allow_remote: bool) -> str:
 
 
 def _host_of(url: str) -> str | None:
+    """Return the host as the client that will send it reads it."""
     try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 - a port that is no number raises here
+        parts = URL(url)
     except ValueError:
         return None
-    return parts.hostname if parts.scheme in ("http", "https") else None
+    return parts.host if parts.scheme in ("http", "https") else None
+
+
+def without_secrets(url: str) -> str:
+    """Return a webhook's URL as it may be logged: without a user, a password and a query."""
+    return str(URL(url).with_user(None).with_query(None).with_fragment(None))
 
 
 def is_loopback(host: str) -> bool:
@@ -75,9 +82,14 @@ class WebhookSender:
     """Posts webhooks in the background, with the retries that the platform documents."""
 
     def __init__(
-        self, defaults: PlatformDefaults, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        defaults: PlatformDefaults,
+        *,
+        allow_remote: bool = False,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._defaults = defaults
+        self._allow_remote = allow_remote
         self._sleep = sleep
         self._posting = 0
         self._session: aiohttp.ClientSession | None = None
@@ -116,12 +128,14 @@ class WebhookSender:
                 self._posting -= 1
             if answer == "200":
                 return
-            _log.warning("webhook of job %s, try %d: %s answered %s", job_id, attempt, url, answer)
+            _log.warning("webhook of job %s, try %d: %s answered %s", job_id, attempt, without_secrets(url), answer)
 
     async def _post(self, url: str, body: bytes) -> str:
         """Return the status of the answer as text, or what went wrong instead of one."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_TRY_SECONDS))
+            connector = aiohttp.TCPConnector(socket_factory=None if self._allow_remote else _loopback_socket)
+            timeout = aiohttp.ClientTimeout(total=_TRY_SECONDS)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         headers = {"Content-Type": "application/json"}
         data = io.BytesIO(body)  # sent in pieces, while plain bytes would go in one
         try:
@@ -129,3 +143,15 @@ class WebhookSender:
                 return str(answer.status)
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             return f"nothing: {exc!r}"
+
+
+def _loopback_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Return a socket for an address of this machine.
+
+    Raises:
+        OSError: A name was found to lead elsewhere.
+    """
+    family, kind, protocol, _, target = address
+    if not is_loopback(str(target[0])):
+        raise OSError(f"{target[0]} is not this machine")
+    return socket.socket(family, kind, protocol)

@@ -26,7 +26,7 @@ from flashkit.emulator.load_balancing.exchange import REQUEST_HEADER, WORKER_HEA
 from flashkit.emulator.load_balancing.probes import Probes
 from flashkit.emulator.load_balancing.sockets import SocketExchange
 from flashkit.emulator.supervisor import HttpPorts
-from flashkit.errors import FlashkitError
+from flashkit.errors import FlashkitError, InputError
 from flashkit.protocol import PlatformDefaults
 
 PATH_PREFIX: Final = "/lb/"
@@ -34,6 +34,8 @@ HOST_SUFFIX: Final = ".localhost"
 QUEUE_STATUS: Final = 400
 """Undocumented: the HTTP status of the documented body for a queue-based endpoint's host."""
 _LONGEST_ID: Final = 120
+_LONGEST_PATH: Final = 2_000
+"""In events; thousands of them are remembered."""
 
 
 class Target(NamedTuple):
@@ -111,6 +113,8 @@ class LoadBalancing:
             spec = self._dispatcher.platform.specs.get(target.endpoint)
             if spec is None:
                 raise self._unknown(target.endpoint)
+            if not target.raw.startswith(b"/"):
+                raise InputError(f"the request's target {target.path!r} is no path", hint="begin it with a slash")
         except FlashkitError as exc:
             await deny(scope, receive, send, http_status(exc, self._defaults), error_body(exc.report))
             return True
@@ -192,7 +196,7 @@ def _describe(request: BalancedRequest, progress: Progress, method: str, path: s
         endpoint=request.endpoint,
         request_id=request.id,
         method=method,
-        path=path,
+        path=path[:_LONGEST_PATH],
         status=progress.status,
         worker_id=progress.worker_id,
         wait_ms=_milliseconds((began_at or now) - progress.arrived_at),
