@@ -360,12 +360,13 @@ async def test_an_app_that_serves_itself_is_a_worker_too(tmp_path):
 
 
 async def test_a_missing_web_server_is_told_with_the_extra_that_has_it():
-    program = (
-        "-c",
-        "import sys; sys.modules['uvicorn'] = None\n"
-        "from flashkit.worker.main import main; sys.exit(main(sys.argv[1:]))",
-    )
-    async with running("http_app.py:site", program=program) as worker:
+    code = """
+import sys
+sys.modules["uvicorn"] = None
+from flashkit.worker.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+    async with running("http_app.py:site", program=("-c", code)) as worker:
         assert await worker.exit_code() == 2
         assert "needs the module 'uvicorn'" in worker.output
         assert "flashkit-serverless[http]" in worker.output
