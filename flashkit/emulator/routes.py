@@ -203,8 +203,13 @@ class ClientRoutes:
     async def _index(self, request: Request) -> Response:
         if prefers_page(request):
             return await show_page(request)
-        base = str(request.base_url)
-        urls = {name: {"url": f"{base}v2/{name}", "openai": f"{base}v2/{name}/openai/v1"} for name in self._endpoints}
+        base = str(request.base_url).rstrip("/")
+        urls = {
+            name: {"url": f"{base}{PATH_PREFIX}{name}"}
+            if local.spec.load_balanced
+            else {"url": f"{base}/v2/{name}", "openai": f"{base}/v2/{name}/openai/v1"}
+            for name, local in self._endpoints.items()
+        }
         return json_response({"platform": "flashkit", "endpoints": urls})
 
     async def _state(self, request: Request) -> Response:

@@ -104,6 +104,7 @@ async def test_an_endpoint_is_also_reached_by_a_host_of_its_own(http, emulator):
     assert (answer.status, answer.body["item_id"]) == (200, 3)
     index = await http("GET", f"{emulator.url}/", headers={"host": f"nobody.localhost:{port}"})
     assert index.body["platform"] == "flashkit"
+    assert index.body["endpoints"]["api"] == {"url": f"http://nobody.localhost:{port}/lb/api"}
 
 
 async def test_bodies_and_answers_pass_as_they_are(http, base):
