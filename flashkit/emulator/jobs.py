@@ -66,6 +66,8 @@ class Job:
     progress: Any = None
     chunks: list[Any] = field(default_factory=list)
     """Partial outputs that nobody has read yet."""
+    usage: Any = None
+    """The latest partial output that counts tokens."""
     all_chunks_count: int = 0
     """Partial outputs of the current attempt, read ones included."""
     generation: int = 0
@@ -113,6 +115,7 @@ class Job:
         self.worker_id = self.error = self.output = self.progress = None
         self.has_output = False
         self.chunks = []
+        self.usage = None
         self.all_chunks_count = 0
 
 

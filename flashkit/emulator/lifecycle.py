@@ -31,6 +31,7 @@ from flashkit.emulator.fleet import ColdStart, Fleet, Stop, Worker
 from flashkit.emulator.jobs import Job
 from flashkit.emulator.scaling import desired_workers, scaling_due_at
 from flashkit.emulator.timers import Timers
+from flashkit.emulator.tokens import speaks_of_tokens
 from flashkit.protocol import JobStatus, PlatformDefaults
 
 FINISHED_JOBS_LIMIT: Final = 100_000
@@ -200,6 +201,8 @@ class Lifecycle:
     def add_chunk(self, job: Job, chunk: Any) -> None:
         """Add a partial output."""
         job.chunks.append(chunk)
+        if speaks_of_tokens(chunk):
+            job.usage = chunk
         job.all_chunks_count += 1
         job.dropped_at = None
         self._changed(job)

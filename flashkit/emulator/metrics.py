@@ -19,6 +19,7 @@ from flashkit.emulator.events import Event, JobEvent, RequestEvent
 from flashkit.emulator.lanes import Lane
 from flashkit.emulator.platform import Platform
 from flashkit.emulator.recorder import Recorder
+from flashkit.emulator.tokens import read_tokens
 from flashkit.errors import FlashkitError
 from flashkit.protocol import JobStatus
 from flashkit.spec import EndpointSpec
@@ -65,13 +66,6 @@ class Ended(NamedTuple):
     at: float
     delay_ms: int
     execution_ms: int
-
-
-class Tokens(NamedTuple):
-    """Tokens that an output of OpenAI's shape speaks of."""
-
-    prompt: int = 0
-    completion: int = 0
 
 
 Sample = tuple[float | None, ...]
@@ -146,6 +140,8 @@ class Metrics:
         except FlashkitError:  # forgotten already
             return
         tokens = read_tokens(job.output)
+        if not any(tokens):
+            tokens = read_tokens(job.usage)
         figures.prompt_tokens += tokens.prompt
         figures.completion_tokens += tokens.completion
         figures.since_sample["tokens"] += tokens.prompt + tokens.completion
@@ -269,18 +265,3 @@ def cost_per_second(spec: EndpointSpec, alive: Sequence[Lane]) -> float | None:
     paid = sum(lane.state not in _FREE_STATES for lane in alive)
     always = min(paid, spec.workers.min)
     return (always * active + (paid - always) * flex) * spec.gpu_count
-
-
-def read_tokens(output: Any) -> Tokens:
-    """Return the tokens that an output speaks of, in the names of OpenAI's older and newer API."""
-    if isinstance(output, list) and output:
-        return read_tokens(output[-1])
-    usage = output.get("usage") if isinstance(output, Mapping) else None
-    if not isinstance(usage, Mapping):
-        return Tokens()
-    return Tokens(_count(usage, "prompt_tokens", "input_tokens"), _count(usage, "completion_tokens", "output_tokens"))
-
-
-def _count(usage: Mapping[str, Any], *names: str) -> int:
-    values = (usage.get(name) for name in names)
-    return next((value for value in values if isinstance(value, int) and 0 <= value < 10**12), 0)

@@ -7,7 +7,7 @@ import pytest
 from flashkit.catalog import GpuPool, GpuType, usd_per_second
 from flashkit.emulator.events import JobEvent, RequestEvent, WorkerEvent
 from flashkit.emulator.lanes import Change, Lane
-from flashkit.emulator.metrics import SERIES, Metrics, Tokens, cold_starts, cost_per_second, percentiles, read_tokens
+from flashkit.emulator.metrics import SERIES, Metrics, cold_starts, cost_per_second, percentiles
 from flashkit.emulator.platform import JobRequest, Platform
 from flashkit.emulator.recorder import Recorder
 from flashkit.protocol import JobStatus
@@ -109,20 +109,11 @@ def test_tokens_of_outputs_are_summed(world):
     assert world.sample()["tokens"] == 42
 
 
-@pytest.mark.parametrize(
-    ("output", "tokens"),
-    [
-        ({"usage": {"input_tokens": 3, "output_tokens": 4}}, Tokens(3, 4)),
-        ([{"delta": "a"}, {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}], Tokens(1, 2)),
-        ({"usage": {"prompt_tokens": "many", "completion_tokens": -1}}, Tokens()),
-        ({"usage": "none"}, Tokens()),
-        ([], Tokens()),
-        ("text", Tokens()),
-        (None, Tokens()),
-    ],
-)
-def test_tokens_are_read_where_they_are(output, tokens):
-    assert read_tokens(output) == tokens
+def test_tokens_of_streams_are_those_of_the_part_that_counts_them(world):
+    job = world.platform.submit(world.now, "e", JobRequest(input=1), sync=False)
+    job.usage = 'data: {"usage": {"prompt_tokens": 5, "completion_tokens": 6}}\n\n'
+    world.end(job.id)
+    assert world.figures()["tokens"] == {"prompt": 5, "completion": 6}
 
 
 def test_a_cold_start_lasts_from_the_wish_until_the_worker_is_ready():

@@ -50,6 +50,14 @@ async def test_the_client_in_a_thread_works_as_well(emulator):
     assert await asyncio.to_thread(ask) == "hello world"
 
 
+async def test_tokens_of_a_stream_are_counted(client, emulator, wait_until):
+    before = emulator.metrics.describe()["chat"]["tokens"]
+    stream = await client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True})
+    assert [chunk.usage async for chunk in stream][-1].completion_tokens == 4
+    counted = {"prompt": before["prompt"] + 3, "completion": before["completion"] + 4}
+    await wait_until(lambda: emulator.metrics.describe()["chat"]["tokens"] == counted)
+
+
 async def test_a_stream_is_relayed_piece_by_piece_as_it_comes(client):
     stream = await client.chat.completions.create(**ASK, stream=True, seed=1)
     times, text = [], ""

@@ -36,6 +36,8 @@ async def handler(job):
         if question == "break later":
             raise RuntimeError("the engine broke")
         await asyncio.sleep(body.get("seed") or 0)
+    if body.get("stream_options", {}).get("include_usage"):
+        yield f"data: {json.dumps({'choices': [], 'usage': {'prompt_tokens': 3, 'completion_tokens': 4}})}\n\n"
     yield "data: [DONE]\n\n"
 
 
