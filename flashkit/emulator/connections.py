@@ -117,6 +117,12 @@ class WorkerConnections:
             del self._of[worker_id]
 
 
+def is_broken(scope: Scope) -> bool:
+    """Return True when the request's connection is gone or about to be, so that no answer can reach its sender."""
+    connection: BreakableProtocol | None = scope.get(_CONNECTION)
+    return connection is not None and connection.transport.is_closing()
+
+
 def if_unread(scope: Scope, callback: Callable[[], None]) -> None:
     """Call back when it turns out that the sender of this request did not get its answer.
 

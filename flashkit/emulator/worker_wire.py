@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from flashkit.emulator.answers import error_body, send_body
 from flashkit.emulator.bodies import BodyTooLarge, ClientGone, decode_json, encode_json, read_body
-from flashkit.emulator.connections import break_connection, if_unread
+from flashkit.emulator.connections import break_connection, if_unread, is_broken
 from flashkit.emulator.dispatch import Dispatcher, HandOut
 from flashkit.emulator.platform import Job
 from flashkit.errors import ErrorReport, InputError, JobNotFound
@@ -137,7 +137,7 @@ class WorkerWire:
         Raises:
             ClientGone: The worker hung up; nothing was taken for it.
         """
-        if (await call.receive())["type"] == "http.disconnect":
+        if (await call.receive())["type"] == "http.disconnect" or is_broken(call.scope):
             raise ClientGone
         found = look()
         if found:
@@ -152,7 +152,7 @@ class WorkerWire:
             while not found and loop.time() < end:
                 await self._dispatcher.wait_for_worker(worker_id, seconds=end - loop.time())
                 await asyncio.sleep(0)  # lets a hang-up of the same moment come first
-                if gone.done():
+                if gone.done() or is_broken(call.scope):
                     raise ClientGone
                 found = look()
                 if self._dispatcher.is_leaving(worker_id) and not is_leaving:

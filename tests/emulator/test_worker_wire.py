@@ -13,6 +13,7 @@ import pytest
 
 from flashkit.emulator.events import WorkerEvent
 from flashkit.emulator.faults import parse_faults
+from flashkit.emulator.jobs import JobRequest
 from flashkit.emulator.server import Emulator
 from flashkit.protocol import PlatformDefaults
 
@@ -179,6 +180,21 @@ async def test_a_job_whose_worker_hung_up_before_the_answer_was_sent_waits_again
     connection.close()
     await wait_until(lambda: job.status == "IN_QUEUE", seconds=5)
     assert (await player.take()).body["id"] == job_id
+
+
+async def test_a_poll_that_a_freeze_broke_gets_no_job_however_soon_the_thaw_follows(player, emulator, wait_until):
+    """The endpoint keeps one worker, so a frozen one is thawed at once, for a job that is there already."""
+    name = player.root.rpartition("/")[2]
+    (worker,) = emulator.platform.workers(name)
+    held = await asyncio.to_thread(send_take, emulator, player)
+    await wait_until(lambda: worker.state == "IDLE")
+    job = emulator.submit(name, JobRequest({}))  # wakes the poll, which looks a moment later
+    emulator.freeze_worker(player.id)
+    assert await asyncio.to_thread(held.recv, 65536) == b""
+    held.close()
+    assert job.status == "IN_QUEUE"
+    assert (await player.take()).body["id"] == job.id
+    assert job.attempt == 1
 
 
 async def test_nothing_is_kept_of_connections_that_ended(player, emulator, wait_until):
