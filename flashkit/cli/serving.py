@@ -36,7 +36,7 @@ from flashkit.emulator.events import Event
 from flashkit.emulator.jobs import JobRequest
 from flashkit.emulator.server import Emulator
 from flashkit.emulator.traffic import Submission, read_traffic, replay
-from flashkit.errors import DefinitionError
+from flashkit.errors import ConfigurationError, DefinitionError
 from flashkit.settings import DEV_FILE, find_dev_server
 
 T = TypeVar("T")
@@ -357,15 +357,27 @@ async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | 
 
 @contextlib.contextmanager
 def running_record(file: Path, url: str, store: DevStore) -> Iterator[None]:
-    """Keep the file in which clients find this server's URL and store, for as long as it runs."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    (file.parent / ".gitignore").write_text("*\n")
+    """Keep the file in which clients find this server's URL and store, for as long as it runs.
+
+    Raises:
+        ConfigurationError: It cannot be written.
+    """
     facts = {"url": url, "port": urlsplit(url).port, "dashboard": f"{url}/", "pid": os.getpid()}
     record = orjson.dumps({**facts, "state": store.url, "namespace": store.namespace})
     draft = file.with_suffix(f".{os.getpid()}")
-    draft.touch(mode=0o600)  # the store's URL may hold a password
-    draft.write_bytes(record)
-    draft.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        (file.parent / ".gitignore").write_text("*\n")
+        draft.touch(mode=0o600)  # the store's URL may hold a password
+        draft.write_bytes(record)
+        draft.replace(file)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise ConfigurationError(
+            f"{file} cannot be written: {exc.strerror}; clients would not find this platform",
+            hint="make room on the disk, or the folder writable",
+        ) from exc
     try:
         yield
     finally:

@@ -110,8 +110,17 @@ class EmbeddedServer:
 
         Raises:
             ConfigurationError: There is no server to start.
-            StoreUnavailable: It ended at once, or does not answer.
+            StoreUnavailable: It ended at once, does not answer, or its folder cannot be written.
         """
+        try:
+            await self._start()
+        except OSError as exc:
+            raise StoreUnavailable(
+                f"the sessions' server cannot be started in {str(self._folder)!r}: {exc.strerror}",
+                hint="make room on the disk, or the folder writable; or name another store",
+            ) from exc
+
+    async def _start(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder.chmod(0o700)
         deadline = time.monotonic() + self._start_budget_s
