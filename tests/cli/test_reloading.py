@@ -25,14 +25,27 @@ def embed() -> dict[str, int]:
 """
 
 
+FILES = {"app.py": APP, "steps.py": "VALUE = 1\n", ".env": "A = 0\n", "settings.toml": "a = 0\n"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, start_shared_dev):
+    folder = tmp_path_factory.mktemp("project")
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    return start_shared_dev(folder)
+
+
 @pytest.fixture
-def running(tmp_path, start_dev, flashkit):
-    """A server with two endpoints; `call` gives the answer of one."""
-    (tmp_path / "app.py").write_text(APP)
-    (tmp_path / "steps.py").write_text("VALUE = 1\n")
-    dev = start_dev(tmp_path)
-    dev.call = lambda name: json.loads(flashkit("run", name, "{}", folder=tmp_path).out)
-    return dev
+def running(server, flashkit):
+    """The server with its first code; `call` gives the answer of an endpoint."""
+    other = {name for name, text in FILES.items() if (server.folder / name).read_text() != text}
+    for name in other:
+        (server.folder / name).write_text(FILES[name])
+    while other:
+        other -= set(re.findall(r"[\w.]+", server.wait_for("changed ").rpartition("changed ")[2]))
+    server.call = lambda name: json.loads(flashkit("run", name, "{}", folder=server.folder).out)
+    return server
 
 
 def save(running, name, text):
@@ -71,6 +84,7 @@ def test_what_an_image_is_built_from_is_told_and_restarts_nothing(running):
     save(running, "requirements.txt", "numpy\n")
     save(running, "Dockerfile", "FROM scratch\n")
     shown = running.wait_for("requirements.txt: nothing restarted")
+    assert "restarted `" not in shown
     assert "with the next image" in shown
     assert running.call("web") == before
 
@@ -113,12 +127,14 @@ def test_a_module_that_only_the_import_finds_restarts_every_endpoint(tmp_path, s
 
 
 def test_a_reload_is_an_event_for_whoever_follows(running, flashkit):
+    def last_reload():
+        lines = flashkit("logs", "--json", "-n", "1000", folder=running.folder).out.splitlines()
+        return [event for line in lines if (event := json.loads(line))["type"] == "reload"][-1]
+
     save(running, "steps.py", "VALUE = 9\n")
     running.wait_for("changed steps.py")
-    events = [json.loads(line) for line in flashkit("logs", "--json", folder=running.folder).out.splitlines()]
-    reload = next(event for event in events if event["type"] == "reload")
+    reload = last_reload()
     assert (reload["files"], reload["restarted"], reload["kept"]) == (["steps.py"], ["web"], ["embed"])
     save(running, "app.py", "import nothing_there\n")
     running.wait_for("keep the last good code")
-    events = [json.loads(line) for line in flashkit("logs", "--json", folder=running.folder).out.splitlines()]
-    assert events[-1]["error"]["type"] == "ModuleNotFoundError"
+    assert last_reload()["error"]["type"] == "ModuleNotFoundError"
