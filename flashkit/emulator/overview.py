@@ -23,10 +23,10 @@ from flashkit.emulator.recorder import Filter, JobStory, Recorder, describe
 from flashkit.emulator.supervisor import LocalEndpoint
 from flashkit.errors import ErrorReport, FlashkitError, JobNotFound
 
-JOBS_LIMIT: Final = 200
-"""Jobs in one message."""
-LINES_LIMIT: Final = 400
-"""Lines in one message."""
+JOBS_LIMIT: Final = 300
+"""Jobs in a list and in the first message; later ones have a third of it at most."""
+LINES_LIMIT: Final = 600
+"""Lines in the first message; later ones have a third of it at most."""
 _LINES: Final = Filter(types=("log", "request", "fault", "reload", "clock", "capacity"))
 """What the page shows line by line."""
 _SEARCHED_JOB_BYTES: Final = 256 * 1024
@@ -90,13 +90,16 @@ class Overview:
         return {
             "columns": ("at", *SERIES),
             "endpoints": {name: _describe_endpoint(local) for name, local in self._endpoints.items()},
-            **self.changes(since=Mark()),
+            **self._since(Mark(), jobs_limit=JOBS_LIMIT, lines_limit=LINES_LIMIT),
         }
 
     def changes(self, *, since: Mark) -> dict[str, Any]:
         """Return the figures of now, and what has happened since."""
+        return self._since(since, jobs_limit=JOBS_LIMIT // 3, lines_limit=LINES_LIMIT // 3)
+
+    def _since(self, since: Mark, *, jobs_limit: int, lines_limit: int) -> dict[str, Any]:
         recorder, after = self._recorder, since.n
-        lines = recorder.latest(LINES_LIMIT, after=after, wanted=_LINES)
+        lines = recorder.latest(lines_limit, after=after, wanted=_LINES)
         return {
             "next": recorder.count,
             "now": time.time(),
@@ -105,7 +108,7 @@ class Overview:
             "figures": self._metrics.describe(),
             "series": self._metrics.series(after=since.sampled_at),
             "lanes": [describe_lane(lane) for lane in recorder.lanes.by_worker.values() if lane.changed > after],
-            "jobs": [describe_story(story) for story in recorder.changed_jobs(after=after, limit=JOBS_LIMIT)],
+            "jobs": [describe_story(story) for story in recorder.changed_jobs(after=after, limit=jobs_limit)],
             "lines": [describe(entry) for entry in lines.entries],
         }
 

@@ -14,17 +14,18 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from itertools import islice
+from typing import Any, Final, NamedTuple, get_args
 
 from flashkit.emulator.events import Event, JobEvent, LogLine, RequestEvent, WorkerEvent
 from flashkit.emulator.lanes import Lanes
 from flashkit.errors import ErrorReport
 
 EVENT_LIMIT: Final = 10_000
-"""Events of jobs and workers that are kept."""
+"""Events of each type that are kept."""
 JOB_LIMIT: Final = 10_000
 """Jobs whose story is kept."""
 JOB_EVENT_LIMIT: Final = 60
@@ -38,6 +39,10 @@ JOB_LINES_BYTES: Final = 64 * 1024
 ALL_LINES_BYTES: Final = 16 * 1024 * 1024
 """Lines that are kept of all workers together, and once more of all jobs."""
 
+_TYPE_NAMES: Final[dict[type, str]] = {
+    event_type: "log" if event_type is LogLine else event_type.__name__.removesuffix("Event").lower()
+    for event_type in get_args(Event)
+}
 _ENTRY_BYTES: Final = 250
 """About what an entry takes besides its text."""
 
@@ -71,10 +76,18 @@ class Filter:
     job_id: str | None = None
     worker_id: str | None = None
 
+    def wants(self, type_name: str) -> bool:
+        """True when events of this type are wanted."""
+        return not self.types or type_name in self.types
+
+    def choose(self, entries: Iterable[Recorded]) -> Iterable[Recorded]:
+        """Return those entries that are wanted, whatever their type."""
+        if self.endpoint is None and self.job_id is None and self.worker_id is None:
+            return entries
+        return (entry for entry in entries if self.accepts(entry.event))
+
     def accepts(self, event: Event) -> bool:
-        """True for an event that is wanted."""
-        if self.types and type_of(event) not in self.types:
-            return False
+        """True for an event that is wanted, whatever its type."""
         wanted = (("endpoint", self.endpoint), ("job_id", self.job_id), ("worker_id", self.worker_id))
         return all(value is None or getattr(event, name, None) == value for name, value in wanted)
 
@@ -128,7 +141,8 @@ class Recorder:
         self.is_closed = False
         self._clock = clock
         self._count = 0
-        self._events: deque[Recorded] = deque(maxlen=EVENT_LIMIT)
+        self._events: defaultdict[str, deque[Recorded]] = defaultdict(lambda: deque(maxlen=EVENT_LIMIT))
+        """All but lines, by type: many of one kind push out no others."""
         self._worker_lines = _LineBudget(WORKER_LINES_BYTES)
         self._job_lines = _LineBudget(JOB_LINES_BYTES)
         self._waiting: set[asyncio.Event] = set()
@@ -146,7 +160,7 @@ class Recorder:
             self._keep_line(at, event)
         else:
             entry = Recorded(self._count, at, event)
-            self._events.append(entry)
+            self._events[type_of(event)].append(entry)
             if isinstance(event, JobEvent):
                 self._keep_job_event(entry, event)
             elif isinstance(event, WorkerEvent):
@@ -199,7 +213,7 @@ class Recorder:
     def changed_jobs(self, *, after: int, limit: int) -> list[JobStory]:
         """Return the jobs to which something happened since event `after`, the latest first."""
         changed: dict[str, JobStory] = {}
-        for entry in _newer(self._events, after):
+        for entry in _newer(self._events["job"], after):
             if isinstance(entry.event, JobEvent) and (story := self.jobs.get(entry.event.job_id)):
                 changed[story.job_id] = story
                 if len(changed) == limit:
@@ -216,7 +230,7 @@ class Recorder:
     def after(self, n: int, *, limit: int, wanted: Filter = EVERYTHING) -> Batch:
         """Return the oldest events that followed number `n`, at most `limit`."""
         sources = self._sources(wanted)
-        entries = sorted(entry for source in sources for entry in _newer(source, n) if wanted.accepts(entry.event))
+        entries = sorted(entry for source in sources for entry in wanted.choose(_newer(source, n)))
         is_complete = n >= self._dropped_to()
         if len(entries) > limit:
             return Batch(entries[:limit], entries[limit - 1].n, is_complete)
@@ -226,22 +240,19 @@ class Recorder:
         """Return the newest of the events that followed a number, oldest of them first."""
         found: list[Recorded] = []
         for source in self._sources(wanted):
-            accepted = (entry for entry in _newer(source, after) if wanted.accepts(entry.event))
-            found += [entry for entry, _ in zip(accepted, range(limit), strict=False)]
+            found += islice(wanted.choose(_newer(source, after)), limit)
         return Batch(sorted(found)[-limit:], self._count, is_complete=True)
 
-    def _sources(self, wanted: Filter) -> Iterable[deque[Recorded]]:
-        if not wanted.types or set(wanted.types) != {"log"}:
-            yield self._events
-        if wanted.types and "log" not in wanted.types:
-            return
-        for worker_id, lines in self._worker_lines.sources.items():
-            if wanted.worker_id in (None, worker_id):
-                yield lines.entries
+    def _sources(self, wanted: Filter) -> Iterator[deque[Recorded]]:
+        yield from (events for name, events in self._events.items() if wanted.wants(name))
+        if wanted.wants("log"):
+            for worker_id, lines in self._worker_lines.sources.items():
+                if wanted.worker_id in (None, worker_id):
+                    yield lines.entries
 
     def _dropped_to(self) -> int:
-        first = self._events[0].n if len(self._events) == EVENT_LIMIT else 0
-        return max(first - 1, self._worker_lines.dropped_to)
+        full = (events[0].n - 1 for events in self._events.values() if len(events) == EVENT_LIMIT)
+        return max(self._worker_lines.dropped_to, *full, 0)
 
     async def wait(self, n: int, *, seconds: float) -> bool:
         """Wait until there is an event after number `n`, or nothing will come any more; False after this time."""
@@ -316,7 +327,7 @@ def _newer(entries: deque[Recorded], n: int) -> Iterator[Recorded]:
 
 def type_of(event: Event) -> str:
     """Return the name of an event's type: `job`, `worker`, `log`, and so on."""
-    return "log" if isinstance(event, LogLine) else type(event).__name__.removesuffix("Event").lower()
+    return _TYPE_NAMES[type(event)]
 
 
 def describe(entry: Recorded) -> dict[str, Any]:
