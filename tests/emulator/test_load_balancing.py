@@ -64,7 +64,7 @@ async def emulator(tmp_path_factory, worker_environ, events):
     from flashkit.emulator.server import Emulator
 
     queue = LocalEndpoint(EndpointSpec(name="queue", kind=Kind.CPU, cpu="cpu3c-1-2"), (sys.executable,), APPS)
-    endpoints = [balanced(workers=(1, 1)), balanced("plain", command=THIRD_PARTY, env={"HEALTH_CHECK_PATH": "/up"})]
+    endpoints = [balanced(workers=(1, 1)), balanced("plain", command=THIRD_PARTY, env={"HEALTH_CHECK_PATH": "up"})]
     async with Emulator(
         [*endpoints, queue],
         state_dir=tmp_path_factory.mktemp("state"),
@@ -169,9 +169,9 @@ async def test_a_client_that_hangs_up_ends_the_request_in_the_worker(base, tmp_p
     mark = tmp_path / "mark"
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.5)) as session:
         with pytest.raises(TimeoutError):
-            await session.get(f"{base}/sleep?seconds=4&mark={mark}")
+            await session.get(f"{base}/sleep?seconds=4&mark={mark}", headers={"x-request-id": "left"})
     await wait_until(mark.exists)
-    event = (await wait_until(lambda: requests_of(events, "api", "/sleep")))[-1]
+    [event] = await wait_until(lambda: [e for e in requests_of(events, "api") if e.request_id == "left"])
     assert (event.status, event.problem) == (None, "the client hung up")
 
 
@@ -228,9 +228,9 @@ async def test_a_plain_third_party_server_works_with_a_health_path_of_its_own(ht
     assert (answer.status, answer.body) == (200, {"hello": "from a plain server"})
 
 
-async def test_a_request_event_tells_what_happened(http, base, events, emulator):
+async def test_a_request_event_tells_what_happened(http, base, events, emulator, wait_until):
     await http("POST", f"{base}/add?b=2", json={"a": 1}, headers={"x-request-id": "r-77"})
-    event = next(event for event in requests_of(events, "api", "/add") if event.request_id == "r-77")
+    [event] = await wait_until(lambda: [e for e in requests_of(events, "api", "/add") if e.request_id == "r-77"])
     assert (event.method, event.status, event.response_bytes) == ("POST", 200, 1)
     assert event.worker_id in worker_ids(emulator)
     assert event.wait_ms >= 0
@@ -313,13 +313,13 @@ async def test_workers_follow_the_number_of_requests(start, http, wait_until):
     await wait_until(lambda: worker_ids(emulator) == [])
 
 
-async def test_requests_beyond_the_room_wait_and_go_to_whoever_is_free_first(start, http, events):
-    emulator = await start(balanced(workers=(1, 1), concurrency=1))
-    base = f"{emulator.url}/lb/api"
+async def test_requests_beyond_the_room_wait_and_go_to_whoever_is_free_first(start, http, events, wait_until):
+    emulator = await start(balanced("narrow", attribute="api", workers=(1, 1), concurrency=1))
+    base = f"{emulator.url}/lb/narrow"
     answers = await asyncio.gather(*(http("GET", f"{base}/sleep?seconds=0.3") for _ in range(4)))
     assert [answer.status for answer in answers] == [200] * 4
-    waits = sorted(event.wait_ms for event in requests_of(events, "api", "/sleep") if event.status == 200)
-    assert waits[-1] >= 800
+    await wait_until(lambda: len(requests_of(events, "narrow")) == 4)
+    assert max(event.wait_ms for event in requests_of(events, "narrow")) >= 800
 
 
 async def test_a_request_that_nobody_has_room_for_is_refused_in_the_documented_words(start, http, tmp_path):
@@ -411,7 +411,7 @@ async def test_a_server_on_another_port_gets_no_requests(start, http):
     assert (await http("GET", f"{emulator.url}/lb/plain/hello")).body["error"] == "no workers available"
 
 
-async def test_servers_that_break_the_rules_are_told_apart(start, http, events):
+async def test_servers_that_break_the_rules_are_told_apart(start, http, events, wait_until):
     command = (sys.executable, "raw_server.py")
     emulator = await start(balanced("raw", command=command, workers=(1, 1)))
     base = f"{emulator.url}/lb/raw"
@@ -430,8 +430,7 @@ async def test_servers_that_break_the_rules_are_told_apart(start, http, events):
         with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
             await session.ws_connect(f"{base}/close")
     assert caught.value.status == 502
-    problems = [event.problem for event in requests_of(events, "raw") if event.problem]
-    assert len(problems) == 4
+    await wait_until(lambda: len([event for event in requests_of(events, "raw") if event.problem]) == 4)
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_seen(base, emulator, events, wait_until):
@@ -446,10 +445,10 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_seen(base, emul
 
 
 async def test_an_unfit_worker_is_out_of_rotation_until_it_is_fit_again(start, http, events, wait_until):
-    emulator = await start(balanced(), defaults=PlatformDefaults(request_wait=1.0, ping_interval=0.1))
+    emulator = await start(balanced(workers=(1, 1)), defaults=PlatformDefaults(request_wait=1.0, ping_interval=0.1))
     base = f"{emulator.url}/lb/api"
+    await wait_until(lambda: emulator.platform.health("api")["workers"]["ready"], seconds=60)
     await http("POST", f"{base}/health", json={"fit": False})
-    moments = [event for event in events.of_workers("api") if event.worker_id == worker_ids(emulator)[0]]
     await wait_until(lambda: not emulator.load_balancing.balancer.is_fit(worker_ids(emulator)[0]))
     assert (await http("GET", f"{base}/pid")).body["error"] == "no workers available"
     port = emulator._supervisor.http_ports(worker_ids(emulator)[0]).requests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -285,7 +286,7 @@ async def test_a_worker_that_is_told_to_leave_answers_what_it_has_first():
         assert "teardown was called" in worker.output
 
 
-async def test_a_second_signal_ends_it_at_once():
+async def test_a_second_ctrl_c_ends_it_at_once_and_a_second_sigterm_does_not():
     async with running("http_app.py:api") as worker:
         await worker.wait_for_ping(200)
         slow = asyncio.ensure_future(ask(worker, "GET", "/sleep?seconds=4"))
@@ -293,7 +294,10 @@ async def test_a_second_signal_ends_it_at_once():
         worker.terminate()
         await worker.wait_for_ping(503)
         worker.terminate()
-        assert await worker.exit_code(seconds=3) == -15
+        await asyncio.sleep(0.3)
+        await worker.wait_for_ping(503)
+        worker.process.send_signal(signal.SIGINT)
+        assert await worker.exit_code(seconds=3) == -signal.SIGINT
         with pytest.raises(aiohttp.ClientError):
             await slow
 

@@ -95,10 +95,9 @@ class LoadBalancing:
         """Learn from an event of a load-balanced endpoint's worker."""
         if not isinstance(event, WorkerEvent) or self._probes is None:
             return
-        if not self._is_balanced(event.endpoint) and event.what in ("starting", "thawing"):
-            return
-        self.balancer.notice(event)
-        self._probes.notice(event)
+        if self._is_balanced(event.endpoint) or self._probes.is_watching(event.worker_id):
+            self.balancer.notice(event)
+            self._probes.notice(event)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Serve a request that is for such an endpoint; False for any other."""

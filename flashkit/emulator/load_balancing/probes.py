@@ -53,6 +53,10 @@ class Probes:
         elif event.what in ("frozen", "draining", "reclaimed", "killed", "exited"):
             self._stop(event.worker_id)
 
+    def is_watching(self, worker_id: str) -> bool:
+        """True for a worker that is asked, also when its endpoint is no more."""
+        return worker_id in self._tasks
+
     async def close(self) -> None:
         """Ask nobody any more."""
         tasks = list(self._tasks.values())
@@ -69,7 +73,7 @@ class Probes:
 
     async def _watch(self, endpoint: str, worker_id: str) -> None:
         spec = self._dispatcher.platform.specs.get(endpoint)
-        path = spec.env.get("HEALTH_CHECK_PATH", "/ping") if spec else "/ping"
+        path = "/" + (spec.env.get("HEALTH_CHECK_PATH", "/ping") if spec else "/ping").removeprefix("/")
         clock, has_been_fit, unfit_since = self._dispatcher.clock, False, None
         while True:
             status = await self._ask(worker_id, path)

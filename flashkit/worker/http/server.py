@@ -1,7 +1,7 @@
 """The process of a load-balanced worker: it listens first, sets up meanwhile, and leaves in an orderly way.
 
 It listens on `PORT`, and answers `/ping` there or on `PORT_HEALTH`. SIGTERM and SIGINT make it leave: `/ping` is not
-200 any more, running requests finish, WebSockets are closed (1012), teardown runs. A second signal ends it at once.
+200 any more, running requests finish, WebSockets are closed (1012), teardown runs. SIGINT after that ends it at once.
 """
 
 from __future__ import annotations
@@ -76,15 +76,17 @@ class _Worker:
 
 
 def _listen_to_signals() -> asyncio.Event:
-    """Return the event that the first signal sets; the second one ends the process as it would any other."""
+    """Return the event that the first signal sets.
+
+    A platform may send SIGTERM again and again; a person's second Ctrl-C ends the process as it would any other.
+    """
     loop = asyncio.get_running_loop()
     leaving = asyncio.Event()
 
     def leave() -> None:
         leaving.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave)
