@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
+from flashkit.emulator.faults import parse_faults
 from flashkit.emulator.platform import ColdStart, JobRequest, WorkerState
 from flashkit.emulator.supervisor import LocalEndpoint
 from flashkit.errors import InputError
 from flashkit.protocol import PlatformDefaults
-from flashkit.spec import EndpointSpec, Kind, WorkerBounds
+from flashkit.spec import EndpointSpec, Kind, ScalerType, WorkerBounds
 
 APPS = Path(__file__).parents[1] / "apps"
 
 
-def flashkit_endpoint(**options):
+def flashkit_endpoint(*, workers=(0, 1), **options):
     """Make an endpoint whose workers remember, and start quicker than those of the plain SDK."""
     options = {"idle_timeout": 600, **options}
-    spec = EndpointSpec(name="remember", kind=Kind.CPU, cpu="cpu3c-1-2", workers=WorkerBounds(0, 1), **options)
+    spec = EndpointSpec(name="remember", kind=Kind.CPU, cpu="cpu3c-1-2", workers=WorkerBounds(*workers), **options)
     command = (sys.executable, "-m", "flashkit.worker", "remembering_app.py:remember")
     return LocalEndpoint(spec=spec, command=command, cwd=APPS)
 
@@ -243,3 +246,33 @@ async def test_cool_kills_frozen_workers_too(start):
     lab.emulator.kill_worker(lab.worker.id)
     await asyncio.sleep(0)
     await lab.until(lambda: not lab.emulator.platform.workers("remember"))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_every_job_is_done_whatever_happens_to_the_workers(start, seed):
+    """Frozen, thawed, reclaimed, killed, without machines, with connections that break: none of it loses a job."""
+    lab = await start(
+        flashkit_endpoint(idle_timeout=1, workers=(0, 2), scaler_type=ScalerType.REQUEST_COUNT, scaler_value=2),
+        flashboot=True,
+        seed=seed,
+        cold_start=ColdStart(pull_s=0.05),
+        defaults=PlatformDefaults(frozen_keep=2, respawn_delay=0.05, drain_grace=5),
+    )
+    emulator, chance = lab.emulator, random.Random(seed)
+    jobs = []
+    for _ in range(25):
+        jobs += [emulator.submit("remember", JobRequest({})) for _ in range(chance.randrange(3))]
+        change = chance.choice(["freeze", "freeze", "freeze", "thaw", "thaw", "reclaim", "kill", "capacity", "faults"])
+        workers = emulator.platform.workers("remember")
+        if change == "capacity":
+            emulator.set_capacity("remember", chance.choice([None, 1]))
+        elif change == "faults":
+            emulator.faults.set(parse_faults(chance.choice(["drop=0.3", ""])))
+        elif workers:
+            with contextlib.suppress(InputError):  # not in the right state
+                getattr(emulator, f"{change}_worker")(chance.choice(workers).id)
+        await asyncio.sleep(chance.random() * chance.choice([0.1, 0.1, 1.5]))
+    emulator.set_capacity("remember", None)
+    await lab.until(lambda: all(job.status.is_final for job in jobs), seconds=90)
+    assert {job.status for job in jobs} == {"COMPLETED"}, [job.error for job in jobs if job.error]
+    assert emulator.platform.health("remember")["jobs"]["completed"] == len(jobs)
