@@ -96,12 +96,12 @@ async def test_a_request_without_an_end_is_cut_off(connect, http, emulator, head
     _, writer = await connect()
     writer.write(head)
     sent = 0
-    with pytest.raises(ConnectionError):
+    with contextlib.suppress(ConnectionError):
         while sent < 200 * MEGABYTE:
             writer.write(piece)
             sent += len(piece)
             await writer.drain()
-    assert sent < 200 * MEGABYTE
+    assert sent < 200 * MEGABYTE, "the connection was not closed"
     assert memory() - before < ROOM_BYTES
     assert await is_served(http, emulator)
 
