@@ -37,10 +37,9 @@ def small_disk(tmp_path):
 
 
 def fill(folder: Path) -> None:
-    with (folder / "filler").open("wb", buffering=0) as file:
-        with contextlib.suppress(OSError):
-            while file.write(b"x" * 4096):
-                pass
+    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
 
 
 @pytest.mark.parametrize(
