@@ -134,21 +134,24 @@ WORKER_ENVIRONMENT: Final = {
 """What every local worker gets besides its URLs."""
 
 
-def worker_urls(base_url: str, endpoint_id: str, worker_id: str) -> dict[str, str]:
+def worker_urls(base_url: str, endpoint_id: str, worker_id: str, *, token: str | None = None) -> dict[str, str]:
     """Return the environment that points the runpod SDK of one worker at a platform.
 
     Args:
         base_url: Scheme, host and port, without a path.
         endpoint_id: The endpoint's id in URLs.
         worker_id: The worker's id; the SDK puts it in place of `$RUNPOD_POD_ID`.
+        token: Tells the platform's workers from strangers; the SDK sends it on with the rest of the query.
     """
     root = f"{base_url}/v2/{endpoint_id}"
+    proof = "" if token is None else f"token={token}"
+    query = f"?gpu=local&{proof}".removesuffix("&")
     return {
         "RUNPOD_ENDPOINT_ID": endpoint_id,
         "RUNPOD_POD_ID": worker_id,
-        "RUNPOD_WEBHOOK_GET_JOB": f"{root}/job-take/$ID?gpu=local",
-        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{root}/job-done/$RUNPOD_POD_ID/$ID?gpu=local",
-        "RUNPOD_WEBHOOK_POST_STREAM": f"{root}/job-stream/$RUNPOD_POD_ID/$ID?gpu=local",
-        "RUNPOD_WEBHOOK_PING": f"{root}/ping/$RUNPOD_POD_ID",
+        "RUNPOD_WEBHOOK_GET_JOB": f"{root}/job-take/$ID{query}",
+        "RUNPOD_WEBHOOK_POST_OUTPUT": f"{root}/job-done/$RUNPOD_POD_ID/$ID{query}",
+        "RUNPOD_WEBHOOK_POST_STREAM": f"{root}/job-stream/$RUNPOD_POD_ID/$ID{query}",
+        "RUNPOD_WEBHOOK_PING": f"{root}/ping/$RUNPOD_POD_ID?{proof}".removesuffix("?"),
         "RUNPOD_ENDPOINT_BASE_URL": f"{base_url}/v2",
     }

@@ -38,6 +38,10 @@ class BreakableProtocol(HttpToolsProtocol):
     _unparsed_bytes = 0
     """What has come since the latest request, or piece of a body, began: heads and trailers."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.access_log = False  # addresses may hold credentials, whatever the embedding program logs
+
     def data_received(self, data: bytes) -> None:
         """Take what came, and hang up on a head without an end."""
         self._unparsed_bytes += len(data)

@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import random
+import secrets
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -137,6 +138,8 @@ class Emulator:
         self._recording: TrafficRecorder | None = None
         self._freeze_store = freeze_store
         self._admission = Admission(api_key=api_key, bound_host=host, allowed_hosts=allowed_hosts)
+        # Who needs a key to submit jobs must not take them without one.
+        self._token = None if api_key is None else secrets.token_hex(16)
         self._shutdown_grace = shutdown_grace
         self._environ = os.environ if environ is None else environ
 
@@ -156,6 +159,7 @@ class Emulator:
             state_dir=self._state_dir,
             environ=self._environ,
             api_key=self._admission.api_key,
+            token=self._token,
             on_log=self._tell,
             on_exit=self._worker_exited,
             fails_to_start=self._fails_to_start,
@@ -314,7 +318,7 @@ class Emulator:
         self.platform.set_cold_start(endpoint, cold_start)
 
     def _application(self) -> ASGIApp:
-        wire = WorkerWire(self.dispatcher, self._defaults)
+        wire = WorkerWire(self.dispatcher, self._defaults, token=self._token)
         overview = Overview(
             self.platform,
             self.recorder,
@@ -406,6 +410,7 @@ class _Server(uvicorn.Server):
                 ws_max_size=REQUEST_BODY_LIMIT_BYTES,
                 lifespan="off",
                 log_config=None,
+                log_level="warning",  # below it are addresses of WebSockets, whose queries may hold credentials
                 access_log=False,
                 server_header=False,
                 date_header=False,

@@ -169,6 +169,7 @@ class Supervisor:
         state_dir: Path,
         environ: Mapping[str, str],
         api_key: str | None,
+        token: str | None = None,
         on_log: Callable[[LogLine], None],
         on_exit: OnExit,
         fails_to_start: Callable[[str, str], bool] = lambda endpoint, worker_id: False,
@@ -178,6 +179,7 @@ class Supervisor:
         self._state_dir = state_dir
         self._environ = environ
         self._credentials = {} if api_key is None else {"RUNPOD_API_KEY": api_key}
+        self._token = token
         self._on_log = on_log
         self._on_exit = on_exit
         self._fails_to_start = fails_to_start
@@ -289,7 +291,7 @@ class Supervisor:
         local = worker.local
         home = self._state_dir / "homes" / worker.endpoint
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        urls = worker_urls(self._base_url, worker.endpoint, worker.worker_id)
+        urls = worker_urls(self._base_url, worker.endpoint, worker.worker_id, token=self._token)
         if local.spec.load_balanced:
             worker.ports = HttpPorts.free({**local.spec.env, **local.env})
         ports = {} if worker.ports is None else worker.ports.variables

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 
-from flashkit.emulator.answers import error_body, send_body
+from flashkit.emulator.answers import Unauthorized, error_body, send_body
 from flashkit.emulator.bodies import BodyTooLarge, ClientGone, decode_json, encode_json, read_body
 from flashkit.emulator.connections import break_connection, if_unread, is_broken
 from flashkit.emulator.dispatch import Dispatcher, HandOut
@@ -36,6 +37,7 @@ T = TypeVar("T")
 _LEAVING_HOLD_SECONDS: Final = 1.0
 """A worker that still polls after SIGTERM is held this long only, so that it can leave but does not spin."""
 _NOTHING: Final = b""
+_STRANGER: Final = Unauthorized("this request is not from a worker of this platform")
 _OK: Final = b"{}"
 
 
@@ -64,8 +66,10 @@ class _Call:
 class WorkerWire:
     """Serves the worker routes of every endpoint."""
 
-    def __init__(self, dispatcher: Dispatcher, defaults: PlatformDefaults) -> None:
+    def __init__(self, dispatcher: Dispatcher, defaults: PlatformDefaults, *, token: str | None = None) -> None:
+        """Serve workers, those that send the token where there is one."""
         self._dispatcher = dispatcher
+        self._token = None if token is None else token.encode()
         self._platform = dispatcher.platform
         self._defaults = defaults
         self._delivering: Counter[str] = Counter()
@@ -85,6 +89,9 @@ class WorkerWire:
             return False
         job_id = parts[5] if len(parts) > 5 else ""  # noqa: PLR2004
         call = _Call(parts[2], parts[4], job_id, scope, receive, send)
+        if self._token is not None and not _carries(call.query, self._token):
+            await call.answer(401, error_body(_STRANGER.report))
+            return True
         if self._dispatcher.is_frozen(call.worker_id):  # sent just before it was stopped, and read just after
             await break_connection(scope)
             return True
@@ -234,6 +241,11 @@ def describe_for_worker(job: Job) -> dict[str, Any]:
     if job.webhook:
         described["webhook"] = job.webhook
     return described
+
+
+def _carries(query: bytes, token: bytes) -> bool:
+    given = query.rpartition(b"token=")[2].partition(b"&")[0]
+    return hmac.compare_digest(given, token)
 
 
 def _batch_size(query: bytes) -> int:
