@@ -7,6 +7,8 @@ keeps its last good code, or nothing, until it is fixed.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import time
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -92,6 +94,7 @@ class Apps:
         files = tuple(_short_name(path, app.folder) for path in saved)
         before = {endpoint.name: endpoint for endpoint in app.endpoints}
         earlier = app.dependencies
+        _forget_bytecode(saved)
         if not _may_matter(app, saved):
             return ReloadEvent(files, kept=tuple(sorted(before)))
         try:
@@ -114,6 +117,14 @@ class Apps:
             kept=tuple(sorted(before.keys() - restarted - removed)),
             seconds=time.monotonic() - started,
         )
+
+
+def _forget_bytecode(saved: Sequence[Path]) -> None:
+    """Remove what Python compiled of these files: it takes a file of the same size and second for the same one."""
+    for path in saved:
+        if path.suffix == ".py":
+            with contextlib.suppress(OSError):
+                Path(importlib.util.cache_from_source(str(path))).unlink()
 
 
 def is_other(old: AppEndpoint, new: AppEndpoint) -> bool:

@@ -1,6 +1,7 @@
 """What a saved file restarts, with real workers: the process that answers tells."""
 
 import json
+import os
 import re
 
 import pytest
@@ -77,6 +78,16 @@ def test_in_one_file_the_function_that_changed_is_restarted(running):
 def test_a_changed_option_restarts_its_endpoint(running):
     save(running, "app.py", APP.replace('"embed", workers=(1, 2)', '"embed", workers=(1, 1)'))
     assert "restarted `embed`" in running.wait_for("`web` kept warm")
+
+
+def test_two_saves_of_one_size_in_one_second_are_both_seen(running):
+    draft = running.folder / "draft"
+    for value in (7, 8):
+        draft.write_text(f"VALUE = {value}\n")
+        os.utime(draft, (1_700_000_000, 1_700_000_000))  # Python's bytecode knows size and second only
+        draft.replace(running.folder / "steps.py")
+        running.wait_for("changed steps.py")
+        assert running.call("web")["value"] == value
 
 
 def test_what_an_image_is_built_from_is_told_and_restarts_nothing(running):
