@@ -6,6 +6,7 @@ out, so two runs that did the same have the same file.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,30 @@ import orjson
 
 from flashkit.emulator.platform import JobRequest
 from flashkit.emulator.server import Emulator
-from flashkit.errors import InputError
+from flashkit.errors import ConfigurationError, InputError
 
 FILE = "jobs.jsonl"
 
 
 def export_jobs(emulator: Emulator, folder: Path) -> int:
-    """Write the jobs that the platform still has, in the order in which they came, and return their number."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the jobs that the platform still has, in the order in which they came, and return their number.
+
+    Raises:
+        ConfigurationError: They cannot be written there.
+    """
     rows = list(_rows(emulator))
     draft = folder / f".{FILE}"
-    draft.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    draft.replace(folder / FILE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+        draft.replace(folder / FILE)
+    except OSError as exc:
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise ConfigurationError(
+            f"the jobs cannot be exported to {folder}: {exc.strerror}",
+            hint="make room on the disk, or name another folder",
+        ) from exc
     return len(rows)
 
 

@@ -181,11 +181,13 @@ class DevServer:
         try:
             yield emulator
         finally:
-            if options.export_folder is not None:
-                count = export_jobs(emulator, options.export_folder)
-                self._output.say(f"exported {count} jobs to {options.export_folder}")
-            # Its end gives jobs time to finish; cancelled, it kills every worker at once.
-            await run_unless(signals.killing, emulator.__aexit__(None, None, None))
+            try:
+                if options.export_folder is not None:
+                    count = export_jobs(emulator, options.export_folder)
+                    self._output.say(f"exported {count} jobs to {options.export_folder}")
+            finally:
+                # Its end gives jobs time to finish; cancelled, it kills every worker at once.
+                await run_unless(signals.killing, emulator.__aexit__(None, None, None))
 
     @contextlib.asynccontextmanager
     async def _replaying(self, recording: Sequence[Submission], emulator: Emulator) -> AsyncIterator[None]:

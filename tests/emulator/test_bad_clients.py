@@ -16,9 +16,10 @@ from aiohttp import web
 
 from flashkit.emulator import webhooks
 from flashkit.emulator.server import Emulator, LocalEndpoint
-from flashkit.errors import InputError
+from flashkit.errors import ConfigurationError, InputError
 from flashkit.protocol import PlatformDefaults
 from flashkit.spec import EndpointSpec, Kind, ScalerType, WorkerBounds
+from flashkit.worker.sessions.store import open_store
 
 APPS = Path(__file__).parents[1] / "apps"
 KEY = f"key-{secrets.token_hex(8)}"
@@ -383,3 +384,12 @@ async def test_hundreds_of_webhooks_to_a_receiver_that_does_not_answer_hold_up_n
 def test_what_is_not_a_webhook_is_said_with_its_value():
     with pytest.raises(InputError, match="webhook=7 is not a string"):
         webhooks.check_webhook(7, allow_remote=True)
+
+
+@pytest.mark.parametrize(
+    "url", ["reids://me:pass-word@127.0.0.1/0", "http://me:pass-word@127.0.0.1?password=pass-word"]
+)
+def test_a_mistyped_store_is_refused_without_its_password(url):
+    with pytest.raises(ConfigurationError, match="127.0.0.1.* is not a store for sessions") as caught:
+        open_store(url)
+    assert "pass-word" not in str(caught.value.report.to_dict())

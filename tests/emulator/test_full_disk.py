@@ -68,6 +68,18 @@ def test_a_record_that_cannot_be_written_is_said_and_leaves_no_draft(small_disk)
     assert [path.name for path in (small_disk / ".flashkit").glob("dev.*")] == ["dev.json"]
 
 
+def test_jobs_that_cannot_be_exported_are_said_and_workers_still_stop(small_disk):
+    dev = Dev(small_disk, "app.py", "--export-on-exit", str(small_disk / "app.py" / "folder"))
+    try:
+        dev.wait_for("Ctrl-C stops")
+        family = dev.family()
+    finally:
+        dev.stop()
+    assert "the jobs cannot be exported to" in dev.text
+    assert "Traceback" not in dev.text
+    assert not any(process.is_running() for process in family)
+
+
 def test_a_disk_that_fills_up_ends_the_recording_and_jobs_go_on(small_disk):
     dev = Dev(small_disk, "app.py", "--record", "traffic.jsonl")
     try:

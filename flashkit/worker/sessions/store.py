@@ -433,8 +433,9 @@ def open_store(
         from flashkit.worker.sessions.redis_store import open_redis_store
 
         return open_redis_store(url, namespace=namespace, keyring=keyring, limits=limits, budget_s=budget_s)
+    shown_url = f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"  # no password, also of a mistyped URL
     raise ConfigurationError(
-        f"{url!r} is not a store for sessions",
+        f"{shown_url!r} is not a store for sessions",
         hint="write it as sqlite:///path/to/file.db, redis://host:6379/0, rediss://… or unix:///path/to/socket",
     )
 
