@@ -390,6 +390,6 @@ def test_what_is_not_a_webhook_is_said_with_its_value():
     "url", ["reids://me:pass-word@127.0.0.1/0", "http://me:pass-word@127.0.0.1?password=pass-word"]
 )
 def test_a_mistyped_store_is_refused_without_its_password(url):
-    with pytest.raises(ConfigurationError, match="127.0.0.1.* is not a store for sessions") as caught:
+    with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1.* is not a store for sessions") as caught:
         open_store(url)
     assert "pass-word" not in str(caught.value.report.to_dict())
