@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 _FILE = "sessions.db"
-_BORROWED = "another flashkit dev in this folder started their server, and stops it at its own end"
+_BORROWED = "another flashkit dev in this folder uses the same store, so both see the same sessions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ async def open_dev_store(folder: Path, state_dir: Path, *, named: str | None) ->
     elif server := _find_server(state_dir / "redis"):
         async with server:
             report = await _check(server.url, namespace)
-            warnings = () if server.pid is not None else (_BORROWED,)
+            warnings = (_BORROWED,) if server.is_borrowed else ()
             yield DevStore(server.url, namespace, f"{report.server} of its own, {state_dir.name}/redis", warnings)
     else:
         yield DevStore(f"{SQLITE}{state_dir / _FILE}", namespace, f"sqlite, {state_dir.name}/{_FILE}")
