@@ -123,19 +123,21 @@ class EmbeddedServer:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder.chmod(0o700)
         deadline = time.monotonic() + self._start_budget_s
+        while (users := self._lock(USERS, fcntl.LOCK_SH)) is None:  # the last user's server is stopping
+            await self._pause(deadline, "stops")
         try:
-            while (users := self._lock(USERS, fcntl.LOCK_SH)) is None:  # the last user's server is stopping
-                await self._pause(deadline, "stops")
-            self._users = users
-            while (lock := self._lock(_SERVER_LOCK, fcntl.LOCK_EX)) is None:
-                if self._answers():
-                    return
-                await self._pause(deadline, "starts")
-            with lock:
-                await self._launch(lock.fileno(), deadline)
+            lock = await self._find_or_lock(deadline)
         except BaseException:
-            await self.stop()
+            users.close()
             raise
+        self._users = users
+        if lock is not None:
+            try:
+                with lock:
+                    await self._launch(lock.fileno(), deadline)
+            except BaseException:
+                await self.stop()
+                raise
 
     async def stop(self) -> None:
         """Stop the server, unless others use it; what was acknowledged is in its file."""
@@ -151,6 +153,14 @@ class EmbeddedServer:
             await asyncio.to_thread(keeper.wait)
         else:
             _handed_over.append(keeper)
+
+    async def _find_or_lock(self, deadline: float) -> IO[str] | None:
+        """Return the lock with which to start a server; None when one runs and answers."""
+        while (lock := self._lock(_SERVER_LOCK, fcntl.LOCK_EX)) is None:
+            if self._answers():
+                return None
+            await self._pause(deadline, "starts")
+        return lock
 
     async def _launch(self, lock: int, deadline: float) -> None:
         binary = self._binary or find_server()
