@@ -15,6 +15,7 @@ from flashkit.worker.sessions.records import (
     Kind,
     Place,
     Record,
+    Sealed,
     Snapshot,
     decode_record,
     decode_snapshot,
@@ -36,7 +37,7 @@ _PROGRESS: Final = frozenset(Kind) - {Kind.INTENT, Kind.TURN}
 class Packed:
     """A commit as the store writes it."""
 
-    records: tuple[bytes, ...]
+    records: tuple[Sealed, ...]
     last_crc: int
     snapshot: bytes | None
     answers: tuple[tuple[str, bytes], ...]
@@ -47,7 +48,7 @@ class Packed:
     @property
     def size_bytes(self) -> int:
         """How much of it is data."""
-        return sum(map(len, self.records)) + len(self.snapshot or b"")
+        return sum(record.size_bytes for record in self.records) + len(self.snapshot or b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,13 @@ class Packer:
         place = Place(self.namespace, lease.session, lease.incarnation)
         crc, sealed_records = lease.last_crc, []
         for seq, record in enumerate(records, lease.seq + 1):
-            data, crc = seal(place, record.kind, encode_record(record), seq=seq, previous=crc, keyring=self.keyring)
-            sealed_records.append(data)
+            sealed = seal(place, record.kind, *encode_record(record), seq=seq, previous=crc, keyring=self.keyring)
+            sealed_records.append(sealed)
+            crc = sealed.crc
         snapshot = None
         if change.snapshot is not None:
             seq, body = lease.seq + len(records), encode_snapshot(change.snapshot)
-            snapshot = seal(place, Kind.SNAPSHOT, body, seq=seq, previous=crc, keyring=self.keyring).data
+            snapshot = seal(place, Kind.SNAPSHOT, *body, seq=seq, previous=crc, keyring=self.keyring).data
         return Packed(
             records=tuple(sealed_records),
             last_crc=crc,

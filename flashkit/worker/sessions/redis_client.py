@@ -28,7 +28,7 @@ try:
     from redis.asyncio.sentinel import Sentinel
     from redis.backoff import NoBackoff
 
-    from flashkit.worker.sessions.redis_lane import Lane, pack
+    from flashkit.worker.sessions.redis_lane import Lane, Word, pack, whole
 except ImportError as exc:
     raise ConfigurationError(
         "the sessions' store is a Redis, but the package redis is not installed",
@@ -113,7 +113,7 @@ class RedisClient:
             for sentinel in manager.sentinels if manager else ():
                 await sentinel.aclose()
 
-    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
         """Return a script's answer, retrying within the budget. Raises `StoreUnavailable`."""
         started = time.monotonic()
         try:
@@ -129,7 +129,7 @@ class RedisClient:
         return await self.persist(lambda: self.raw.execute_command(*words))
 
     async def run_durably(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], confirm: Sequence[Any]
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Word], confirm: Sequence[Any]
     ) -> Any:
         """Run a script and, on the same connection, the command that waits for disk or replicas."""
         return await self.persist(lambda: self._run_confirmed(script, keys, arguments, confirm))
@@ -159,21 +159,22 @@ class RedisClient:
             last = last or exc
         raise self._unavailable(last) from last
 
-    async def _run_once(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def _run_once(self, script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
         try:
             if not self._lanes:
-                return await self.raw.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+                words = map(whole, arguments)
+                return await self.raw.execute_command("EVALSHA", script.sha, len(keys), *keys, *words)
             lane = min(self._lanes, key=_load_of)
-            count = b"*%d\r\n" % (3 + len(keys) + len(arguments))
-            return await lane.call(count + _pack_start(script.sha, tuple(keys)) + pack(arguments))
+            start = b"*%d\r\n%b" % (3 + len(keys) + len(arguments), _pack_start(script.sha, tuple(keys)))
+            return await lane.call([start, *pack(arguments)])
         except redis_errors.NoScriptError:  # a new server; EVAL also teaches it the script
-            return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+            return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *map(whole, arguments))
 
     async def _run_confirmed(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], confirm: Sequence[Any]
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Word], confirm: Sequence[Any]
     ) -> Any:
         async with self.raw.pipeline(transaction=False) as pipe:
-            pipe.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+            pipe.execute_command("EVAL", script.text, len(keys), *keys, *map(whole, arguments))
             pipe.execute_command(*confirm)
             reply, confirmed = await pipe.execute()
         count = confirmed[0] if isinstance(confirmed, list) else confirmed
@@ -215,7 +216,7 @@ _load_of: Final = attrgetter("load")
 @lru_cache(maxsize=4096)
 def _pack_start(sha: str, keys: tuple[str, ...]) -> bytes:
     """Return the part of a call that is the same for every call of a script on a session."""
-    return pack(("EVALSHA", sha, len(keys), *keys))
+    return b"".join(pack(("EVALSHA", sha, len(keys), *keys)))
 
 
 def _connect(url: str, shown_url: str, *, attempt_s: float, is_lane: bool = False) -> Any:

@@ -7,22 +7,41 @@ answer alone. With sessions side by side most of a worker's time per step went t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-_MOST_BYTES_AT_ONCE: Final = 1 << 20
+_MOST_BYTES_AT_ONCE: Final = 256 << 10
+"""The server shall have work while the rest is written."""
+
+Word = bytes | str | int | tuple[bytes, ...]
+"""One argument of a command; in a tuple it comes in pieces."""
 
 
-def pack(words: Iterable[bytes | str | int]) -> bytes:
-    """Return words as Redis's protocol has them, without the count in front."""
-    parts = []
+def pack(words: Sequence[Word]) -> list[bytes]:
+    """Return words as Redis's protocol has them, without the count in front; pieces are not copied together."""
+    parts: list[bytes] = []
     for word in words:
+        if isinstance(word, tuple):
+            parts += (b"$%d\r\n" % sum(map(len, word)), *word, b"\r\n")
+            continue
         data = word if isinstance(word, bytes) else str(word).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return b"".join(parts)
+    return parts
+
+
+def whole(word: Word) -> bytes | str | int:
+    """Return a word as redis-py's own commands take it."""
+    return b"".join(word) if isinstance(word, tuple) else word
+
+
+class _Call(NamedTuple):
+    """A command on its way, and who waits for what comes back."""
+
+    packed: list[bytes]
+    answer: asyncio.Future[Any]
 
 
 class Lane:
@@ -31,7 +50,7 @@ class Lane:
     def __init__(self, pool: Any, *, attempt_s: float) -> None:
         self._pool = pool
         self._attempt_s = attempt_s
-        self._waiting: list[tuple[bytes, asyncio.Future[Any]]] = []
+        self._waiting: list[_Call] = []
         self._runner: asyncio.Task[None] | None = None
         self._connection: Any = None
 
@@ -40,14 +59,14 @@ class Lane:
         """How many calls wait; -1 when the lane is idle."""
         return -1 if self._runner is None else len(self._waiting)
 
-    async def call(self, packed: bytes) -> Any:
+    async def call(self, packed: list[bytes]) -> Any:
         """Return the server's answer to one packed command; it is carried out even if the caller is cancelled.
 
         Raises:
             RedisError: The answer is an error, or the connection broke and nobody knows what became of the call.
         """
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((packed, answer))
+        self._waiting.append(_Call(packed, answer))
         if self._runner is None:
             self._runner = asyncio.create_task(self._run())
         return await answer
@@ -64,34 +83,33 @@ class Lane:
                 await self._exchange(self._next_batch())
         finally:
             self._runner = None
-            for _, answer in self._waiting:  # only when the loop is shutting down
-                answer.cancel()
+            for call in self._waiting:  # only when the loop is shutting down
+                call.answer.cancel()
 
-    def _next_batch(self) -> list[tuple[bytes, asyncio.Future[Any]]]:
+    def _next_batch(self) -> list[_Call]:
         size = count = 0
-        for packed, _ in self._waiting:
-            size += len(packed)
+        for call in self._waiting:
+            size += sum(map(len, call.packed))
             count += 1
             if size > _MOST_BYTES_AT_ONCE:
                 break
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
 
-    async def _exchange(self, batch: list[tuple[bytes, asyncio.Future[Any]]]) -> None:
-        unanswered = iter(batch)
+    async def _exchange(self, batch: list[_Call]) -> None:
         try:
             async with asyncio.timeout(self._attempt_s):
                 if self._connection is None:
                     self._connection = await self._pool.get_connection()
-                await self._connection.send_packed_command([packed for packed, _ in batch])
-                for _, answer in unanswered:
-                    await self._read(answer)
+                await self._connection.send_packed_command([part for call in batch for part in call.packed])
+                for call in batch:
+                    await self._read(call.answer)
         except (RedisError, OSError, TimeoutError) as exc:
             await self._disconnect()
             lost = exc if isinstance(exc, RedisError) else RedisConnectionError(f"the connection broke: {exc!r}")
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(lost)
+            for call in batch:
+                if not call.answer.done():
+                    call.answer.set_exception(lost)
 
     async def _read(self, answer: asyncio.Future[Any]) -> None:
         try:

@@ -124,6 +124,7 @@ class RedisStore:
         witness: int | None = None,
         max_attempts: int = 5,
         unblock: bool = False,
+        info: bytes = b"",
     ) -> Lease | Busy:
         """Take the session, or say who has it; see `Store.acquire`."""
         incarnation, nonce = secrets.token_hex(8), secrets.token_hex(8)
@@ -134,7 +135,7 @@ class RedisStore:
             keys,
             [
                 *(session, incarnation, nonce, owner, round(ttl_s * 1000), round(retain_s * 1000)),
-                *("" if witness is None else witness, max_attempts, int(unblock)),
+                *("" if witness is None else witness, max_attempts, int(unblock), info),
             ],
         )
         match reply[0]:
@@ -187,7 +188,7 @@ class RedisStore:
     async def renew(self, lease: Lease) -> Lease:
         """Start the lease anew."""
         asked = time.monotonic()
-        arguments = [lease.incarnation, lease.fence, lease.nonce, round(lease.ttl_s * 1000)]
+        arguments = (lease.incarnation, lease.fence, lease.nonce, round(lease.ttl_s * 1000))
         reply = await self._client.run(_RENEW, self._keys(lease.session), arguments)
         self._require_accepted(lease, reply)
         return replace(lease, deadline=asked + lease.ttl_s, pending=reply[2])
@@ -287,7 +288,7 @@ class RedisStore:
 
     async def claim(self, key: str, holder: str, *, lease_s: float = 60.0, keep_s: float = DAY_S) -> Claim:
         """Claim an idempotency key for a job, or learn who has it and what came out."""
-        arguments = ["claim", holder, round(lease_s * 1000), round(keep_s * 1000)]
+        arguments = ("claim", holder, round(lease_s * 1000), round(keep_s * 1000))
         reply = await self._client.run(_CLAIM, [self._claim_key(key)], arguments)
         result = self._packer.open_message(key, "claim", reply[2]) if reply[0] == b"DONE" else None
         return Claim(mine=reply[0] == b"MINE", holder=reply[1].decode(), result=result)
@@ -296,7 +297,7 @@ class RedisStore:
         """Write what came of a claimed key; False if it is no longer this holder's."""
         require_size("the result of an idempotent job", result, self.limits.record_bytes)
         sealed = self._packer.seal_message(key, "claim", result)
-        arguments = ["settle", holder, 0, round(keep_s * 1000), sealed]
+        arguments = ("settle", holder, 0, round(keep_s * 1000), sealed)
         return bool((await self._client.run(_CLAIM, [self._claim_key(key)], arguments))[0] == b"OK")
 
     async def unclaim(self, key: str, holder: str) -> bool:
@@ -348,7 +349,7 @@ class RedisStore:
             *(() if packed.snapshot is None else (packed.snapshot,)),
             *(part for pair in packed.fields for part in pair),
             *(part for pair in packed.answers for part in pair),
-            *packed.records,
+            *(record.parts for record in packed.records),
         )
 
     async def _send(self, lease: Lease, call: _Call, durability: Durability) -> Any:

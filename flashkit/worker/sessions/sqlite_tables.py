@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from flashkit.worker.sessions.packing import Packed
-from flashkit.worker.sessions.records import crc_of
+from flashkit.worker.sessions.records import Sealed
 from flashkit.worker.sessions.refusals import (
     attempts_used_up,
     blocked,
@@ -62,6 +62,7 @@ class Tables:
         witness: int | None,
         max_attempts: int,
         unblock: bool,
+        info: bytes,
     ) -> tuple[bool, int, Row]:
         """Return whether the lease was taken, the time, and the head before that."""
         with self._file.transaction() as db:
@@ -84,6 +85,7 @@ class Tables:
                 ended = found.get("status") in (Status.DONE, Status.FAILED)
                 fields |= {"fence": found.get("fence", 0) + 1, "nonce": nonce, "owner": owner, "until": now + ttl_ms}
                 fields |= {"hb": found.get("hb", 0) + 1, "ttl": ttl_ms, "attempts": attempts + 1}
+                fields |= {"info": info} if info else {}
                 self._set(db, session, fields if ended else {**fields, "status": Status.RUNNING.value})
         if reason is not None:
             raise blocked(session, reason)
@@ -105,7 +107,7 @@ class Tables:
             place = (self._ns, lease.session)
             db.executemany(
                 "INSERT INTO journal VALUES (?, ?, ?, ?)",
-                [(*place, seq, data) for seq, data in enumerate(records, head["seq"] + 1)],
+                [(*place, seq, record.data) for seq, record in enumerate(records, head["seq"] + 1)],
             )
             if packed.snapshot is not None and change.snapshot is not None:
                 sizes |= self._write_snapshot(db, lease, head, packed.snapshot, change)
@@ -345,7 +347,7 @@ class Tables:
         self,
         db: sqlite3.Connection,
         head: Row,
-        records: Sequence[bytes],
+        records: Sequence[Sealed],
         snapshot: bytes | None,
         change: Change,
     ) -> dict[str, Any]:
@@ -356,7 +358,8 @@ class Tables:
             kept = self._one(db, "SELECT count(*) FROM journal WHERE ns = ? AND sid = ?", head["sid"])
             if kept + len(records) > limit:
                 raise journal_too_long(head["sid"], limit)
-        sizes = {"jb": 0 if trims else head["jb"] + sum(map(len, records)), "sb": head["sb"], "hs": head["hs"]}
+        added = sum(record.size_bytes for record in records)
+        sizes = {"jb": 0 if trims else head["jb"] + added, "sb": head["sb"], "hs": head["hs"]}
         if snapshot is not None:
             sizes["sb"] = len(snapshot)
             if _archives(head, change):
@@ -413,7 +416,7 @@ def _is_mine(head: Row, lease: Lease) -> bool:
 
 def _is_applied(head: Row, packed: Packed, known: int) -> bool:
     """True when the journal ends with the first so many records of a commit, whose answer was lost then."""
-    return 0 < known <= len(packed.records) and head["last"] == crc_of(packed.records[known - 1])
+    return 0 < known <= len(packed.records) and head["last"] == packed.records[known - 1].crc
 
 
 def _archives(head: Row, change: Change) -> bool:
