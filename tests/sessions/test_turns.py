@@ -8,8 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from flashkit import InputError, Session
+from flashkit.settings import Settings
 from flashkit.worker.sessions.runner import Request
-from tests.sessions.session_lab import Steps, until
+from tests.sessions.session_lab import Steps, output_of, until
 
 
 @pytest.fixture
@@ -258,6 +259,42 @@ async def test_a_worker_that_leaves_ends_turns_at_the_next_step_and_another_one_
     assert not (await lab.head("s")).is_held
     assert await (await lab.worker(agent, "w2")).answer("j1", session_id="s") == ["A", "B"]
     assert steps.seen == ["a", "b"]
+
+
+async def test_a_worker_that_died_before_its_turn_began_is_followed_at_once_by_the_same_job(lab):
+    async def agent(session, q: str) -> str:
+        return q
+
+    dying = (await lab.worker(agent, lease_seconds=600)).runtime._sessions
+    await dying._acquire(Request.from_job("j1", {"session_id": "s", "q": "a"}), time.monotonic())
+    async with asyncio.timeout(30):
+        assert await (await lab.worker(agent, "w2")).answer("j1", session_id="s", q="a") == "a"
+
+
+async def test_a_worker_that_died_as_it_went_on_for_another_job_is_followed_at_once_by_that_job(lab):
+    worker = await lab.worker(wait_for_approval)
+    await worker.answer("j1", session_id="s", q="a")
+    dying = (await lab.worker(wait_for_approval, "w2", lease_seconds=600)).runtime._sessions
+    event = {"name": "approved", "value": 1}
+    await dying._acquire(Request.from_job("j2", {"session_id": "s", "event": event}), time.monotonic())
+    async with asyncio.timeout(30):
+        assert await (await lab.worker(wait_for_approval, "w3")).answer("j2", session_id="s", event=event) == ["a", 1]
+
+
+async def test_processes_outside_of_a_platform_do_not_take_each_other_for_the_same_worker(lab, steps):
+    async def agent(session, q: str) -> int:
+        steps.seen.append(q)
+        await until(lambda: len(steps.seen) == 2 or gate.is_set())
+        return session.turn
+
+    gate = asyncio.Event()
+    first, second = [await lab.worker(agent, Settings().worker_id) for _ in range(2)]
+    task = first.start("j1", session_id="s", q="a")
+    await until(lambda: steps.seen)
+    waiting = second.start("j2", session_id="s", q="b")
+    await asyncio.sleep(0.1)
+    gate.set()
+    assert [output_of(await task), output_of(await waiting)] == [1, 2]
 
 
 # ------------------------------------------------------------------ events

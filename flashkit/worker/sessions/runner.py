@@ -12,6 +12,9 @@ import asyncio
 import hashlib
 import inspect
 import logging
+import os
+import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from typing import Any, Final
 from flashkit.client import Client
 from flashkit.errors import FlashkitError, InputError, OutcomeUnknown, SessionBusy, SessionFenced
 from flashkit.handler import Definition, encode_json, parse_json
-from flashkit.settings import Settings
+from flashkit.settings import DEFAULT_WORKER_ID, Settings
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget
 from flashkit.worker.sessions.calls import Caller
@@ -137,6 +140,7 @@ class SessionRunner:
 
     def __init__(self, settings: Settings, definition: Definition) -> None:
         self._settings = settings
+        self._owner = owner_name(settings)
         self._store: Store = open_settings_store(settings)
         self._client = Client(settings)
         self._endpoint = definition.spec.name
@@ -213,7 +217,7 @@ class SessionRunner:
     async def _wait_for_own_turns(self, session_id: str, give_up_at: float) -> None:
         """Return when no other job of this worker has the session: the store would let us take it from that one."""
         while session_id in self._held:
-            self._check_waiting(session_id, self._settings.worker_id, give_up_at)
+            self._check_waiting(session_id, self._owner, give_up_at)
             await asyncio.sleep(BUSY_POLL_S[0])
 
     def _check_waiting(self, session_id: str, owner: str, give_up_at: float) -> None:
@@ -236,16 +240,17 @@ class SessionRunner:
         while True:
             found = await self._store.acquire(
                 request.session_id,
-                self._settings.worker_id,
+                self._owner,
                 ttl_s=self._settings.lease_seconds,
                 witness=witness.heartbeat,
+                info=request.id.encode(),
             )
             if isinstance(found, Lease):
                 return found
             self._check_waiting(request.session_id, found.owner, give_up_at)
             head = await self._store.head(request.session_id)
             same_job = head is not None and head.info == request.id.encode()
-            witness.see(found, at_once=same_job and found.owner != self._settings.worker_id)
+            witness.see(found, at_once=same_job and found.owner != self._owner)
             if witness.heartbeat is None:
                 await asyncio.sleep(min(pause, max(found.left_s, BUSY_POLL_S[0])))
                 pause = min(pause * 1.5, BUSY_POLL_S[1])
@@ -332,7 +337,7 @@ class SessionRunner:
             code=self._code,
             extra={"request": request.id, "given_up": given_up[-KEPT_RESULTS:], "endpoint": self._endpoint},
         )
-        change = Change(status=Status.RUNNING, reason="", info=request.id.encode(), code=self._code)
+        change = Change(status=Status.RUNNING, reason="", code=self._code)
         await writer.append(record, change=change)
         return last + 1
 
@@ -484,6 +489,13 @@ def _forget_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         task.uncancel()
+
+
+def owner_name(settings: Settings) -> str:
+    """Return the name under which this worker takes sessions; outside of a platform no two processes share one."""
+    if settings.worker_id != DEFAULT_WORKER_ID:
+        return settings.worker_id
+    return f"{DEFAULT_WORKER_ID}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def code_version(function: Callable[..., Any]) -> str:

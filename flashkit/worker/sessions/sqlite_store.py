@@ -95,6 +95,7 @@ class SqliteStore:
         witness: int | None = None,
         max_attempts: int = 5,
         unblock: bool = False,
+        info: bytes = b"",
     ) -> Lease | Busy:
         """Take the session, or say who has it; see `Store.acquire`."""
         require_session_id(session)
@@ -111,6 +112,7 @@ class SqliteStore:
             witness=witness,
             max_attempts=max_attempts,
             unblock=unblock,
+            info=info,
         )
         if not taken:
             left_s = (found["until"] - now) / 1000

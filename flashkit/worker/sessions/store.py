@@ -279,6 +279,7 @@ class Store(Protocol):
         witness: int | None = None,
         max_attempts: int = 5,
         unblock: bool = False,
+        info: bytes = b"",
     ) -> Lease | Busy:
         """Take the session, which begins if there is none, or say who has it.
 
@@ -291,6 +292,7 @@ class Store(Protocol):
                 take the session although the store's clock says that the lease lasts.
             max_attempts: Acquisitions without progress after which the session is blocked.
             unblock: Take a blocked session and count its attempts from zero.
+            info: Takes the place of `Head.info` with the lease; empty leaves it as it is.
 
         Raises:
             SessionBlocked: It is blocked, or has just been for its attempts.
