@@ -238,6 +238,12 @@ def make_head(session: str, fields: Mapping[str, Any], now_ms: int) -> Head:
     )
 
 
+def rewritten_fields(head: Head) -> dict[str, str | int]:
+    """Return what `Store.rewrite` takes over of a head, by the names of `make_head`; sizes are the store's to count."""
+    numbers = {"seq": head.seq, "last": head.last_crc, "snap": head.snapshot_seq, "turn": head.turn}
+    return {**numbers, "status": head.status.value, "err": head.reason, "code": head.code}
+
+
 def make_lease(
     prior: Head, owner: str, *, incarnation: str, fence: int, nonce: str, ttl_s: float, asked: float
 ) -> Lease:

@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from flashkit.errors import StoreMisconfigured
-from flashkit.worker.sessions.packing import Packed, Packer, make_head, make_lease
+from flashkit.worker.sessions.packing import Packed, Packer, make_head, make_lease, rewritten_fields
 from flashkit.worker.sessions.records import Keyring, Record, Snapshot
 from flashkit.worker.sessions.redis_check import ServerFacts, check_server
 from flashkit.worker.sessions.redis_client import RedisClient, read_script
@@ -50,6 +50,7 @@ from flashkit.worker.sessions.store import (
     Limits,
     Message,
     Posted,
+    Raw,
     Status,
     StoreReport,
     require_session_id,
@@ -61,11 +62,13 @@ _CLAIM: Final = read_script("claim", prelude=False)
 _COMMIT: Final = read_script("commit")
 _DELETE: Final = read_script("delete")
 _EMIT: Final = read_script("emit", prelude=False)
+_EXPORT: Final = read_script("export")
 _HEAD: Final = read_script("head")
 _LOAD: Final = read_script("load")
 _POST: Final = read_script("post")
 _RELEASE: Final = read_script("release")
 _RENEW: Final = read_script("renew")
+_REWRITE: Final = read_script("rewrite")
 
 _KEPT_EVENTS: Final = 1000
 _EVENTS_LIFETIME_MS: Final = 600_000
@@ -95,6 +98,7 @@ class RedisStore:
     ) -> None:
         self.namespace = namespace
         self.limits = limits or Limits()
+        self.keyring = keyring
         self._client = client
         self._packer = Packer(namespace, keyring, self.limits)
         self._index = SessionIndex(client, namespace)
@@ -222,6 +226,34 @@ class RedisStore:
         incarnation = await self._client.command("HGET", keys[0], "inc")
         stored = await self._client.command("HVALS", keys[3])
         return self._packer.open_past(session, (incarnation or b"").decode(), stored)
+
+    async def export(self, session: str) -> Raw:
+        """Return the session's data as stored."""
+        now, fields, snapshot, entries, history, blobs = await self._client.run(_EXPORT, self._keys(session), ())
+        if not fields:
+            raise not_found(session)
+        journal = tuple((int(name.partition(b"-")[0]), pair[1]) for name, pair in entries)
+        past = {int(turn): data for turn, data in _pairs(history).items()}
+        return Raw(make_head(session, _pairs(fields), now), journal, snapshot, past, _pairs(blobs))
+
+    async def rewrite(self, lease: Lease, raw: Raw) -> None:
+        """Put other data in the place of a session's own; see `Store.rewrite`."""
+        fields = rewritten_fields(raw.head)
+        reply = await self._client.run(
+            _REWRITE,
+            self._keys(lease.session),
+            [
+                *(lease.incarnation, lease.fence, lease.nonce, lease.seq, int(raw.snapshot is not None)),
+                *(len(fields), len(raw.history), len(raw.blobs)),
+                *(() if raw.snapshot is None else (raw.snapshot,)),
+                *(part for pairs in (fields, raw.history, raw.blobs) for pair in pairs.items() for part in pair),
+                *(part for pair in raw.journal for part in pair),
+            ],
+        )
+        self._require_accepted(lease, reply)
+        self._sent.pop(lease.nonce, None)
+        self._index.note_change(lease.session, reply[1])
+        self._index.note_lease(lease.session, reply[1] if raw.head.status is Status.RUNNING else None)
 
     async def sessions(self, *, limit: int = 100, before_ms: int | None = None) -> list[Head]:
         """Return sessions, the last changed first."""

@@ -34,6 +34,7 @@ from flashkit.worker.sessions.store import (
     Limits,
     Message,
     Posted,
+    Raw,
     Status,
     StoreReport,
     require_session_id,
@@ -66,6 +67,7 @@ class SqliteStore:
     ) -> None:
         self.namespace = namespace
         self.limits = limits or Limits()
+        self.keyring = keyring
         self._packer = Packer(namespace, keyring, self.limits)
         self._file = SqliteFile(path, budget_s=budget_s)
         self._tables = Tables(self._file, namespace, self.limits, now_ms)
@@ -172,6 +174,15 @@ class SqliteStore:
         """Return the snapshots of earlier turns that were kept, oldest first."""
         incarnation, stored = await self._run(self._tables.past, require_session_id(session))
         return self._packer.open_past(session, incarnation, stored)
+
+    async def export(self, session: str) -> Raw:
+        """Return the session's data as stored."""
+        row, snapshot, journal, history, blobs = await self._run(self._tables.export, require_session_id(session))
+        return Raw(make_head(session, row, self._now()), tuple(journal), snapshot, history, blobs)
+
+    async def rewrite(self, lease: Lease, raw: Raw) -> None:
+        """Put other data in the place of a session's own; see `Store.rewrite`."""
+        await self._run(self._tables.rewrite, lease, raw)
 
     async def sessions(self, *, limit: int = 100, before_ms: int | None = None) -> list[Head]:
         """Return sessions, the last changed first."""

@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from flashkit.worker.sessions.packing import Packed
+from flashkit.worker.sessions.packing import Packed, rewritten_fields
 from flashkit.worker.sessions.records import Sealed
 from flashkit.worker.sessions.refusals import (
     attempts_used_up,
@@ -24,7 +24,7 @@ from flashkit.worker.sessions.refusals import (
     still_held,
 )
 from flashkit.worker.sessions.sqlite_file import SqliteFile
-from flashkit.worker.sessions.store import Change, Durability, Lease, Limits, Status
+from flashkit.worker.sessions.store import Change, Durability, Lease, Limits, Raw, Status
 
 _PARTS: Final = ("journal", "snapshot", "history", "inbox", "answer", "blob", "event", "head")
 _REMEMBERED_MESSAGES: Final = 64
@@ -163,6 +163,48 @@ class Tables:
             head = self._head(db, session)
             rows = db.execute("SELECT data FROM history WHERE ns = ? AND sid = ?", (self._ns, session))
             return (head["inc"] if head else ""), [row["data"] for row in rows]
+
+    def export(
+        self, session: str
+    ) -> tuple[Row, bytes | None, list[tuple[int, bytes]], dict[int, bytes], dict[str, bytes]]:
+        """Return head, snapshot, journal, earlier snapshots and blobs as of one moment."""
+        place = (self._ns, session)
+        with self._file.transaction(is_read=True) as db:
+            head = self._head(db, session)
+            if head is None:
+                raise not_found(session)
+            snapshot = self._one(db, "SELECT data FROM snapshot WHERE ns = ? AND sid = ?", session)
+            journal = db.execute("SELECT seq, data FROM journal WHERE ns = ? AND sid = ? ORDER BY seq", place)
+            history = db.execute("SELECT turn, data FROM history WHERE ns = ? AND sid = ?", place)
+            blobs = db.execute("SELECT name, data FROM blob WHERE ns = ? AND sid = ?", place)
+            return head, snapshot, [tuple(row) for row in journal], dict(map(tuple, history)), dict(map(tuple, blobs))
+
+    def rewrite(self, lease: Lease, raw: Raw) -> None:
+        """Put other data in the place of a session's own, and give the lease back."""
+        place = (self._ns, lease.session)
+        with self._file.transaction(is_synced=True) as db:
+            head = self._require_mine(db, lease)
+            if head["seq"] != lease.seq:
+                raise journal_lost(lease, head["seq"])
+            for table in ("journal", "snapshot", "history"):
+                db.execute(f"DELETE FROM {table} WHERE ns = ? AND sid = ?", place)  # noqa: S608 - our own
+            db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?)", [(*place, *pair) for pair in raw.journal])
+            if raw.snapshot is not None:
+                db.execute("INSERT INTO snapshot VALUES (?, ?, ?)", (*place, raw.snapshot))
+            history = [(*place, *pair) for pair in raw.history.items()]
+            db.executemany("INSERT INTO history VALUES (?, ?, ?, ?)", history)
+            blobs = [(*place, *pair) for pair in raw.blobs.items()]
+            db.executemany("INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?)", blobs)
+            now = self._now()
+            counted = "SELECT coalesce(sum(length(data)), 0) FROM blob WHERE ns = ? AND sid = ?"
+            sizes = {
+                "jb": sum(len(data) for _, data in raw.journal),
+                "sb": len(raw.snapshot or b""),
+                "hs": sum(map(len, raw.history.values())),
+                "bb": self._one(db, counted, lease.session),
+            }
+            state = {"until": 0, "hb": head["hb"] + 1, "attempts": 0, "updated": now, "expires": now + head["keep"]}
+            self._set(db, lease.session, {**state, **sizes, **rewritten_fields(raw.head)})
 
     def latest(self, limit: int, before_ms: int | None) -> list[Row]:
         """Return heads, the last changed first."""

@@ -25,7 +25,7 @@ commit (`Change.consumed`), in the transaction that records what came of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -205,6 +205,19 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Raw:
+    """A session's data as stored: sealed, whole or damaged."""
+
+    head: Head
+    journal: tuple[tuple[int, bytes], ...]
+    """Numbers and records, in order."""
+    snapshot: bytes | None
+    history: Mapping[int, bytes]
+    """Snapshots of earlier turns by turn."""
+    blobs: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of an inbox."""
 
@@ -260,6 +273,7 @@ class Store(Protocol):
 
     namespace: str
     limits: Limits
+    keyring: Keyring | None
 
     async def check(self, *, budget_s: float = 5.0) -> StoreReport:
         """Return what the store is, or raise `StoreMisconfigured` or `StoreUnavailable`; to be called at start."""
@@ -338,6 +352,26 @@ class Store(Protocol):
 
     async def past(self, session: str) -> tuple[Snapshot, ...]:
         """Return the snapshots of earlier turns that were kept, oldest first."""
+        ...
+
+    async def export(self, session: str) -> Raw:
+        """Return the session's data as stored, without a look at whether it is whole.
+
+        Raises:
+            SessionNotFound: There is none.
+        """
+        ...
+
+    async def rewrite(self, lease: Lease, raw: Raw) -> None:
+        """Put other data in the place of a session's own, all or nothing, and give the lease back.
+
+        Journal, snapshot and earlier snapshots are those of `raw`; its blobs are added. Of its head, the
+        numbers that belong to them, status, reason and code are taken over.
+
+        Raises:
+            SessionFenced: Another worker has the session, or it was deleted.
+            JournalLost: It is not as the lease knows it.
+        """
         ...
 
     async def sessions(self, *, limit: int = 100, before_ms: int | None = None) -> list[Head]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
 
+from flashkit.errors import RecordCorrupt
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.store import Head, Image, Status
 from flashkit.worker.sessions.turn import Memo, Progress
@@ -18,6 +19,9 @@ from flashkit.worker.sessions.turn import Memo, Progress
 PREVIEW_CHARACTERS: Final = 200
 FORK_KEY: Final = "fork"
 """Key of the record with which a forked session begins; it stands before every turn, so nothing replays it."""
+
+DAMAGED: Final = "damaged"
+"""Status of a session whose stored data is not whole."""
 
 StepKind = Literal["step", "call", "effect", "event"]
 
@@ -55,7 +59,7 @@ class Summary:
 
     session: str
     status: str
-    """As the store has it, but `interrupted` for a running one whose worker is gone."""
+    """As the store has it, but `interrupted` for a running one whose worker is gone, and `damaged`."""
     reason: str
     turn: int
     """The last one that was completed."""
@@ -70,13 +74,13 @@ class Summary:
     updated_ms: int
 
     @classmethod
-    def from_head(cls, head: Head) -> Summary:
+    def from_image(cls, image: Image) -> Summary:
         """Tell what a store knows of a session."""
-        is_interrupted = head.status is Status.RUNNING and not head.is_held
+        head, damage = image.head, image.damage
         return cls(
             session=head.session,
-            status=TurnState.INTERRUPTED.value if is_interrupted else head.status.value,
-            reason=head.reason,
+            status=DAMAGED if isinstance(damage, RecordCorrupt) else _status_of(head),
+            reason=head.reason if damage is None else damage.report.message,
             turn=head.turn,
             owner=head.owner,
             lease_left_s=head.lease_left_s,
@@ -188,7 +192,7 @@ def view_session(image: Image) -> SessionView:
     ]
     marker = next((record for record in image.records if is_fork_marker(record)), None)
     return SessionView(
-        summary=Summary.from_head(image.head),
+        summary=Summary.from_image(image),
         forked_from=None if marker is None else str(marker.extra.get("fork")),
         turns=tuple(views),
         damage=None if image.damage is None else image.damage.report.message,
@@ -225,6 +229,11 @@ def preview_of(output: bytes) -> str:
     """Return the beginning of a JSON text, cut with a mark."""
     text = output[: 4 * PREVIEW_CHARACTERS].decode(errors="replace")
     return text if len(text) <= PREVIEW_CHARACTERS else text[: PREVIEW_CHARACTERS - 1] + "…"
+
+
+def _status_of(head: Head) -> str:
+    is_interrupted = head.status is Status.RUNNING and not head.is_held
+    return TurnState.INTERRUPTED.value if is_interrupted else head.status.value
 
 
 def _state_of(turn: TurnRecords, given_up: set[Any], *, image: Image, is_last: bool) -> TurnState:
