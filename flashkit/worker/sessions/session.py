@@ -9,7 +9,7 @@ import time
 import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Final, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeVar as TypingTypeVar
@@ -30,7 +30,7 @@ StateT = TypingTypeVar("StateT", default=None)
 Output_co = TypeVar("Output_co", covariant=True)
 
 _UNCHANGED: Final = object()
-_result_adapters: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
+_result_types: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
 _effect_key: ContextVar[str] = ContextVar("flashkit_effect_key")
 
 
@@ -103,7 +103,8 @@ class Session(Generic[StateT]):
         _require_step("step", name, function)
         ask = self._turn.ask(name, [args, kwargs])
         run = functools.partial(_run_function, function, *args, **kwargs)
-        return self._decoded(self._turn.once(ask, run, functools.partial(_encode_step, ask.key)), function)
+        returned = _Returned(ask.key)
+        return self._decoded(self._turn.once(ask, run, returned.encode), function, returned)
 
     def effect(
         self,
@@ -280,11 +281,15 @@ class Session(Generic[StateT]):
         """Events that came and that no `wait_for` has taken; they are kept for the next turn."""
         return self._events
 
-    async def _decoded(self, output: Awaitable[bytes], function: Callable[..., Any]) -> Any:
+    async def _decoded(
+        self, output: Awaitable[bytes], function: Callable[..., Any], returned: _Returned | None = None
+    ) -> Any:
         from pydantic_core import ValidationError
 
         text = await output
-        adapter = _result_adapter(function)
+        annotation, adapter = _result_type(function)
+        if returned is not None and returned.text is not None and (adapter is None or annotation is str):
+            return returned.text
         if adapter is None or text == b"null":
             return parse_json(text)
         try:
@@ -429,15 +434,44 @@ def _encode_step(key: str, result: Any) -> bytes:
         ) from exc
 
 
-def _result_adapter(function: Callable[..., Any]) -> Any:
-    """Return the adapter for what a function says it returns; made once, because that takes longer than a step."""
+class _Returned:
+    """A step's result on its way into the journal; a text comes back from there as it is, and is not read again."""
+
+    __slots__ = ("_key", "text")
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self.text: str | None = None
+
+    def encode(self, result: Any) -> bytes:
+        """Return the result as JSON text."""
+        if type(result) is str:
+            self.text = result
+        return _encode_step(self._key, result)
+
+
+class _ResultType(NamedTuple):
+    """What a function says it returns, and the adapter that makes it out of JSON; None where it says nothing."""
+
+    annotation: Any
+    adapter: Any
+
+
+def _result_type(function: Callable[..., Any]) -> _ResultType:
+    """Return what a function says it returns; found out once, because that takes longer than a step."""
     plain = getattr(function, "__func__", function)
     try:
-        if plain not in _result_adapters:
-            _result_adapters[plain] = output_adapter(_return_annotation(function))
-        return _result_adapters[plain]
+        if plain not in _result_types:
+            _result_types[plain] = _read_result_type(function)
+        known: _ResultType = _result_types[plain]
     except TypeError:  # a callable object that cannot be a key
-        return output_adapter(_return_annotation(function))
+        return _read_result_type(function)
+    return known
+
+
+def _read_result_type(function: Callable[..., Any]) -> _ResultType:
+    annotation = _return_annotation(function)
+    return _ResultType(annotation, output_adapter(annotation))
 
 
 def _return_annotation(function: Callable[..., Any]) -> Any:
