@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
+from collections import defaultdict
 from typing import Any, Final
 
 from flashkit.errors import FlashkitError
@@ -17,7 +18,9 @@ from flashkit.worker.sessions.redis_client import RedisClient, redis_errors
 log = logging.getLogger(__name__)
 
 _SHARDS: Final = 16
-_COLLECT_S: Final = 0.005
+_FIRST_S: Final = 0.005
+_COLLECT_S: Final = 0.05
+"""While changes go on coming, they are sent this often."""
 _LIFETIME_S: Final = 90 * 86_400
 _GONE: Final = -1
 
@@ -31,6 +34,8 @@ class SessionIndex:
         self._running = [f"fk1:run:{{{namespace}:{shard}}}" for shard in range(_SHARDS)]
         self._waiting: dict[tuple[str, str], int] = {}
         self._flushing: asyncio.Task[None] | None = None
+        # Keeps a read or the end from overtaking changes that are on their way.
+        self._sending = asyncio.Lock()
 
     def note_change(self, session: str, updated_ms: int) -> None:
         """Put a session down as changed."""
@@ -51,47 +56,53 @@ class SessionIndex:
 
     async def latest(self, *, limit: int, before_ms: int | None) -> list[str]:
         """Return ids of sessions, the last changed first; with what this store has written itself."""
-        await self._flush_now()
+        await self._flush()
         highest = "+inf" if before_ms is None else f"({before_ms}"
         return await self._merge(self._updated, "ZREVRANGEBYSCORE", highest, "-inf", limit=limit, is_descending=True)
 
     async def expired(self, *, limit: int) -> list[str]:
         """Return ids of sessions whose lease was to end before now, the longest ago first."""
-        await self._flush_now()
+        await self._flush()
         seconds, _ = await self._client.command("TIME")
         now_ms = int(seconds) * 1000 + 1000
         return await self._merge(self._running, "ZRANGEBYSCORE", "-inf", now_ms, limit=limit, is_descending=False)
 
     async def close(self) -> None:
         """Send what still waits."""
-        await self._flush_now()
+        async with self._sending:
+            if self._flushing is not None:
+                self._flushing.cancel()
+            await self._send()
 
-    async def _flush_now(self) -> None:
-        if self._flushing is not None:
-            await asyncio.wait([self._flushing])
-        await self._flush()
+    async def _flush(self) -> None:
+        async with self._sending:
+            await self._send()
 
     def _flush_soon(self) -> None:
         if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.get_running_loop().create_task(self._flush_after_a_moment())
+            self._flushing = asyncio.get_running_loop().create_task(self._flush_for_a_while())
 
-    async def _flush_after_a_moment(self) -> None:
+    async def _flush_for_a_while(self) -> None:
+        await asyncio.sleep(_FIRST_S)
         while self._waiting:
-            await asyncio.sleep(_COLLECT_S)
             await self._flush()
+            await asyncio.sleep(_COLLECT_S)
 
-    async def _flush(self) -> None:
+    async def _send(self) -> None:
         waiting, self._waiting = self._waiting, {}
         if not waiting:
             return
+        scores: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for (key, session), score in waiting.items():
+            scores[key][session] = score
         try:
             async with self._client.raw.pipeline(transaction=False) as pipe:
-                for (key, session), score in waiting.items():
-                    if score == _GONE:
-                        pipe.zrem(key, session)
-                    else:
-                        pipe.zadd(key, {session: score})
-                for key in {key for key, _ in waiting}:
+                for key, by_session in scores.items():
+                    gone = [session for session, score in by_session.items() if score == _GONE]
+                    if gone:
+                        pipe.zrem(key, *gone)
+                    if len(gone) < len(by_session):
+                        pipe.zadd(key, {session: score for session, score in by_session.items() if score != _GONE})
                     pipe.expire(key, _LIFETIME_S)
                 await pipe.execute(raise_on_error=False)
         except (redis_errors.RedisError, OSError, FlashkitError) as exc:
