@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flashkit.client import Client
-from flashkit.errors import FlashkitError, InputError, OutcomeUnknown, SessionBusy, SessionFenced
+from flashkit.errors import FlashkitError, InputError, OutcomeUnknown, RecordTooNew, SessionBusy, SessionFenced
 from flashkit.handler import Definition, encode_json, parse_json
 from flashkit.settings import DEFAULT_WORKER_ID, Settings
 from flashkit.worker.job import HandBack
@@ -110,6 +110,11 @@ class _Saved:
         if snapshot is None:
             return cls()
         data = parse_json(snapshot.data)
+        if data["format"] > _SNAPSHOT_FORMAT:
+            raise RecordTooNew(
+                f"the session's snapshot has content {data['format']}; this flashkit reads up to {_SNAPSHOT_FORMAT}",
+                hint="a newer flashkit wrote it: update this worker, or let the newer one go on with the session",
+            )
         return cls(**{key: data[key] for key in ("state", "state_version", "history", "results", "events")})
 
     def result_for(self, request: Request) -> dict[str, Any] | None:
