@@ -15,7 +15,7 @@ from rich.text import Text
 from flashkit.cli.console import format_bytes, format_ms, make_console
 from flashkit.worker.sessions.admin import PERSON
 from flashkit.worker.sessions.comparing import Difference
-from flashkit.worker.sessions.timeline import SessionView, Step, StepState, Summary, TurnState, TurnView
+from flashkit.worker.sessions.timeline import DAMAGED, SessionView, Step, StepState, Summary, TurnState, TurnView
 
 BAR_WIDTH = 32
 _PIPE_WIDTH = 140
@@ -30,6 +30,7 @@ _STYLES = {
     "unknown": "magenta",
     "blocked": "magenta",
     "failed": "red",
+    DAMAGED: "red",
 }
 _DIFFERENCE_LOOKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
@@ -66,7 +67,7 @@ def session_timeline(view: SessionView) -> Group:
         if turn.steps:
             parts.append(_steps_table(turn))
         parts += [Text(f"  event {event.name}: {_cut(event.preview)}", style="dim") for event in turn.events]
-    if not view.turns:
+    if not view.turns and not view.damage:
         parts.append(Text("\nthe journal holds no steps: those of finished turns were not kept", style="dim"))
     if view.damage:
         parts.append(Text(f"\nthe journal is damaged here: {view.damage}", style="red"))
@@ -89,6 +90,8 @@ def differences(found: Sequence[Difference]) -> Text:
 def next_command(view: SessionView) -> str | None:
     """Return what a person would do with this session now."""
     session, turn = view.summary.session, view.open_turn
+    if view.summary.status == DAMAGED:
+        return f"flashkit sessions rewind {session} --to last-good   (or quarantine {session})"
     if turn is None or turn.state is TurnState.RUNNING:
         return None
     unknown = next((step for step in turn.steps if step.state is StepState.UNKNOWN), None)
@@ -160,6 +163,7 @@ def _notes(step: Step, turn: TurnView) -> str:
         f"job {step.job}" if step.job and step.state is not StepState.DONE else "",
         "in a blob" if step.blob else "",
         "settled by a person" if step.settled else "",
+        "other input than recorded" if step.has_other_input else "",
         f"by code {step.code}" if step.code and step.code != turn.code else "",
     )
     return " · ".join(note for note in notes if note)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from flashkit.cli.commands import Group
 from flashkit.cli.dev_store import without_password
 from flashkit.cli.run import normalise_url, parse_json, run_job, write_for_people, write_json_line
 from flashkit.errors import InputError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from flashkit.worker.sessions.store import Store
 
 T = TypeVar("T")
+LAST_GOOD = "last-good"
+"""Names the end of what is whole, where a step's name may stand."""
 _JSON_HINT = """write JSON: '"yes"' for text, 'true', '{"amount": 3}'"""
 
 _store_option = click.option("--store", "store_url", metavar="URL", help="The store, instead of the one found.")
@@ -34,9 +37,9 @@ _wait_option = click.option(
 )
 
 
-@click.group("sessions")
+@click.group("sessions", cls=Group)
 def command() -> None:
-    """See sessions, resume, settle, fork, compare and delete them.
+    """See sessions, resume, settle, rewind, fork, compare and delete them.
 
     Sessions are looked for in the store of the `flashkit dev` that runs in this folder or one above it, or
     where FLASHKIT_STATE (and FLASHKIT_NAMESPACE) say.
@@ -48,7 +51,7 @@ def command() -> None:
 @_json_option
 @_store_option
 def list_command(*, limit: int, is_raw: bool, store_url: str | None) -> None:
-    """List sessions, the last changed first."""
+    """List sessions, the last changed first. Each is read, so that damaged ones show."""
     from flashkit.worker.sessions.admin import list_sessions
 
     found = _with_store(store_url, lambda store: list_sessions(store, limit=limit))
@@ -154,6 +157,51 @@ def fork_command(
     click.echo(f"{new} has {done} steps of {session}")
     if view.open_turn is not None:
         click.echo(f"let it go on with: flashkit sessions resume {new}")
+
+
+@command.command("quarantine")
+@click.argument("session", metavar="SID")
+@click.option("--reason", metavar="TEXT", help="Why; by default what is damaged.")
+@_store_option
+def quarantine_command(session: str, *, reason: str | None, store_url: str | None) -> None:
+    """Let no worker run session SID before you have looked at it. Its bytes stay as they are."""
+    from flashkit.worker.sessions.admin import quarantine
+
+    found = _with_store(store_url, lambda store: quarantine(store, session, reason=reason))
+    click.echo(f"{session} is blocked: {found}")
+    click.echo(f"open it again with: flashkit sessions rewind {session} --to {LAST_GOOD}")
+
+
+@command.command("rewind")
+@click.argument("session", metavar="SID")
+@click.option("--to", "step", metavar=f"STEP|{LAST_GOOD}", help="The last step that stays, or all that is whole.")
+@click.option("--turn", type=click.IntRange(min=1), metavar="N", help="The step of this turn; alone, the turn's end.")
+@_store_option
+def rewind_command(session: str, *, step: str | None, turn: int | None, store_url: str | None) -> None:
+    """Take off the end of session SID, damaged or not; the next job goes on from there.
+
+    All of it as it was is kept as another session, which no worker runs. What runs again has the same
+    idempotency keys as before; `fork` gives it new ones.
+    """
+    from flashkit.worker.sessions.admin import rewind
+    from flashkit.worker.sessions.salvage import RewindPoint
+
+    if step is None and turn is None:
+        raise click.UsageError(
+            f"say where it is to end: --to STEP, --turn N, or --to {LAST_GOOD} for all that is whole"
+        )
+    if step == LAST_GOOD and turn is not None:
+        raise click.UsageError(f"--turn goes with a step, not with --to {LAST_GOOD}")
+    to = RewindPoint(None if step == LAST_GOOD else step, turn)
+    done = _with_store(store_url, lambda store: rewind(store, session, to))
+    if done.copy is None:
+        click.echo(f"{session} is whole: nothing was taken off")
+    else:
+        click.echo(f"{session}: {done.records} records taken off; all of it as it was is {done.copy}")
+    if done.effects:
+        click.echo(f"happened already, and is asked for again under the same key: {', '.join(done.effects)}", err=True)
+    if done.view.open_turn is not None:
+        click.echo(f"let it go on with: flashkit sessions resume {session}")
 
 
 @command.command("settle")

@@ -1,9 +1,12 @@
 """`flashkit sessions` beside a running `flashkit dev`, and where it looks for sessions without one."""
 
+import asyncio
 import json
 import re
 
 import pytest
+
+from tests.sessions.vandal import Vandal
 
 AGENT = """
 from pydantic import BaseModel
@@ -37,11 +40,16 @@ def sessions(tmp_path_factory, start_shared_dev, flashkit):
     """Run commands in the folder of one server that all tests share; each uses sessions of its own."""
     folder = tmp_path_factory.mktemp("agents")
     (folder / "app.py").write_text(AGENT)
-    start_shared_dev(folder, "--no-reload", FLASHKIT_NAMESPACE="of-tests")
+    dev = start_shared_dev(folder, "--no-reload", FLASHKIT_NAMESPACE="of-tests")
 
     def run(*arguments, **environment):
         return flashkit(*arguments, folder=folder, **environment)
 
+    def damage(session, *, record):
+        store = json.loads(dev.record.read_text())["state"]
+        asyncio.run(Vandal(store, "of-tests", session).flip_record(record))
+
+    run.damage = damage
     return run
 
 
@@ -128,6 +136,59 @@ def test_a_fork_goes_on_by_itself_and_differs_in_what_it_did(sessions):
     assert sessions("sessions", "diff", "f1", "f1").out == "no difference\n"
 
 
+def test_a_fork_runs_again_from_a_step_with_an_edited_state(sessions):
+    begin(sessions, "g1", word="a")
+    assert sessions("sessions", "fork", "g1", "g2", "--at", "shout", "--state", '{"words": ["z"]}').code == 0
+    assert sessions("sessions", "resume", "g2").out == "A\n"
+    assert sessions("sessions", "diff", "g1", "g2").out == '~ $.state.words[0]  "A" → "z"\n+ $.state.words[1]  "A"\n'
+
+
+def test_a_damaged_session_is_shown_blocked_and_brought_back(sessions):
+    begin(sessions, "q1", word="a")
+    begin(sessions, "q1", word="b", ask=True)
+    sessions.damage("q1", record=5)
+    listed = sessions("sessions", "list").out
+    assert re.search(
+        r"^q1 +damaged +1 .* a stored record is damaged: its checksum is another one$", listed, re.MULTILINE
+    )
+    shown = sessions("sessions", "show", "q1").out
+    assert re.search(r"^session q1  damaged", shown)
+    assert "next: flashkit sessions rewind q1 --to last-good" in shown
+    assert "the journal is damaged here" in shown
+    refused = sessions("sessions", "resume", "q1")
+    assert (refused.code, "is damaged" in refused.err) == (1, True)
+    assert "RecordCorrupt" in sessions("run", "agent", '{"session_id": "q1", "word": "b", "ask": true}', "--json").err
+
+    blocked = sessions("sessions", "quarantine", "q1").out
+    assert blocked.startswith("q1 is blocked: quarantined: a stored record is damaged")
+    assert blocked.endswith("open it again with: flashkit sessions rewind q1 --to last-good\n")
+    assert "is blocked" in sessions("run", "agent", '{"session_id": "q1", "word": "b", "ask": true}').err
+
+    rewound = sessions("sessions", "rewind", "q1", "--to", "last-good").out
+    found = re.fullmatch(
+        r"q1: 1 records taken off; all of it as it was is (q1\.aside-\w+)\n"
+        r"let it go on with: flashkit sessions resume q1\n",
+        rewound,
+    )
+    assert found, rewound
+    assert json.loads(sessions("sessions", "resume", "q1", "--json").out)["event"] == "more"
+    assert sessions("sessions", "event", "q1", "more", '"!"').out == "B!\n"
+    assert "set aside when q1 was rewound" in sessions("sessions", "show", found[1]).out
+    assert sessions("sessions", "delete", found[1]).code == 0
+
+
+def test_a_whole_session_is_rewound_to_a_step_or_the_end_of_a_turn(sessions):
+    for word in "abc":
+        begin(sessions, "w1", word=word)
+    assert sessions("sessions", "rewind", "w1", "--to", "last-good").out == "w1 is whole: nothing was taken off\n"
+    assert "let it go on" in sessions("sessions", "rewind", "w1", "--to", "shout", "--turn", "2").out
+    assert sessions("sessions", "resume", "w1").out == "B\n"
+    assert "let it go on" not in sessions("sessions", "rewind", "w1", "--turn", "1").out
+    assert begin(sessions, "w1", word="d") == "D"
+    quarantined = sessions("sessions", "quarantine", "w1", "--reason", "odd").out
+    assert quarantined.startswith("w1 is blocked: quarantined: odd\n")
+
+
 def test_a_deleted_session_is_gone(sessions):
     begin(sessions, "d1", word="a")
     assert sessions("sessions", "delete", "d1").out == "deleted d1\n"
@@ -144,6 +205,8 @@ def test_a_deleted_session_is_gone(sessions):
         (["event", "s1", "word", "yes"], "is not JSON"),
         (["diff", "s1", "s1@last"], "no number of a turn"),
         (["fork", "s1", "s2", "--turn", "0"], "--turn"),
+        (["rewind", "s1"], "--to last-good"),
+        (["rewind", "s1", "--to", "last-good", "--turn", "1"], "goes with a step"),
         (["list", "--store", "http://127.0.0.1"], "is not a store for sessions"),
         (["show", "no id"], "is not a session's id"),
     ],
@@ -173,5 +236,5 @@ def test_a_store_that_does_not_answer_is_named_without_its_password(flashkit, tm
 
 def test_the_help_of_the_group_and_of_a_command_is_quick_to_read(flashkit, tmp_path):
     shown = flashkit("sessions", "--help", folder=tmp_path).out
-    for name in ("list", "show", "resume", "event", "fork", "settle", "delete", "diff"):
+    for name in ("list", "show", "resume", "event", "fork", "quarantine", "rewind", "settle", "delete", "diff"):
         assert re.search(rf"^  {name} ", shown, re.MULTILINE)
