@@ -80,7 +80,7 @@ class Summary:
         return cls(
             session=head.session,
             status=DAMAGED if isinstance(damage, RecordCorrupt) else _status_of(head),
-            reason=head.reason if damage is None else damage.report.message,
+            reason=head.reason if damage is None or damage.report.message in head.reason else damage.report.message,
             turn=head.turn,
             owner=head.owner,
             lease_left_s=head.lease_left_s,
