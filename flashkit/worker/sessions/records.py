@@ -66,7 +66,7 @@ class Kind(IntEnum):
     ATTACH = 3
     """A call's job was submitted; the output is its id and where it runs."""
     ERROR = 4
-    """A step failed for good; the output is the error's report."""
+    """A step failed and the handler went on, or what was known of it no longer counts: see `turn.Fate`."""
     INTERRUPT = 5
     """The session waits for an answer or event."""
     ANSWER = 6
@@ -79,6 +79,8 @@ class Kind(IntEnum):
     """A large value; not in the journal."""
     MESSAGE = 10
     """A message of the inbox or its answer; not in the journal."""
+    NOTE = 11
+    """What people should know of a step; nothing is replayed from it."""
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}

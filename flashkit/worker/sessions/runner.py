@@ -17,11 +17,19 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from flashkit.client import Client
-from flashkit.errors import FlashkitError, InputError, OutcomeUnknown, RecordTooNew, SessionBusy, SessionFenced
+from flashkit.errors import (
+    FlashkitError,
+    InputError,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    RecordTooNew,
+    SessionBusy,
+    SessionFenced,
+)
 from flashkit.handler import Definition, encode_json, parse_json
 from flashkit.settings import DEFAULT_WORKER_ID, Settings
 from flashkit.worker.job import HandBack
@@ -41,6 +49,7 @@ from flashkit.worker.sessions.store import (
     open_settings_store,
     require_session_id,
 )
+from flashkit.worker.sessions.timeline import is_fork_marker
 from flashkit.worker.sessions.turn import Memo, Suspend, Turn, digest_of
 from flashkit.worker.sessions.writer import Writer
 
@@ -104,6 +113,8 @@ class _Saved:
     history: Sequence[dict[str, Any]] = ()
     results: Sequence[dict[str, Any]] = ()
     events: Sequence[dict[str, Any]] = ()
+    given_up: Sequence[str] = ()
+    """Ids of the requests whose turns others took the place of."""
 
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot | None) -> _Saved:
@@ -115,7 +126,7 @@ class _Saved:
                 f"the session's snapshot has content {data['format']}; this flashkit reads up to {_SNAPSHOT_FORMAT}",
                 hint="a newer flashkit wrote it: update this worker, or let the newer one go on with the session",
             )
-        return cls(**{key: data[key] for key in ("state", "state_version", "history", "results", "events")})
+        return cls(**{each.name: data[each.name] for each in fields(cls) if each.name in data})
 
     def result_for(self, request: Request) -> dict[str, Any] | None:
         """Return what is kept of a request's earlier turn, None when it had none."""
@@ -138,6 +149,12 @@ class Opened:
     data: Any = None
     began_by: str = ""
     """Id of the request with which the turn began; another one may have gone on with it."""
+    given_up: Sequence[str] = ()
+    """Ids of the requests whose turns this one took the place of, and of those before them."""
+    events: list[Record] = field(default_factory=list)
+    """Those that came and that no turn has taken."""
+    has_mail: bool = False
+    """Messages came while the turn was suspended, so that it may go on."""
 
 
 class SessionRunner:
@@ -194,15 +211,19 @@ class SessionRunner:
         if request.event is not None:
             await self._post_event(request)
         opened = await self.open(request, emit=emit, budget_s=budget_s)
-        if opened.answer is not None:
-            await self.abandon(opened)
-            return opened.answer
-        return await self._run_turn(opened, handle)
+        output = await self._answer(opened, handle)
+        while opened.has_mail:
+            try:
+                opened = await self.open(request, emit=emit, budget_s=0.0)
+            except (SessionBusy, SessionFenced, InputError):
+                return output  # whoever has taken the session meanwhile takes its messages too
+            output = await self._answer(opened, handle)
+        return output
 
     async def open(self, request: Request, *, emit: Emit, budget_s: float) -> Opened:
         """Take the session and rebuild its turn from the journal, or begin one."""
         give_up_at = time.monotonic() + budget_s
-        await self._wait_for_own_turns(request.session_id, give_up_at)
+        await self._wait_for_own_turns(request, give_up_at)
         self._held.add(request.session_id)
         try:
             return await self._rebuild(request, await self._acquire(request, give_up_at), emit)
@@ -219,21 +240,34 @@ class SessionRunner:
             self._turns.discard(opened.turn)
             await opened.turn.writer.abandon()
 
-    async def _wait_for_own_turns(self, session_id: str, give_up_at: float) -> None:
+    async def _answer(self, opened: Opened, handle: Handle) -> bytes:
+        if opened.answer is None:
+            return await self._run_turn(opened, handle)
+        await self.abandon(opened)
+        return opened.answer
+
+    async def _wait_for_own_turns(self, request: Request, give_up_at: float) -> None:
         """Return when no other job of this worker has the session: the store would let us take it from that one."""
-        while session_id in self._held:
-            self._check_waiting(session_id, self._owner, give_up_at)
+        while request.session_id in self._held:
+            self._check_waiting(request, self._owner, give_up_at)
             await asyncio.sleep(BUSY_POLL_S[0])
 
-    def _check_waiting(self, session_id: str, owner: str, give_up_at: float) -> None:
+    def _check_waiting(self, request: Request, owner: str, give_up_at: float) -> None:
         if self._is_leaving:
             raise HandBack
-        if time.monotonic() > give_up_at:
+        if time.monotonic() <= give_up_at:
+            return
+        if request.event is None:
             raise SessionBusy(
-                f"session {session_id!r} is held by worker {owner!r}",
+                f"session {request.session_id!r} is held by worker {owner!r}",
                 hint="send the job again when that turn is over",
                 details={"owner": owner},
             )
+        raise SessionBusy(
+            f"worker {owner!r} has session {request.session_id!r}, for which event {request.event['name']!r} is kept",
+            hint="do not send the event again: the turn under way finds it when it waits for it, or else the next one",
+            details={"owner": owner, "kept_event": request.event["name"]},
+        )
 
     async def _acquire(self, request: Request, give_up_at: float) -> Lease:
         """Take the session, waiting while another worker has it.
@@ -252,7 +286,7 @@ class SessionRunner:
             )
             if isinstance(found, Lease):
                 return found
-            self._check_waiting(request.session_id, found.owner, give_up_at)
+            self._check_waiting(request, found.owner, give_up_at)
             head = await self._store.head(request.session_id)
             same_job = head is not None and head.info == request.id.encode()
             witness.see(found, at_once=same_job and found.owner != self._owner)
@@ -267,6 +301,7 @@ class SessionRunner:
             result = saved.result_for(request)
             if result is not None:
                 return Opened(request, lease, saved, answer=await self._stored_answer(lease.session, result))
+            _require_not_given_up(request, saved.given_up)
         except BaseException:
             await self._store.release(lease)
             raise
@@ -275,7 +310,7 @@ class SessionRunner:
         writer = Writer(self._store, lease, on_lost=task.cancel if task else lambda: None)
         try:
             opened.turn = await self._open_turn(opened, writer, image)
-            await self._take_messages(opened.turn)
+            opened.events += await opened.turn.take_messages()
             opened.session = self._make_session(opened, emit)
         except BaseException:
             await writer.abandon()
@@ -289,13 +324,17 @@ class SessionRunner:
         tail = image.tail if image else ()
         began = next((index for index in range(len(tail) - 1, -1, -1) if tail[index].kind is Kind.TURN), None)
         current = None if began is None else tail[began]
+        opened.events = _left_events(opened.saved, tail)
+        opened.given_up = () if current is None else current.extra.get("given_up", ())
         opened.began_by = request.id if current is None else str(current.extra["request"])
         if current is not None and began is not None and self._continues(request, current):
             opened.data = parse_json(current.output)
             records: Sequence[Record] = tail[began + 1 :]
             number = int(current.key.partition(":")[2])
         else:
-            number = await self._begin(request, writer, current, image)
+            if current is not None:
+                opened.given_up = (*opened.given_up, current.extra["request"])
+            number = await self._begin(opened, writer, current, image)
             opened.data, opened.began_by = request.data, request.id
             records = ()
         memo = Memo.from_records(records)
@@ -318,20 +357,16 @@ class SessionRunner:
             SessionFenced: The job's turn was given up for a later one.
             InputError: There is nothing to go on with.
         """
-        if request.id in current.extra.get("given_up", ()):
-            raise SessionFenced(
-                f"session {request.session_id!r} has gone on with another request meanwhile",
-                hint="send the request again as a new job",
-            )
+        _require_not_given_up(request, current.extra.get("given_up", ()))
         return request.data is None or current.extra["request"] == request.id or current.digest == request.digest
 
-    async def _begin(self, request: Request, writer: Writer, current: Record | None, image: Image | None) -> int:
+    async def _begin(self, opened: Opened, writer: Writer, current: Record | None, image: Image | None) -> int:
+        request = opened.request
         if request.data is None:
             raise InputError(
                 f"session {request.session_id!r} has no turn under way that could go on",
                 hint="send the handler's input together with session_id",
             )
-        given_up = [] if current is None else [*current.extra.get("given_up", ()), current.extra["request"]]
         last = int(current.key.partition(":")[2]) if current else image.snapshot.turn if image and image.snapshot else 0
         record = Record(
             Kind.TURN,
@@ -340,7 +375,7 @@ class SessionRunner:
             digest=request.digest,
             started_ms=round(time.time() * 1000),
             code=self._code,
-            extra={"request": request.id, "given_up": given_up[-KEPT_RESULTS:], "endpoint": self._endpoint},
+            extra={"request": request.id, "given_up": opened.given_up[-KEPT_RESULTS:], "endpoint": self._endpoint},
         )
         change = Change(status=Status.RUNNING, reason="", code=self._code)
         await writer.append(record, change=change)
@@ -352,20 +387,6 @@ class SessionRunner:
         body = encode_json({"name": event["name"], "value": event.get("value")})
         await self._store.post(request.session_id, message_id, body)
 
-    async def _take_messages(self, turn: Turn) -> None:
-        """Move the inbox into the journal, so that each event is seen once."""
-        if not turn.writer.lease.pending:
-            return
-        messages = await self._store.inbox(turn.session)
-        records = []
-        for message in messages:
-            body = parse_json(message.body)
-            records.append(Record(Kind.ANSWER, body["name"], encode_json(body["value"]), code=turn.code))
-        if records:
-            await turn.writer.append(*records, change=Change(consumed=messages[-1].position))
-            for record in records:
-                turn.memo.add(record)
-
     def _make_session(self, opened: Opened, emit: Emit) -> Session[Any]:
         assert opened.turn is not None  # noqa: S101 - _rebuild has just made it
         saved = opened.saved
@@ -373,12 +394,9 @@ class SessionRunner:
         if self._model is not None:
             stored = saved.state is not None
             state = read_state(self._model, saved.state, saved.state_version) if stored else new_state(self._model)
-        kept = [Record(Kind.ANSWER, event["name"], encode_json(event["value"])) for event in saved.events]
-        results = [progress.result for progress in opened.turn.memo.steps.values() if progress.result is not None]
-        taken = [result.extra["event"] for result in results if "event" in result.extra]
         caller = Caller(self._client, namespace=self._settings.state_namespace, emit=emit)
-        events = _unclaimed([*kept, *opened.turn.memo.answers], taken)
-        return Session(opened.turn, caller, state=state, history=History.from_json(saved.history), events=events)
+        history = History.from_json(saved.history)
+        return Session(opened.turn, caller, state=state, history=history, events=opened.events)
 
     async def _run_turn(self, opened: Opened, handle: Handle) -> bytes:
         turn, session = opened.turn, opened.session
@@ -399,17 +417,22 @@ class SessionRunner:
     async def _run_handler(self, opened: Opened, turn: Turn, session: Session[Any], handle: Handle) -> bytes:
         try:
             output = await handle(session, opened.data)
+            turn.check_complete()
             await self._finish(opened, turn, session, output)
         except Suspend as exc:
-            return await self._suspend(turn, exc)
+            output = await self._suspend(turn, exc)
+            opened.has_mail = turn.writer.lease.pending > 0
+            return output
         except HandBack:
             await turn.writer.abandon()
             raise
-        except asyncio.CancelledError:
-            await turn.writer.close(change=Change(status=Status.FAILED, reason="cancelled", release=True))
+        except asyncio.CancelledError as exc:
+            await self._note_failure(turn, exc, Change(status=Status.FAILED, reason="cancelled", release=True))
             raise
         except BaseException as exc:
-            await self._note_failure(turn, exc)
+            status = Status.BLOCKED if isinstance(exc, OutcomeUnknown) else Status.FAILED
+            reason = f"{type(exc).__name__}: {exc}"[:500]
+            await self._note_failure(turn, exc, Change(status=status, reason=reason, release=True))
             raise
         return output
 
@@ -429,6 +452,7 @@ class SessionRunner:
             "history": session.history.to_json(),
             "results": [*opened.saved.results, result][-KEPT_RESULTS:],
             "events": [{"name": event.key, "value": parse_json(event.output)} for event in session.unread_events],
+            "given_up": [*opened.saved.given_up, *opened.given_up][-KEPT_RESULTS:],
         }
         snapshot = Snapshot(encode_json(saved), turn=turn.number)
         keeps_steps = self._settings.keep_journals and opened.has_room
@@ -440,7 +464,7 @@ class SessionRunner:
             reason="",
             release=True,
         )
-        await turn.writer.close(change=change)
+        await turn.writer.close(*(turn.take_unwritten() if keeps_steps else ()), change=change)
 
     async def _stored_answer(self, session: str, result: dict[str, Any]) -> bytes:
         if "blob" in result:
@@ -449,16 +473,18 @@ class SessionRunner:
 
     async def _suspend(self, turn: Turn, exc: Suspend) -> bytes:
         reason = f"waits for event {exc.event!r}"
-        await turn.writer.close(change=Change(status=Status.WAITING, reason=reason, release=True))
+        change = Change(status=Status.WAITING, reason=reason, release=True)
+        await turn.writer.close(*turn.take_unwritten(), change=change)
         return encode_json(
             {"status": "waiting", "session_id": turn.session, "event": exc.event, "timeout": exc.timeout_s}
         )
 
-    async def _note_failure(self, turn: Turn, exc: BaseException) -> None:
-        status = Status.BLOCKED if isinstance(exc, OutcomeUnknown) else Status.FAILED
-        reason = f"{type(exc).__name__}: {exc}"[:500]
+    async def _note_failure(self, turn: Turn, exc: BaseException, change: Change) -> None:
         try:
-            await turn.writer.close(change=Change(status=status, reason=reason, release=True))
+            try:
+                await turn.writer.close(*turn.records_of_failure(exc), change=change)
+            except PayloadTooLarge:  # the journal is full: the failure itself still has room
+                await turn.writer.close(change=change)
         except FlashkitError as store_error:
             log.warning("session %s: its failure could not be written down: %s", turn.session, store_error)
 
@@ -479,14 +505,24 @@ class _Witness:
         self.heartbeat = busy.heartbeat if at_once or stood_still else None
 
 
-def _unclaimed(events: Sequence[Record], taken: Sequence[str]) -> list[Record]:
-    """Return the events that no completed `wait_for` of this turn has taken, oldest first."""
-    left = list(events)
+def _left_events(saved: _Saved, tail: Sequence[Record]) -> list[Record]:
+    """Return the events that no completed `wait_for` has taken, oldest first; also those of turns given up."""
+    left = [Record(Kind.ANSWER, event["name"], encode_json(event["value"])) for event in saved.events]
+    left += [record for record in tail if record.kind is Kind.ANSWER and not is_fork_marker(record)]
+    taken = [str(record.extra["event"]) for record in tail if record.kind is Kind.RESULT and "event" in record.extra]
     for name in taken:
         found = next((event for event in left if event.key == name), None)
         if found is not None:
             left.remove(found)
     return left
+
+
+def _require_not_given_up(request: Request, given_up: Sequence[str]) -> None:
+    if request.id in given_up:
+        raise SessionFenced(
+            f"session {request.session_id!r} has gone on with another request meanwhile",
+            hint="send the request again as a new job",
+        )
 
 
 def _forget_cancellation() -> None:

@@ -90,9 +90,11 @@ class Session(Generic[StateT]):
         """Run `function(*args, **kwargs)` once in the life of the turn and return what it returned.
 
         Sync functions run in a thread. The result must have a JSON form; it comes back in the type that
-        the function's annotation declares, on the first run as on every later one. A step that raises is
-        not written down: it runs again when the session is resumed. If the worker dies while the function
-        runs, it runs again; for what must not happen twice there is `effect`.
+        the function's annotation declares, on the first run as on every later one. An error that the handler
+        catches is what came of the step, as soon as another step follows: it is raised again when the session
+        is resumed; see `catches` for errors of your own. A step whose error ends the turn runs again when the
+        turn is retried. If the worker dies while the function runs, it runs again; for what must not happen
+        twice there is `effect`.
 
         Args:
             name: Stable name of the step; the second use of a name in a turn becomes `name#2`.
@@ -207,7 +209,7 @@ class Session(Generic[StateT]):
         """
         path = self._turn.branch()
         async with _Group() as group:
-            tasks = [group.start(in_branch(call, path, index)) for index, call in enumerate(calls)]
+            tasks = [group.start(in_branch(self._turn, call, path, index)) for index, call in enumerate(calls)]
             await group.wait(all_of_them=partial)
         if partial:
             return [_result_or_error(task) for task in tasks]
@@ -233,13 +235,7 @@ class Session(Generic[StateT]):
         ask = self._turn.ask(f"event:{event}", None)
         record = self._turn.done(ask)
         if record is None:
-            arrived = next((answer for answer in self._events if answer.key == event), None)
-            if arrived is None:
-                record = await self._interrupt(ask, event, timeout)
-            else:
-                self._events.remove(arrived)
-                output = await self._turn.output_of(arrived)
-                record = await self._turn.write_result(ask, output, extra={"event": event})
+            record = await self._take_event(ask, event) or await self._interrupt(ask, event, timeout)
         if record.extra.get("timed_out"):
             raise TimeoutError(f"session {self.id!r} waited {timeout or 0:g} s for event {event!r}")
         return parse_json(await self._turn.output_of(record))
@@ -276,6 +272,18 @@ class Session(Generic[StateT]):
         """
         self._turn.budget.spend(tokens=tokens, cost_usd=cost_usd)
 
+    def catches(self, *errors: type[Exception]) -> None:
+        """Name exception classes of yours that the handler catches from steps, calls and effects.
+
+        What a step raised comes back from the journal when the session is resumed. The journal holds only the
+        names of its classes: Python's usual errors and flashkit's are known, and those that are named here.
+        Others come back as `StepError`.
+        """
+        for each in errors:
+            if not (isinstance(each, type) and issubclass(each, Exception)):
+                raise SessionError(f"session.catches({each!r}) does not name a class of exceptions")
+            self._turn.catches[each.__name__] = each
+
     @property
     def unread_events(self) -> list[Record]:
         """Events that came and that no `wait_for` has taken; they are kept for the next turn."""
@@ -302,8 +310,9 @@ class Session(Generic[StateT]):
     ) -> bytes:
         turn = self._turn
         key = self._caller.key_of(turn, ask)
+        is_done = turn.done(ask) is not None
         progress = turn.memo.steps.get(ask.key)
-        has_begun = progress is not None and progress.intent is not None and progress.result is None
+        has_begun = progress is not None and progress.intent is not None and not is_done
         encode = functools.partial(_encode_step, ask.key)
         if has_begun and once:
             found = await _run_function(probe, key) if probe else None
@@ -311,7 +320,7 @@ class Session(Generic[StateT]):
                 return (await turn.write_result(ask, encode(found))).output
             if probe is None:
                 raise _outcome_unknown(turn.session, ask.key)
-        if progress is None or progress.result is None:
+        if not is_done:
             turn.check_leaving()
             durability = Durability.FSYNC if once else Durability.DEFAULT
             await turn.write(Kind.INTENT, ask, durability=durability)
@@ -325,6 +334,16 @@ class Session(Generic[StateT]):
 
         return await turn.once(ask, run_with_key, encode)
 
+    async def _take_event(self, ask: Ask, event: str) -> Record | None:
+        """Write down that the event came, if it did; also one that came while this turn was at work."""
+        self._events.extend(await self._turn.take_messages())
+        arrived = next((answer for answer in self._events if answer.key == event), None)
+        if arrived is None:
+            return None
+        self._events.remove(arrived)
+        output = await self._turn.output_of(arrived)
+        return await self._turn.write_result(ask, output, extra={"event": event})
+
     async def _interrupt(self, ask: Ask, event: str, timeout_s: float | None) -> Record:
         progress = self._turn.memo.steps.get(ask.key)
         since_ms = progress.intent.started_ms if progress and progress.intent else None
@@ -333,6 +352,8 @@ class Session(Generic[StateT]):
             return await self._turn.write_result(ask, b"null", extra={"timed_out": True})
         if since_ms is None:
             await self._turn.write(Kind.INTENT, ask, started_ms=round(time.time() * 1000))
+            if record := await self._take_event(ask, event):
+                return record
         raise Suspend(event, timeout_s)
 
 
@@ -418,7 +439,7 @@ def _require_step(method: str, name: object, function: object) -> None:
 
 def _outcome_unknown(session: str, key: str) -> OutcomeUnknown:
     return OutcomeUnknown(
-        f"session {session!r}: a worker died inside step {key!r}, so its effect may have happened or not",
+        f"session {session!r}: step {key!r} was begun and did not return, so its effect may have happened or not",
         hint=f"find out, then: flashkit sessions settle {session} {key} --result JSON (it happened) or --again",
         details={"session": session, "step": key},
     )

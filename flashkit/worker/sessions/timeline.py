@@ -36,7 +36,7 @@ class StepState(StrEnum):
     UNKNOWN = "unknown"
     """Its worker ended inside it: the effect may have happened or not."""
     FAILED = "failed"
-    """A call without a result, in a turn that has ended."""
+    """It raised and the handler went on, or it is a call without a result in a turn that has ended."""
 
 
 class TurnState(StrEnum):
@@ -114,8 +114,10 @@ class Step:
     """Of a call: the id of the job."""
     settled: bool
     """A person said what came of it."""
+    has_other_input: bool
+    """The code asked for it again with another input; what came of the first one was kept."""
     preview: str
-    """The beginning of its result's JSON text."""
+    """The beginning of its result's JSON text, or of what it raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,33 +281,37 @@ def _view_turn(turn: TurnRecords, state: TurnState, *, is_held: bool) -> TurnVie
 
 def _view_step(key: str, progress: Progress, *, seq: int, is_over: bool, is_held: bool) -> Step:
     kind = step_kind(key, progress)
-    result = progress.result
-    shown = result or progress.attach or progress.intent
+    result, ended = progress.result, progress.result or progress.error
+    shown = progress.last
     return Step(
         key=key,
         kind=kind,
-        state=StepState.DONE if result else _open_state(kind, progress, is_over=is_over, is_held=is_held),
+        state=_step_state(kind, progress, is_over=is_over, is_held=is_held),
         seq=seq,
         started_ms=(shown.started_ms or None) if shown else None,
-        seconds=result.seconds if result else None,
+        seconds=ended.seconds if ended else None,
         size_bytes=len(result.output) if result and not result.blob else None,
         attempt=result.attempt if result else 1,
         code=shown.code if shown else "",
         blob=result.blob if result else None,
         job=_job_of(progress),
         settled=bool(result and result.extra.get("settled")),
-        preview=preview_of(result.output) if result and not result.blob else "",
+        has_other_input=progress.note is not None,
+        preview=preview_of(ended.output) if ended and not ended.blob else "",
     )
 
 
-def _open_state(kind: StepKind, progress: Progress, *, is_over: bool, is_held: bool) -> StepState:
+def _step_state(kind: StepKind, progress: Progress, *, is_over: bool, is_held: bool) -> StepState:
+    if progress.result is not None:
+        return StepState.DONE
+    if progress.error is not None:
+        return StepState.FAILED
     if is_held and not is_over:
         return StepState.WAITING if kind == "event" else StepState.RUNNING
     if kind == "effect":
         return StepState.UNKNOWN
     if kind == "call" and is_over:
         return StepState.FAILED
-    del progress
     return StepState.WAITING
 
 

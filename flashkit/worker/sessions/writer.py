@@ -70,12 +70,12 @@ class Writer:
             self._writing = asyncio.create_task(self._write_all())
         await entry.written  # nobody else awaits it: a step that is cancelled here leaves the write alone
 
-    async def close(self, *, change: Change | None = None) -> None:
-        """Write the last change and give the lease back; quietly, if the session is lost."""
+    async def close(self, *records: Record, change: Change | None = None) -> None:
+        """Write the last records and change and give the lease back; quietly, if the session is lost."""
         self._renewing.cancel()
         if self.broken is not None:
             return
-        await self.append(change=change or Change(release=True))
+        await self.append(*records, change=change or Change(release=True))
 
     async def abandon(self) -> None:
         """Give the lease back without writing anything."""
