@@ -259,7 +259,8 @@ def _connect_cluster(rest: str, options: dict[str, Any], *, is_tls: bool) -> Red
     options = {**options, **login, "ssl": is_tls}
     nodes = [ClusterNode(host, port or 6379) for host, port in hosts]
     options.pop("retry")  # the cluster client follows redirections by it
-    return RedisCluster(startup_nodes=nodes, **options)
+    # Slots that moved are learnt one by one: else the client closes all connections now and then, also those in use.
+    return RedisCluster(startup_nodes=nodes, reinitialize_steps=0, **options)
 
 
 def _connect_sentinel(rest: str, options: dict[str, Any], *, is_tls: bool) -> Any:
