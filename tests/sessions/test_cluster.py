@@ -93,8 +93,9 @@ async def cluster(tmp_path_factory) -> AsyncIterator[Cluster]:
     for number in range(3):
         folder = tmp_path_factory.mktemp(f"node-{number}")
         options = {"cluster_port": str(free_port()), "cluster_node_timeout": "1000"}
-        # Where some slots have no server, sessions in the others go on.
-        options["cluster_require_full_coverage"] = "no"
+        # Where some slots have no server, sessions in the others go on. A server that is killed while it syncs its
+        # file to disk may lose what it acknowledged meanwhile, unless it waits for that.
+        options |= {"cluster_require_full_coverage": "no", "appendfsync": "always"}
         servers.append(RedisServer(folder, require_binary("redis"), cluster_enabled="yes", **options).start())
     try:
         cluster = Cluster(servers)
