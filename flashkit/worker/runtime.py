@@ -75,6 +75,7 @@ class Runtime:
         self.definition = definition
         self.settings = settings
         self.contract = Contract(definition)
+        self._injected = definition.injected  # looks at the handler's signature: once, not for every job
         self._instance: Any = None
         self._engine: Any = None
         self._sessions: Any = None
@@ -211,8 +212,8 @@ class Runtime:
         self, injected: Any, data: Any, *, context: JobContext, emit: Emit, collected: _Collected
     ) -> bytes:
         arguments = self.contract.parse_input(data)
-        if self.definition.injected:
-            arguments[self.definition.injected] = injected
+        if self._injected:
+            arguments[self._injected] = injected
         if not self.definition.streams:
             result = await self._call(partial(self._bound_handler, **arguments), context)
             output = self.contract.encode_output(result)

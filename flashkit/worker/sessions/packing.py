@@ -25,12 +25,12 @@ from flashkit.worker.sessions.records import (
     unseal,
 )
 from flashkit.worker.sessions.refusals import require_size
-from flashkit.worker.sessions.store import Change, Head, Image, Lease, Limits, Status
+from flashkit.worker.sessions.store import Change, Head, Image, Lease, Limits, Status, Stored
 
 OWN_THREAD_FROM_BYTES: Final = 64 << 10
 """Compressing or encrypting more than this would hold up the event loop."""
-_PROGRESS: Final = frozenset(Kind) - {Kind.INTENT, Kind.TURN}
-"""What counts as progress; each attempt may begin a turn or an effect anew."""
+_BEGINNINGS: Final = frozenset((Kind.INTENT, Kind.TURN))
+"""What is no progress: each attempt may begin a turn or an effect anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,14 @@ class Packer:
 
     async def pack(self, lease: Lease, records: Sequence[Record], change: Change) -> Packed:
         """Return the bytes of a commit. Raises `PayloadTooLarge`."""
-        size = sum(len(record.output) for record in records) + len(change.snapshot.data if change.snapshot else b"")
-        self._require_sizes(records, change)
+        size = self._require_sizes(records, change)
         if size > OWN_THREAD_FROM_BYTES:
             return await asyncio.to_thread(self._pack, lease, records, change)
         return self._pack(lease, records, change)
 
     def _pack(self, lease: Lease, records: Sequence[Record], change: Change) -> Packed:
         place = Place(self.namespace, lease.session, lease.incarnation)
-        crc, sealed_records = lease.last_crc, []
+        crc, sealed_records, kinds = lease.last_crc, [], [record.kind for record in records]
         for seq, record in enumerate(records, lease.seq + 1):
             sealed = seal(place, record.kind, *encode_record(record), seq=seq, previous=crc, keyring=self.keyring)
             sealed_records.append(sealed)
@@ -82,40 +81,44 @@ class Packer:
             records=tuple(sealed_records),
             last_crc=crc,
             snapshot=snapshot,
-            answers=tuple((name, self.seal_message(lease.session, name, body)) for name, body in change.answers),
+            answers=tuple([(name, self.seal_message(lease.session, name, body)) for name, body in change.answers]),
             fields=_fields(change),
             # A worker that ends a turn in order, if only with an error, has not died of it.
-            makes_progress=change.release or snapshot is not None or any(each.kind in _PROGRESS for each in records),
+            makes_progress=change.release or snapshot is not None or not _BEGINNINGS.issuperset(kinds),
         )
 
-    def _require_sizes(self, records: Sequence[Record], change: Change) -> None:
+    def _require_sizes(self, records: Sequence[Record], change: Change) -> int:
+        """Return how many bytes of data there are, each piece within its limit."""
+        size = 0
         for record in records:
-            require_size(f"the output of step {record.key!r}", record.output, self.limits.record_bytes)
+            size += len(record.output)
+            if len(record.output) > self.limits.record_bytes:
+                require_size(f"the output of step {record.key!r}", record.output, self.limits.record_bytes)
         if change.snapshot is not None:
+            size += len(change.snapshot.data)
             require_size("the session's state", change.snapshot.data, self.limits.snapshot_bytes)
         for name, body in change.answers:
             require_size(f"the answer to message {name!r}", body, self.limits.message_bytes)
+        return size
 
-    async def open_image(
-        self, head: Head, snapshot: bytes | None, entries: Sequence[tuple[int, bytes]], *, strict: bool
-    ) -> Image:
+    async def open_image(self, head: Head, stored: Stored, *, strict: bool) -> Image:
         """Return a session's data, verified; see `Store.load`."""
-        size = len(snapshot or b"") + sum(len(data) for _, data in entries)
+        size = len(stored.snapshot or b"") + sum(len(data) for _, data in stored.entries)
         if size > OWN_THREAD_FROM_BYTES:
-            image = await asyncio.to_thread(self._open_image, head, snapshot, entries)
+            image = await asyncio.to_thread(self._open_image, head, stored)
         else:
-            image = self._open_image(head, snapshot, entries)
+            image = self._open_image(head, stored)
         if strict and image.damage is not None:
             raise image.damage
         return image
 
-    def _open_image(self, head: Head, data: bytes | None, entries: Sequence[tuple[int, bytes]]) -> Image:
+    def _open_image(self, head: Head, stored: Stored) -> Image:
         snapshot: Snapshot | None = None
         records: list[Record] = []
         damage: FlashkitError | None = None
         try:
-            snapshot, crc_at_snapshot = self._open_snapshot(head, data)
-            self._open_records(head, snapshot, crc_at_snapshot, entries, records)
+            snapshot, crc_at_snapshot = self._open_snapshot(head, stored.snapshot)
+            self._open_records(head, snapshot, crc_at_snapshot, stored.entries, records)
         except (RecordCorrupt, RecordTooNew, RecordKeyMissing) as exc:
             damage = exc
         return Image(head, snapshot, tuple(records), damage)
@@ -245,7 +248,15 @@ def rewritten_fields(head: Head) -> dict[str, str | int]:
 
 
 def make_lease(
-    prior: Head, owner: str, *, incarnation: str, fence: int, nonce: str, ttl_s: float, asked: float
+    prior: Head,
+    owner: str,
+    *,
+    incarnation: str,
+    fence: int,
+    nonce: str,
+    ttl_s: float,
+    asked: float,
+    stored: Stored | None,
 ) -> Lease:
     """Return the lease that `acquire` got for a session that looked like `prior`."""
     head = replace(prior, incarnation=incarnation, fence=fence, owner=owner, lease_left_s=ttl_s)
@@ -261,6 +272,7 @@ def make_lease(
         deadline=asked + ttl_s,
         pending=head.pending,
         head=head,
+        stored=stored,
     )
 
 

@@ -16,7 +16,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -52,6 +52,7 @@ from flashkit.worker.sessions.store import (
     Posted,
     Raw,
     Status,
+    Stored,
     StoreReport,
     require_session_id,
 )
@@ -90,6 +91,14 @@ class _Call:
     size_bytes: int
 
 
+@dataclass(slots=True)
+class _Sent:
+    """The latest commits under one lease."""
+
+    calls: deque[_Call] = field(default_factory=deque)
+    size_bytes: int = 0
+
+
 class RedisStore:
     """The sessions of one namespace on one server, Sentinel group or Cluster."""
 
@@ -103,7 +112,7 @@ class RedisStore:
         self._packer = Packer(namespace, keyring, self.limits)
         self._index = SessionIndex(client, namespace)
         self._facts: ServerFacts | None = None
-        self._sent: dict[str, deque[_Call]] = {}
+        self._sent: dict[str, _Sent] = {}
 
     def __repr__(self) -> str:
         return f"<sessions {self.namespace!r} at {self._client.shown_url}>"
@@ -129,6 +138,7 @@ class RedisStore:
         max_attempts: int = 5,
         unblock: bool = False,
         info: bytes = b"",
+        with_data: bool = False,
     ) -> Lease | Busy:
         """Take the session, or say who has it; see `Store.acquire`."""
         incarnation, nonce = secrets.token_hex(8), secrets.token_hex(8)
@@ -139,7 +149,7 @@ class RedisStore:
             keys,
             [
                 *(session, incarnation, nonce, owner, round(ttl_s * 1000), round(retain_s * 1000)),
-                *("" if witness is None else witness, max_attempts, int(unblock), info),
+                *("" if witness is None else witness, max_attempts, int(unblock), info, int(with_data)),
             ],
         )
         match reply[0]:
@@ -148,7 +158,7 @@ class RedisStore:
                 return Busy(session, reply[2].decode(), left / 1000, int(reply[4]), int(reply[5]), int(reply[6]) / 1000)
             case b"BLOCKED":
                 raise blocked(session, reply[1].decode())
-        now, fence, fields = reply[1:]
+        now, fence, fields = reply[1:4]
         prior = make_head(session, _pairs(fields), now)
         lease = make_lease(
             prior,
@@ -158,6 +168,7 @@ class RedisStore:
             nonce=nonce,
             ttl_s=ttl_s,
             asked=asked,
+            stored=_stored(*reply[4:]) if with_data else None,
         )
         self._index.note_change(session, now)
         self._index.note_lease(session, now + round(ttl_s * 1000))
@@ -173,9 +184,10 @@ class RedisStore:
         if reply[0] == b"SEQ":
             reply = await self._put_back(lease, call, change.durability, int(reply[1]), int(reply[2]))
         self._require_accepted(lease, reply)
-        self._remember(lease, call)
         if change.release:
             self._sent.pop(lease.nonce, None)
+        else:
+            self._remember(lease, call)
         if change.release or change.status is not None or change.snapshot is not None:
             self._index.note_change(lease.session, reply[1])
             is_running = change.status in (None, Status.RUNNING)
@@ -187,6 +199,7 @@ class RedisStore:
             last_crc=packed.last_crc,
             deadline=asked if change.release else asked + lease.ttl_s,
             pending=reply[2],
+            stored=None,
         )
 
     async def renew(self, lease: Lease) -> Lease:
@@ -195,7 +208,7 @@ class RedisStore:
         arguments = (lease.incarnation, lease.fence, lease.nonce, round(lease.ttl_s * 1000))
         reply = await self._client.run(_RENEW, self._keys(lease.session), arguments)
         self._require_accepted(lease, reply)
-        return replace(lease, deadline=asked + lease.ttl_s, pending=reply[2])
+        return replace(lease, deadline=asked + lease.ttl_s, pending=reply[2], stored=None)
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing happens if it was lost."""
@@ -211,14 +224,15 @@ class RedisStore:
         now, fields = await self._client.run(_HEAD, self._keys(session), ())
         return make_head(session, _pairs(fields), now) if fields else None
 
-    async def load(self, session: str, *, strict: bool = True) -> Image:
+    async def load(self, session: str, *, strict: bool = True, lease: Lease | None = None) -> Image:
         """Return the session's data; see `Store.load`."""
+        if lease is not None and lease.stored is not None:
+            return await self._packer.open_image(lease.head, lease.stored, strict=strict)
         now, fields, snapshot, entries = await self._client.run(_LOAD, self._keys(session), ())
         if not fields:
             raise not_found(session)
         head = make_head(session, _pairs(fields), now)
-        numbered = [(int(name.partition(b"-")[0]), pair[1]) for name, pair in entries]
-        return await self._packer.open_image(head, snapshot, numbered, strict=strict)
+        return await self._packer.open_image(head, _stored(snapshot, entries), strict=strict)
 
     async def past(self, session: str) -> tuple[Snapshot, ...]:
         """Return the snapshots of earlier turns that were kept, oldest first."""
@@ -368,20 +382,26 @@ class RedisStore:
         return [head for head in heads if head is not None]
 
     def _commit_arguments(self, lease: Lease, packed: Packed, change: Change) -> tuple[Any, ...]:
-        scalars = (
-            *(lease.incarnation, lease.fence, lease.nonce, lease.seq, round(lease.ttl_s * 1000)),
-            *(int(change.release), int(packed.makes_progress), packed.last_crc),
-            *(self.limits.session_bytes, self.limits.journal_records),
-            *(int(change.snapshot is not None), change.snapshot.turn if change.snapshot else 0),
-            *(int(change.trim), change.history, -1 if change.consumed is None else change.consumed),
-            *(len(packed.fields), len(packed.answers)),
+        records = [record.parts for record in packed.records]
+        first = (
+            f"{lease.incarnation} {lease.fence} {lease.nonce} {lease.seq} {round(lease.ttl_s * 1000)} "
+            f"{change.release:d} {packed.makes_progress:d} {packed.last_crc} "
+            f"{self.limits.session_bytes} {self.limits.journal_records} "
+        )
+        if change is _NO_CHANGE:
+            return (first + "0 0 1 0 -1 0 0", *records)
+        turn = change.snapshot.turn if change.snapshot else 0
+        consumed = -1 if change.consumed is None else change.consumed
+        first += (
+            f"{change.snapshot is not None:d} {turn} {change.trim:d} {change.history} {consumed} "
+            f"{len(packed.fields)} {len(packed.answers)}"
         )
         return (
-            " ".join(map(str, scalars)),
+            first,
             *(() if packed.snapshot is None else (packed.snapshot,)),
             *(part for pair in packed.fields for part in pair),
             *(part for pair in packed.answers for part in pair),
-            *(record.parts for record in packed.records),
+            *records,
         )
 
     async def _send(self, lease: Lease, call: _Call, durability: Durability) -> Any:
@@ -413,15 +433,19 @@ class RedisStore:
         )
 
     def _remember(self, lease: Lease, call: _Call) -> None:
-        calls = self._sent.setdefault(lease.nonce, deque())
-        calls.append(call)
-        kept = sum(call.size_bytes for call in calls)
-        while len(calls) > 1 and (kept > _KEPT_CALLS_BYTES or len(calls) > self.limits.journal_records):
-            kept -= calls.popleft().size_bytes
+        sent = self._sent.get(lease.nonce)
+        if sent is None:
+            sent = self._sent[lease.nonce] = _Sent()
+        sent.calls.append(call)
+        sent.size_bytes += call.size_bytes
+        while len(sent.calls) > 1 and (
+            sent.size_bytes > _KEPT_CALLS_BYTES or len(sent.calls) > self.limits.journal_records
+        ):
+            sent.size_bytes -= sent.calls.popleft().size_bytes
 
     async def _put_back(self, lease: Lease, call: _Call, durability: Durability, seq: int, last_crc: int) -> Any:
         """Send again what the server forgot in a failover, if this worker knows all of it, and then the call."""
-        calls = [*self._sent.get(lease.nonce, ()), call]
+        calls = [*self._sent.get(lease.nonce, _Sent()).calls, call]
         start = next((at for at, sent in enumerate(calls) if (sent.seq, sent.last_crc) == (seq, last_crc)), None)
         if start is None:
             raise journal_lost(lease, seq)
@@ -467,6 +491,10 @@ def _key_part(name: str) -> str:
 
 def _pairs(flat: Sequence[bytes]) -> Mapping[str, bytes]:
     return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _stored(snapshot: bytes | None, entries: Sequence[Any]) -> Stored:
+    return Stored(snapshot, [(int(name.partition(b"-")[0]), pair[1]) for name, pair in entries])
 
 
 def _first_stream(reply: Any) -> Sequence[Any]:

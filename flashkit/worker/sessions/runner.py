@@ -283,6 +283,7 @@ class SessionRunner:
                 ttl_s=self._settings.lease_seconds,
                 witness=witness.heartbeat,
                 info=request.id.encode(),
+                with_data=True,
             )
             if isinstance(found, Lease):
                 return found
@@ -342,7 +343,7 @@ class SessionRunner:
 
     async def _load(self, lease: Lease) -> Image | None:
         is_new = lease.seq == 0 and lease.head.snapshot_seq == 0
-        return None if is_new else await self._store.load(lease.session)
+        return None if is_new else await self._store.load(lease.session, lease=lease)
 
     def _has_room(self, image: Image | None) -> bool:
         limits = self._store.limits

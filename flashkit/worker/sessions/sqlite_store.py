@@ -36,6 +36,7 @@ from flashkit.worker.sessions.store import (
     Posted,
     Raw,
     Status,
+    Stored,
     StoreReport,
     require_session_id,
 )
@@ -98,6 +99,7 @@ class SqliteStore:
         max_attempts: int = 5,
         unblock: bool = False,
         info: bytes = b"",
+        with_data: bool = False,
     ) -> Lease | Busy:
         """Take the session, or say who has it; see `Store.acquire`."""
         require_session_id(session)
@@ -128,6 +130,7 @@ class SqliteStore:
             nonce=nonce,
             ttl_s=ttl_s,
             asked=asked,
+            stored=Stored(*(await self._run(self._tables.load, session))[1:]) if with_data else None,
         )
 
     async def commit(self, lease: Lease, records: Sequence[Record] = (), change: Change | None = None) -> Lease:
@@ -147,13 +150,14 @@ class SqliteStore:
             last_crc=packed.last_crc,
             deadline=asked if change.release else asked + lease.ttl_s,
             pending=pending,
+            stored=None,
         )
 
     async def renew(self, lease: Lease) -> Lease:
         """Start the lease anew."""
         asked = time.monotonic()
         pending = await self._run(self._tables.renew, lease)
-        return replace(lease, deadline=asked + lease.ttl_s, pending=pending)
+        return replace(lease, deadline=asked + lease.ttl_s, pending=pending, stored=None)
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing happens if it was lost."""
@@ -164,11 +168,13 @@ class SqliteStore:
         row = await self._run(self._tables.head, require_session_id(session))
         return make_head(session, row, self._now()) if row is not None else None
 
-    async def load(self, session: str, *, strict: bool = True) -> Image:
+    async def load(self, session: str, *, strict: bool = True, lease: Lease | None = None) -> Image:
         """Return the session's data; see `Store.load`."""
+        if lease is not None and lease.stored is not None:
+            return await self._packer.open_image(lease.head, lease.stored, strict=strict)
         row, snapshot, entries = await self._run(self._tables.load, require_session_id(session))
         head = make_head(session, row, self._now())
-        return await self._packer.open_image(head, snapshot, entries, strict=strict)
+        return await self._packer.open_image(head, Stored(snapshot, entries), strict=strict)
 
     async def past(self, session: str) -> tuple[Snapshot, ...]:
         """Return the snapshots of earlier turns that were kept, oldest first."""

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from flashkit.errors import ConfigurationError, FlashkitError, InputError
 from flashkit.settings import Settings
@@ -127,6 +127,14 @@ class Head:
         return self.lease_left_s > 0
 
 
+class Stored(NamedTuple):
+    """A session's data as the store has it: for `load` to open."""
+
+    snapshot: bytes | None
+    entries: Sequence[tuple[int, bytes]]
+    """Numbers and bytes of records."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """The right to write to a session, until somebody else takes it."""
@@ -146,6 +154,8 @@ class Lease:
     """Messages that waited in the inbox when the last call returned."""
     head: Head = field(repr=False, compare=False)
     """The session as `acquire` found it, with this lease's owner and fence."""
+    stored: Stored | None = field(default=None, repr=False, compare=False)
+    """Its data as `acquire` found it, if that was asked for; gone with the next call that returns the lease anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +304,7 @@ class Store(Protocol):
         max_attempts: int = 5,
         unblock: bool = False,
         info: bytes = b"",
+        with_data: bool = False,
     ) -> Lease | Busy:
         """Take the session, which begins if there is none, or say who has it.
 
@@ -307,6 +318,7 @@ class Store(Protocol):
             max_attempts: Acquisitions without progress after which the session is blocked.
             unblock: Take a blocked session and count its attempts from zero.
             info: Takes the place of `Head.info` with the lease; empty leaves it as it is.
+            with_data: Let the lease bring the session's data along, for `load`.
 
         Raises:
             SessionBlocked: It is blocked, or has just been for its attempts.
@@ -335,11 +347,12 @@ class Store(Protocol):
         """Return what is known of a session, None when there is none."""
         ...
 
-    async def load(self, session: str, *, strict: bool = True) -> Image:
+    async def load(self, session: str, *, strict: bool = True, lease: Lease | None = None) -> Image:
         """Return the session's data.
 
         Args:
             session: Its id.
+            lease: One that came with the data: it is opened, and the store is not asked.
             strict: Raise at damage. Otherwise what comes before it is returned, and `Image.damage` tells.
 
         Raises:
