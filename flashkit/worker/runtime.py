@@ -192,7 +192,15 @@ class Runtime:
         invoke = partial(self._invoke, context=context, emit=emit, collected=collected)
         if self._sessions is not None:
             wait_s = self.definition.spec.execution_timeout_ms / 1000 * _SHARE_OF_TIME_TO_WAIT
-            output = await self._sessions.run(context.id, data, invoke, emit=emit, budget_s=wait_s)
+            output = await self._sessions.run(
+                context.id,
+                data,
+                invoke,
+                emit=emit,
+                budget_s=wait_s,
+                deadline_ms=envelope.deadline_ms,
+                retries=envelope.retries,
+            )
             return output
         work = partial(invoke, self._engine, data)
         if envelope.key is None or not self.settings.is_state_shared:
@@ -323,6 +331,10 @@ class Envelope(NamedTuple):
     """Idempotency key of the work."""
     instead_of: str | None = None
     """Job that the platform lost, which may still hold the key."""
+    deadline_ms: int | None = None
+    """Time of day until which the caller waits."""
+    retries: int | None = None
+    """How often the calls of a called session may be made again, all together."""
 
 
 def split_envelope(data: Any) -> tuple[Any, Envelope]:
@@ -331,10 +343,10 @@ def split_envelope(data: Any) -> tuple[Any, Envelope]:
         return data, Envelope()
     rest = dict(data)
     content = rest.pop(INPUT_ENVELOPE)
-    texts = (
-        {name: value for name, value in content.items() if isinstance(value, str)} if isinstance(content, dict) else {}
-    )
-    return rest, Envelope(texts.get("key"), texts.get("instead_of"))
+    given = content if isinstance(content, dict) else {}
+    texts = {name: value for name, value in given.items() if isinstance(value, str)}
+    numbers = {name: value for name, value in given.items() if isinstance(value, int) and not isinstance(value, bool)}
+    return rest, Envelope(texts.get("key"), texts.get("instead_of"), numbers.get("deadline_ms"), numbers.get("retries"))
 
 
 def _is_cancelled_from_outside() -> bool:

@@ -17,7 +17,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from flashkit.client import Client
@@ -34,7 +34,7 @@ from flashkit.handler import Definition, encode_json, parse_json
 from flashkit.settings import DEFAULT_WORKER_ID, Settings
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget
-from flashkit.worker.sessions.calls import Caller
+from flashkit.worker.sessions.calls import Allowance, Caller
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
 from flashkit.worker.sessions.session import Session
@@ -78,16 +78,17 @@ class Request:
     data: Any
     """The handler's input; None to go on with the turn that is under way."""
     event: dict[str, Any] | None = None
+    allowance: Allowance = field(default_factory=Allowance)
 
     @classmethod
-    def from_job(cls, job_id: str, data: Any) -> Request:
+    def from_job(cls, job_id: str, data: Any, allowance: Allowance | None = None) -> Request:
         """Read a job's input.
 
         Raises:
             InputError: The session's id is not one, or the event has no name.
         """
         if not isinstance(data, dict) or "session_id" not in data:
-            return cls(job_id, job_id, data)
+            return cls(job_id, job_id, data, allowance=allowance or Allowance())
         rest = dict(data)
         session_id = require_session_id(rest.pop("session_id"))
         only_goes_on = "event" in rest and len(rest) == 1
@@ -96,7 +97,7 @@ class Request:
             raise InputError(
                 f"event={event!r} names no event", hint='send {"session_id": ..., "event": {"name": ..., "value": ...}}'
             )
-        return cls(session_id, job_id, None if only_goes_on else rest, event)
+        return cls(session_id, job_id, None if only_goes_on else rest, event, allowance or Allowance())
 
     @property
     def digest(self) -> str:
@@ -193,7 +194,17 @@ class SessionRunner:
         for turn in self._turns:
             turn.is_leaving = True
 
-    async def run(self, job_id: str, data: Any, handle: Handle, *, emit: Emit, budget_s: float) -> bytes:
+    async def run(
+        self,
+        job_id: str,
+        data: Any,
+        handle: Handle,
+        *,
+        emit: Emit,
+        budget_s: float,
+        deadline_ms: int | None = None,
+        retries: int | None = None,
+    ) -> bytes:
         """Return the output of a job's turn as JSON text.
 
         Args:
@@ -202,12 +213,16 @@ class SessionRunner:
             handle: Runs the handler with a session and its input, and encodes what it returns.
             emit: Sends a partial output.
             budget_s: Seconds to wait for a session that another worker has.
+            deadline_ms: Time of day until which the session that made the job waits for it.
+            retries: How often the turn's calls may be made again, all together; None leaves it to each of them.
 
         Raises:
             SessionError: The session cannot be used, or the journal does not fit the code.
             HandBack: The worker leaves; the job is to be run again elsewhere.
         """
-        request = Request.from_job(job_id, data)
+        request = Request.from_job(job_id, data, Allowance(deadline_ms, retries))
+        if deadline_ms is not None:
+            budget_s = min(budget_s, deadline_ms / 1000 - time.time())
         if request.event is not None:
             await self._post_event(request)
         opened = await self.open(request, emit=emit, budget_s=budget_s)
@@ -395,7 +410,9 @@ class SessionRunner:
         if self._model is not None:
             stored = saved.state is not None
             state = read_state(self._model, saved.state, saved.state_version) if stored else new_state(self._model)
-        caller = Caller(self._client, namespace=self._settings.state_namespace, emit=emit)
+        allowance = _left_of(opened.request.allowance, opened.turn.memo)
+        namespace = self._settings.state_namespace
+        caller = Caller(self._client, namespace=namespace, emit=emit, allowance=allowance)
         history = History.from_json(saved.history)
         return Session(opened.turn, caller, state=state, history=history, events=opened.events)
 
@@ -516,6 +533,14 @@ def _left_events(saved: _Saved, tail: Sequence[Record]) -> list[Record]:
         if found is not None:
             left.remove(found)
     return left
+
+
+def _left_of(allowance: Allowance, memo: Memo) -> Allowance:
+    """Return what is left of an allowance after the retries that the journal tells of."""
+    if allowance.retries is None:
+        return replace(allowance)
+    used = sum(step.last.attempt - 1 for step in memo.steps.values() if step.last is not None)
+    return replace(allowance, retries=max(0, allowance.retries - used))
 
 
 def _require_not_given_up(request: Request, given_up: Sequence[str]) -> None:

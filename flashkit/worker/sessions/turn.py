@@ -28,7 +28,7 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from flashkit.errors import FlashkitError, ReplayMismatch
+from flashkit.errors import FlashkitError, JobError, ReplayMismatch
 from flashkit.handler import encode_json, parse_json
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget, Move
@@ -147,8 +147,9 @@ class Memo:
             case Fate.RETRY:
                 if progress.error is not None:
                     self._forget_order_after(progress.error)
-                progress.failed_attach = progress.attach or progress.failed_attach
-                progress.error = progress.attach = None
+                progress.error = None
+                if record.extra.get("job_is_over"):
+                    progress.failed_attach, progress.attach = progress.attach, None
                 return False
             case _:
                 progress.intent = None
@@ -295,11 +296,14 @@ class Turn:
         """Return the records by which the steps that ended the turn run again when it is retried."""
         ended = {*led_to(exc, {id(error): key for key, error in self._raised.items()}), *self.given_up_calls}
         ended.update(record.key for record in self._unwritten)
-        steps = self.memo.steps
-        reopened = [
-            key for key in ended if (step := steps.get(key)) and not step.result and (step.error or step.attach)
-        ]
-        return [Record(Kind.ERROR, key, code=self.code, extra={"fate": Fate.RETRY}) for key in sorted(reopened)]
+        records = []
+        for key in sorted(ended & self.memo.steps.keys()):
+            step = self.memo.steps[key]
+            is_over = bool(step.attach) and (key in self.given_up_calls or isinstance(self._raised.get(key), JobError))
+            if step.result is None and (step.error or is_over):
+                extra = {"fate": Fate.RETRY, "job_is_over": is_over}
+                records.append(Record(Kind.ERROR, key, code=self.code, extra=extra))
+        return records
 
     async def take_messages(self) -> list[Record]:
         """Move the inbox into the journal, so that each event is seen once, and return what was there."""
