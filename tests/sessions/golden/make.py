@@ -53,6 +53,7 @@ JOURNAL: Final = [
     Record(Kind.INTERRUPT, "approve", b'{"timeout":60}'),
     Record(Kind.ANSWER, "approve", b'{"yes":true}'),
     Record(Kind.RESULT, "large", blob="ab" * 32, seconds=1.5, extra={"path": "", "n": 1}),
+    Record(Kind.NOTE, "plan", b'{"code":"replay_changed"}', started_ms=1_795_270_000_400),
 ]  # fmt: skip
 """A record of every kind that the journal has, with every field in use somewhere."""
 APART: Final = {
