@@ -100,6 +100,11 @@ class Request:
         return cls(session_id, job_id, None if only_goes_on else rest, event, allowance or Allowance())
 
     @property
+    def message_id(self) -> str | None:
+        """Id of the event in the session's inbox; None without one."""
+        return None if self.event is None else str(self.event.get("id") or f"job:{self.id}")
+
+    @property
     def digest(self) -> str:
         """Digest of the input."""
         return digest_of(self.data)
@@ -131,7 +136,11 @@ class _Saved:
 
     def result_for(self, request: Request) -> dict[str, Any] | None:
         """Return what is kept of a request's earlier turn, None when it had none."""
-        return next((each for each in self.results if request.id in (each["request"], each.get("began_by"))), None)
+        for each in self.results:
+            is_its_event = request.event is not None and request.message_id in each.get("messages", ())
+            if is_its_event or request.id in (each["request"], each.get("began_by")):
+                return each
+        return None
 
 
 @dataclass(slots=True)
@@ -399,9 +408,8 @@ class SessionRunner:
 
     async def _post_event(self, request: Request) -> None:
         event = request.event or {}
-        message_id = str(event.get("id") or f"job:{request.id}")
         body = encode_json({"name": event["name"], "value": event.get("value")})
-        await self._store.post(request.session_id, message_id, body)
+        await self._store.post(request.session_id, str(request.message_id), body)
 
     def _make_session(self, opened: Opened, emit: Emit) -> Session[Any]:
         assert opened.turn is not None  # noqa: S101 - _rebuild has just made it
@@ -457,7 +465,9 @@ class SessionRunner:
     async def _finish(self, opened: Opened, turn: Turn, session: Session[Any], output: bytes) -> None:
         if turn.writer.broken is not None:  # the handler did not let itself be cancelled
             raise turn.writer.broken
-        ids = {"request": opened.request.id, "began_by": opened.began_by}
+        taken = [step.result.extra for step in turn.memo.steps.values() if step.result is not None]
+        messages = [extra["message"] for extra in taken if "message" in extra]
+        ids = {"request": opened.request.id, "began_by": opened.began_by, "messages": messages}
         result: dict[str, Any] = {**ids, "digest": opened.request.digest}
         if len(output) > INLINE_ANSWER_BYTES:
             result["blob"] = await self._store.put_blob(turn.session, output)

@@ -342,7 +342,7 @@ class Session(Generic[StateT]):
             return None
         self._events.remove(arrived)
         output = await self._turn.output_of(arrived)
-        return await self._turn.write_result(ask, output, extra={"event": event})
+        return await self._turn.write_result(ask, output, extra={**arrived.extra, "event": event})
 
     async def _interrupt(self, ask: Ask, event: str, timeout_s: float | None) -> Record:
         progress = self._turn.memo.steps.get(ask.key)

@@ -314,7 +314,8 @@ class Turn:
             records = []
             for message in messages:
                 body = parse_json(message.body)
-                records.append(Record(Kind.ANSWER, body["name"], encode_json(body["value"]), code=self.code))
+                output, extra = encode_json(body["value"]), {"message": message.id}
+                records.append(Record(Kind.ANSWER, body["name"], output, code=self.code, extra=extra))
             if records:
                 await self.writer.append(*records, change=Change(consumed=messages[-1].position))
                 for record in records:
