@@ -36,10 +36,10 @@ async def tool(key: str, seconds: float = 0.0, fails: str = "") -> dict[str, Any
 
 
 @orchestrator_endpoint(name="agent")
-async def agent(session: Session[None], q: str, seconds: float = 0.0) -> list[str]:
+async def agent(session: Session[None], q: str, seconds: float = 0.0, fails: str = "") -> list[str]:
     """Call the tool between two steps."""
     first = await session.step("first", note, "first", os.getpid(), q)
-    answer = await session.call(tool, q, seconds=seconds)
+    answer = await session.call(tool, q, seconds=seconds, fails=fails)
     return [first, answer["key"], await session.step("last", note, "last", os.getpid(), q)]
 
 
