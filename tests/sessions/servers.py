@@ -195,6 +195,8 @@ class Proxy:
             if self.mode == "hold replies":
                 self.replies_lost += 1
                 continue
+            if self.mode == "delay":
+                await asyncio.sleep(0.1)
             if self.mode == "one byte at a time":
                 for byte in data:
                     writer.write(bytes([byte]))

@@ -34,6 +34,7 @@ from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget, Move
 from flashkit.worker.sessions.failures import NOT_KEPT, comes_back, encode_error, led_to, rebuild_error
 from flashkit.worker.sessions.records import Kind, Record
+from flashkit.worker.sessions.refusals import require_size
 from flashkit.worker.sessions.store import Change, Durability, Store
 from flashkit.worker.sessions.writer import Writer
 
@@ -325,6 +326,7 @@ class Turn:
     async def write_result(self, ask: Ask, output: bytes, **more: Any) -> Record:
         """Append a step's result; one that is too large for the journal goes into a blob first."""
         if len(output) > self.store.limits.record_bytes:
+            require_size(f"the output of step {ask.key!r}", output, self.store.limits.blob_bytes)
             more["blob"] = await self.store.put_blob(self.session, output)
             output = b"null"
         return await self.write(Kind.RESULT, ask, output, **more)
