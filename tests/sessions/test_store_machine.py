@@ -123,8 +123,8 @@ class SessionMachine(RuleBasedStateMachine):
     @rule()
     def lose_the_reply(self):
         lease, records, change = self.last_commit
-        self.holder = None if change.release else self.keeper(lease)
         again = self.do(self.store.commit(lease, records, change))
+        self.holder = None if change.release else self.keeper(lease)
         assert again.seq == self.seq
 
     @rule(lease=leases)
