@@ -7,7 +7,7 @@ import hashlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flashkit.errors import FlashkitError, RecordCorrupt, RecordKeyMissing, RecordTooNew
 from flashkit.worker.sessions.records import (
@@ -33,8 +33,7 @@ _BEGINNINGS: Final = frozenset((Kind.INTENT, Kind.TURN))
 """What is no progress: each attempt may begin a turn or an effect anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """A commit as the store writes it."""
 
     records: tuple[Sealed, ...]

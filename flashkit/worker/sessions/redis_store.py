@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flashkit.errors import StoreMisconfigured
 from flashkit.worker.sessions.packing import Packed, Packer, make_head, make_lease, rewritten_fields
@@ -80,8 +80,7 @@ _NO_CHANGE: Final = Change()
 _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """A commit as it was sent."""
 
     seq: int

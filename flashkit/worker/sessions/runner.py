@@ -337,8 +337,10 @@ class SessionRunner:
             opened.turn = await self._open_turn(opened, writer, image)
             opened.events += await opened.turn.take_messages()
             opened.session = self._make_session(opened, emit)
-        except BaseException:
-            await writer.abandon()
+        except BaseException as exc:
+            if writer.broken is None:
+                await writer.abandon()
+            _raise_loss(writer, exc)
             raise
         self._turns.add(opened.turn)
         opened.turn.is_leaving = self._is_leaving
@@ -431,11 +433,8 @@ class SessionRunner:
         try:
             return await self._run_handler(opened, turn, session, handle)
         except BaseException as exc:
-            broken = turn.writer.broken
-            if broken is None or not (isinstance(exc, asyncio.CancelledError) or exc is broken):
-                raise
-            _forget_cancellation()
-            raise broken from None
+            _raise_loss(turn.writer, exc)
+            raise
         finally:
             self._turns.discard(turn)
             self._held.discard(turn.session)
@@ -561,11 +560,14 @@ def _require_not_given_up(request: Request, given_up: Sequence[str]) -> None:
         )
 
 
-def _forget_cancellation() -> None:
-    """Undo the cancellation with which a lost lease ended the handler: the reason is raised instead."""
+def _raise_loss(writer: Writer, exc: BaseException) -> None:
+    """Raise why the lease was lost, in place of the cancellation with which that ended the job's task."""
+    if writer.broken is None or not (isinstance(exc, asyncio.CancelledError) or exc is writer.broken):
+        return
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         task.uncancel()
+    raise writer.broken from None
 
 
 def owner_name(settings: Settings) -> str:
