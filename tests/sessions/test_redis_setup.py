@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 
 import pytest
 import redis.asyncio as aioredis
@@ -25,6 +26,33 @@ async def test_a_server_that_cannot_confirm_writes_to_disk_says_what_that_costs(
         is_told = any("once=True are refused" in warning for warning in report.warnings)
         version = tuple(int(part) for part in report.server.split()[1].split(".")[:2])
         assert is_told == (policy == "everysec" and version < (7, 2))
+
+
+async def test_a_server_that_still_loads_its_data_is_waited_for(own_redis, make_store):
+    server = own_redis(key_load_delay="20000", loading_process_events_interval_bytes="1024")
+    async with aioredis.from_url(server.url) as client:
+        for number in range(60):
+            await client.set(f"filling:{number}", os.urandom(2048))
+        await client.bgrewriteaof()  # while it loads the result, the server answers INFO
+        async with asyncio.timeout(10):
+            while (await client.info("persistence"))["aof_rewrite_in_progress"]:
+                await asyncio.sleep(0.01)
+        server.kill()
+        starting = asyncio.create_task(asyncio.to_thread(server.start))
+        async with asyncio.timeout(10):
+            while not await is_loading(client):
+                await asyncio.sleep(0.01)
+    with pytest.raises(StoreUnavailable, match="LOADING"):
+        await make_store(server.url).check(budget_s=0.1)
+    assert (await make_store(server.url).check(budget_s=20)).server
+    await starting
+
+
+async def is_loading(client) -> bool:
+    try:
+        return (await client.info("persistence"))["loading"] == 1
+    except aioredis.RedisError:
+        return False
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])

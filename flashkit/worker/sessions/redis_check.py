@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from flashkit.errors import StoreMisconfigured, StoreUnavailable
+from flashkit.errors import StoreMisconfigured
 from flashkit.worker.sessions.redis_client import RedisClient, Script, redis_errors
 from flashkit.worker.sessions.store import StoreReport
 
@@ -85,11 +85,9 @@ async def check_server(client: RedisClient, namespace: str, *, budget_s: float) 
     Raises:
         StoreMisconfigured: Sessions must not be kept there.
         StoreFull: It is full already.
-        StoreUnavailable: It does not answer.
+        StoreUnavailable: It does not answer, or takes too long to load its data.
     """
     info = await client.persist(lambda: _read_info(client), budget_s=budget_s)
-    if int(info.get("loading", 0)):
-        raise StoreUnavailable(f"the sessions' store at {client.shown_url} is still loading its data")
     facts = ServerFacts(info, await client.persist(lambda: _read_fsync_policy(client), budget_s=budget_s))
     if refusal := facts.refusal():
         reason, hint = refusal
@@ -101,13 +99,14 @@ async def check_server(client: RedisClient, namespace: str, *, budget_s: float) 
 
 
 async def _read_info(client: RedisClient) -> Mapping[str, Any]:
-    if not client.is_cluster:
-        info: Mapping[str, Any] = await client.raw.info()
-        return info
-    await client.raw.initialize()
-    node = client.raw.get_primaries()[0]
-    of_node: Mapping[str, Any] = await client.raw.info(target_nodes=node)
-    return of_node
+    if client.is_cluster:
+        await client.raw.initialize()
+        info: Mapping[str, Any] = await client.raw.info(target_nodes=client.raw.get_primaries()[0])
+    else:
+        info = await client.raw.info()
+    if int(info.get("loading", 0)):  # INFO is answered by then; what comes after it is not
+        raise redis_errors.BusyLoadingError("LOADING the server reads its data")
+    return info
 
 
 async def _read_fsync_policy(client: RedisClient) -> str | None:
