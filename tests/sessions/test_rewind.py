@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
+import redis.asyncio as aioredis
 
 from flashkit import Session
 from flashkit.errors import (
@@ -18,10 +19,13 @@ from flashkit.errors import (
     SessionError,
     SessionFenced,
     SessionNotFound,
+    StoreFull,
 )
 from flashkit.worker.sessions import admin
 from flashkit.worker.sessions.forking import ForkPoint
 from flashkit.worker.sessions.records import Keyring, Kind, Record, Snapshot
+from flashkit.worker.sessions.redis_client import read_script
+from flashkit.worker.sessions.redis_store import session_keys
 from flashkit.worker.sessions.salvage import RewindPoint
 from flashkit.worker.sessions.store import Change, Status
 from tests.sessions.vandal import Vandal
@@ -398,3 +402,43 @@ async def test_a_copy_that_cannot_be_written_leaves_the_session_as_it_was(store,
         await admin.rewind(store, "s")
     assert isinstance((await store.load("s", strict=False)).damage, RecordCorrupt)
     assert [each.session for each in await admin.list_sessions(store)] == ["s"]
+
+
+async def test_a_full_server_refuses_a_rewind_before_its_first_write(own_redis, make_store):
+    server = own_redis()
+    store = make_store(server.url)
+    await write_session(store)
+    async with aioredis.from_url(server.url) as client:
+        lease, raw = await store.acquire("s", "w"), await store.export("s")
+        await client.config_set("maxmemory", "1")
+        with pytest.raises(StoreFull):
+            await store.rewrite(lease, replace(raw, journal=(), snapshot=None))
+        assert (await store.load("s")).head.seq == 5
+        await store.release(lease)
+        with pytest.raises(StoreFull):
+            await admin.rewind(store, "s", RewindPoint("b"))
+        await client.config_set("maxmemory", "0")
+    assert len((await store.load("s")).records) == 5
+
+
+@pytest.mark.parametrize("at", range(19))
+async def test_a_rewrite_with_a_broken_value_is_refused_before_the_first_write(redis_server, namespace, make_store, at):
+    store = make_store(redis_server.url)
+    await write_session(store)
+    lease = await store.acquire("s", "w")
+    words = [lease.incarnation, lease.fence, lease.nonce, 5, 1, 1, 1, 1]
+    words += ["snapshot", "status", "idle", "1", "past", "name", "blob", 4, "record", 5, "record"]
+    words[at : at + 1] = [] if at > 14 else ["x"]
+    script, keys = read_script("rewrite"), session_keys(namespace, "s")
+    async with aioredis.from_url(redis_server.url) as client:
+        before = [await client.dump(key) for key in keys]
+        call = client.eval(script.text, len(keys), *keys, *words)
+        if at < 4:
+            assert (await call)[0] in (b"FENCED", b"SEQ")
+        elif at in range(4, 8) or at > 14:
+            with pytest.raises(aioredis.ResponseError):
+                await call
+        else:
+            assert (await call)[0] == b"OK"  # a value that a session may have
+            return
+        assert [await client.dump(key) for key in keys] == before

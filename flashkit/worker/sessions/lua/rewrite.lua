@@ -11,6 +11,17 @@ local history_at = fields_at + 2 * tonumber(ARGV[6])
 local blobs_at = history_at + 2 * tonumber(ARGV[7])
 local records_at = blobs_at + 2 * tonumber(ARGV[8])
 local hb, sb, hs, bb, jb = tonumber(meta[2]), 0, 0, tonumber(meta[3]), 0
+local before = 0
+for i = records_at, #ARGV, 2 do
+  local number = tonumber(ARGV[i])
+  if not number or number <= before or not ARGV[i + 1] then
+    return redis.error_reply('ERR record ' .. ARGV[i] .. ' of a rewrite cannot stand after ' .. before)
+  end
+  before = number
+end
+for i = blobs_at, records_at - 1, 2 do
+  bb = bb + #ARGV[i + 1] - redis.call('HSTRLEN', KEYS[7], ARGV[i])
+end
 
 -- From here on only writes.
 redis.call('HSET', KEYS[1], 'updated', now, 'until', 0, 'hb', hb + 1, 'attempts', 0)
@@ -28,7 +39,6 @@ for i = history_at, blobs_at - 1, 2 do
   hs = hs + #ARGV[i + 1]
 end
 for i = blobs_at, records_at - 1, 2 do
-  bb = bb + #ARGV[i + 1] - redis.call('HSTRLEN', KEYS[7], ARGV[i])
   redis.call('HSET', KEYS[7], ARGV[i], ARGV[i + 1])
 end
 for i = fields_at, history_at - 1, 2 do
