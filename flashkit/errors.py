@@ -271,7 +271,7 @@ class ReplayMismatch(SessionError):
 
 
 class OutcomeUnknown(SessionError):
-    """A worker died inside a step that must not run twice, so nobody knows whether its effect happened."""
+    """A step that must not run twice was begun and did not return: nobody knows whether its effect happened."""
 
     code = "outcome_unknown"
 

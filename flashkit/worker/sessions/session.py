@@ -127,10 +127,11 @@ class Session(Generic[StateT]):
             name: Stable name of the step.
             function: What to run.
             *args: Its arguments.
-            once: Never run it a second time when a worker died inside it: ask `probe`, or stop with
-                `OutcomeUnknown` until a person has said what happened. False: run it again with the same key.
-            probe: Called with the key after such a death; what it returns is the step's result, None means
-                that the effect did not happen.
+            once: Never run it a second time when it was begun and did not return, because a worker died inside
+                it or its exception ended the turn: ask `probe`, or stop with `OutcomeUnknown` until a person
+                has said what happened. False: run it again with the same key.
+            probe: Called with the key in such a case; what it returns is the step's result, None means that the
+                effect did not happen.
             **kwargs: Its keyword arguments.
 
         Raises:
@@ -181,8 +182,10 @@ class Session(Generic[StateT]):
         Args:
             endpoint: The decorated function or class.
             *args: The job's arguments.
-            timeout: Seconds to wait, queue, cold start and retries included; then the job is cancelled.
-            retries: How often a job is submitted again that the platform lost or could not take.
+            timeout: Seconds to wait, queue, cold start, retries and restarts included; then the job is cancelled.
+                A session that was called itself waits no longer than whoever called it.
+            retries: How often a job is submitted again that the platform lost or could not take. The calls of
+                a called session share what its caller has left.
             idempotency_key: Identifies the work instead of its place in the session and its input.
             **kwargs: The job's keyword arguments.
 
