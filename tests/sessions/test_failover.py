@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import redis.asyncio as aioredis
 
-from flashkit.errors import JournalLost, SessionFenced, StoreUnavailable
+from flashkit.errors import JournalLost, RecordCorrupt, SessionFenced, StoreUnavailable
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
 from flashkit.worker.sessions.store import Change, Durability, Lease, Status, Store
 from tests.sessions.servers import Proxy, RedisServer, free_port, require_binary
@@ -139,6 +139,21 @@ async def test_the_writers_successor_never_loses_what_was_confirmed(pair, make_s
     image = await heir.load("s")
     assert [(record.kind, record.key) for record in image.records] == [(Kind.RESULT, "a"), (Kind.INTENT, "pay")]
     assert (await heir.commit(lease, [result("b")])).seq == 3
+
+
+async def test_a_large_value_that_the_failover_lost_is_missed_by_its_name(pair, make_store):
+    """Only the journal's tail is kept in memory; a record whose value is gone is never taken for one without."""
+    store = make_store(pair.url)
+    lease = await begin(store, "a")
+    await pair.catch_up()
+    pair.cut_off()
+    name = await store.put_blob("s", b"x" * 2_000_000)
+    lease = await store.commit(lease, [Record(Kind.RESULT, "large", blob=name)])
+    await pair.fail_over()
+    await store.commit(lease, [result("b")])
+    assert [record.blob for record in (await store.load("s")).records] == [None, name, None]
+    with pytest.raises(RecordCorrupt, match="is gone"):
+        await store.get_blob("s", name)
 
 
 async def test_a_writer_whose_lease_was_lost_is_refused(pair, make_store):
