@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -46,8 +45,6 @@ SHORTEST_ATTEMPT_S: Final = 0.02
 ATTEMPT_S: Final = 5.0
 """A server that does not answer for this long is tried again on a new connection."""
 _MOST_CONNECTIONS: Final = 64
-_LANES: Final = 2
-"""One writes while the server answers the other."""
 _DEFAULT_SENTINEL_PORT: Final = 26_379
 _LUA: Final = Path(__file__).parent / "lua"
 
@@ -97,16 +94,15 @@ class RedisClient:
         self.raw: Any = _connect(url, self.shown_url, attempt_s=attempt_s)
         self.is_cluster = isinstance(self.raw, RedisCluster)
         self._lane_client: Any = None
-        self._lanes: list[Lane] = []
+        self._lane: Lane | None = None
         if not self.is_cluster:
             self._lane_client = _connect(url, self.shown_url, attempt_s=attempt_s, is_lane=True)
-            pool = self._lane_client.connection_pool
-            self._lanes = [Lane(pool, attempt_s=attempt_s) for _ in range(_LANES)]
+            self._lane = Lane(self._lane_client.connection_pool, attempt_s=attempt_s)
 
     async def close(self) -> None:
         """Close all connections."""
-        for lane in self._lanes:
-            await lane.close()
+        if self._lane is not None:
+            await self._lane.close()
         for client in filter(None, (self._lane_client, self.raw)):
             await client.aclose()
             manager = None if self.is_cluster else getattr(client.connection_pool, "sentinel_manager", None)
@@ -161,12 +157,11 @@ class RedisClient:
 
     async def _run_once(self, script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
         try:
-            if not self._lanes:
+            if self._lane is None:
                 words = map(whole, arguments)
                 return await self.raw.execute_command("EVALSHA", script.sha, len(keys), *keys, *words)
-            lane = min(self._lanes, key=_load_of)
             start = b"*%d\r\n%b" % (3 + len(keys) + len(arguments), _pack_start(script.sha, tuple(keys)))
-            return await lane.call([start, *pack(arguments)])
+            return await self._lane.call([start, *pack(arguments)])
         except redis_errors.NoScriptError:  # a new server; EVAL also teaches it the script
             return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *map(whole, arguments))
 
@@ -208,9 +203,6 @@ class RedisClient:
             f"{type(last).__name__}: {last}",
             hint="what was acknowledged is kept; try again when the store is back",
         )
-
-
-_load_of: Final = attrgetter("load")
 
 
 @lru_cache(maxsize=4096)

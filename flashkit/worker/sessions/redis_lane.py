@@ -7,6 +7,7 @@ answer alone. With sessions side by side most of a worker's time per step went t
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -45,19 +46,20 @@ class _Call(NamedTuple):
 
 
 class Lane:
-    """One connection of a pool, opened when needed and again after it broke."""
+    """One connection of a pool, opened when needed and again after it broke.
+
+    Calls are sent while answers to earlier ones are under way: one task writes, one reads. Answers come in the
+    order of the calls, so whatever breaks the connection fails all that were sent and have none yet.
+    """
 
     def __init__(self, pool: Any, *, attempt_s: float) -> None:
         self._pool = pool
         self._attempt_s = attempt_s
         self._waiting: list[_Call] = []
-        self._runner: asyncio.Task[None] | None = None
+        self._unanswered: deque[_Call] = deque()
+        self._sender: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
         self._connection: Any = None
-
-    @property
-    def load(self) -> int:
-        """How many calls wait; -1 when the lane is idle."""
-        return -1 if self._runner is None else len(self._waiting)
 
     async def call(self, packed: list[bytes]) -> Any:
         """Return the server's answer to one packed command; it is carried out even if the caller is cancelled.
@@ -67,22 +69,22 @@ class Lane:
         """
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Call(packed, answer))
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._run())
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send_waiting())
         return await answer
 
     async def close(self) -> None:
         """Wait for calls under way and close the connection."""
-        if self._runner is not None:
-            await asyncio.wait([self._runner])
+        while tasks := [task for task in (self._sender, self._reader) if task is not None]:
+            await asyncio.wait(tasks)
         await self._disconnect()
 
-    async def _run(self) -> None:
+    async def _send_waiting(self) -> None:
         try:
             while self._waiting:
-                await self._exchange(self._next_batch())
+                await self._send(self._next_batch())
         finally:
-            self._runner = None
+            self._sender = None
             for call in self._waiting:  # only when the loop is shutting down
                 call.answer.cancel()
 
@@ -96,33 +98,68 @@ class Lane:
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch
 
-    async def _exchange(self, batch: list[_Call]) -> None:
+    async def _send(self, batch: list[_Call]) -> None:
+        connection = None
+        self._unanswered.extend(batch)
         try:
             async with asyncio.timeout(self._attempt_s):
                 if self._connection is None:
                     self._connection = await self._pool.get_connection()
-                await self._connection.send_packed_command([part for call in batch for part in call.packed])
-                for call in batch:
-                    await self._read(call.answer)
+                connection = self._connection
+                await connection.send_packed_command([part for call in batch for part in call.packed])
         except (RedisError, OSError, TimeoutError) as exc:
-            await self._disconnect()
-            lost = exc if isinstance(exc, RedisError) else RedisConnectionError(f"the connection broke: {exc!r}")
-            for call in batch:
-                if not call.answer.done():
-                    call.answer.set_exception(lost)
-
-    async def _read(self, answer: asyncio.Future[Any]) -> None:
-        try:
-            reply = await self._connection.read_response()
-        except ResponseError as exc:
-            if not answer.done():
-                answer.set_exception(exc)
+            await self._break(connection, exc)
         else:
-            if not answer.done():
-                answer.set_result(reply)
+            if self._reader is None and self._unanswered:
+                self._reader = asyncio.create_task(self._read_answers(connection))
+
+    async def _read_answers(self, connection: Any) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._attempt_s) as timer:
+                while self._unanswered:
+                    await self._read(connection)
+                    renewed = loop.time() + self._attempt_s
+                    if renewed - (timer.when() or 0.0) > self._attempt_s / 10:
+                        timer.reschedule(renewed)
+        except (RedisError, OSError, TimeoutError) as exc:
+            await self._break(connection, exc)
+        finally:
+            if self._reader is asyncio.current_task():
+                self._reader = None
+
+    async def _read(self, connection: Any) -> None:
+        """Take in the answer to the call that was sent first."""
+        reply = error = None
+        try:
+            reply = await connection.read_response()
+        except ResponseError as exc:
+            error = exc
+        answer = self._unanswered.popleft().answer
+        if answer.done():
+            return
+        if error is None:
+            answer.set_result(reply)
+        else:
+            answer.set_exception(error)
+
+    async def _break(self, connection: Any, exc: Exception) -> None:
+        """Give up a connection, and fail the calls whose answers it owes; nothing if the other task has done so."""
+        if connection is not self._connection:
+            return
+        lost = exc if isinstance(exc, RedisError) else RedisConnectionError(f"the connection broke: {exc!r}")
+        calls, self._unanswered = self._unanswered, deque()
+        await self._disconnect()
+        for call in calls:
+            if not call.answer.done():
+                call.answer.set_exception(lost)
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
+        reader, self._reader = self._reader, None
+        if reader is not None and reader is not asyncio.current_task():
+            reader.cancel()  # and wait for it: the pool gives the same connection out again
+            await asyncio.wait([reader])
         if connection is not None:
             await connection.disconnect(nowait=True)
             await self._pool.release(connection)
