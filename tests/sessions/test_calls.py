@@ -122,6 +122,7 @@ async def test_a_resumed_call_has_only_the_time_that_is_left(site, lab, key):
         return (await session.call(tool, key, seconds=4.8, timeout=3.0))["key"]
 
     first, second = await caller(site, lab, agent), await caller(site, lab, agent, "w2")
+    await site.client.endpoint("tool").call({"key": "so that a worker is up"})
     began = time.monotonic()
     leaving = asyncio.create_task(first.is_handed_back("j1", session_id="s"))
     await site.logged("tool", key)
