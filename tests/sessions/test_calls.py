@@ -11,6 +11,7 @@ import pytest
 
 from flashkit import InputError, JobFailed, JobTimedOut
 from flashkit.errors import PayloadTooLarge
+from flashkit.protocol import JobStatus
 from tests.apps.session_app import agent as called_agent
 from tests.apps.session_app import tool
 from tests.sessions.servers import Proxy
@@ -119,10 +120,9 @@ async def test_a_call_that_takes_too_long_is_cancelled_and_can_be_made_again(sit
 
 async def test_a_resumed_call_has_only_the_time_that_is_left(site, lab, key):
     async def agent(session) -> str:
-        return (await session.call(tool, key, seconds=4.8, timeout=3.0))["key"]
+        return (await session.call(tool, key, seconds=60.0, timeout=3.0))["key"]
 
     first, second = await caller(site, lab, agent), await caller(site, lab, agent, "w2")
-    await site.client.endpoint("tool").call({"key": "so that a worker is up"})
     began = time.monotonic()
     leaving = asyncio.create_task(first.is_handed_back("j1", session_id="s"))
     await site.logged("tool", key)
@@ -133,6 +133,8 @@ async def test_a_resumed_call_has_only_the_time_that_is_left(site, lab, key):
     await asyncio.sleep(max(0.0, began + 3.1 - time.monotonic()))
     assert (await second.error("j1", session_id="s")).code == JobTimedOut.code
     await site.logged("cancelled", key)
+    [job] = [job for job in site.emulator.platform.jobs("tool") if job.input["key"] == key]
+    assert job.status is JobStatus.CANCELLED, "not by the platform, which gives a job five seconds at least"
 
 
 async def until_attached(store, session: str) -> None:
