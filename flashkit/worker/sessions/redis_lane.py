@@ -83,10 +83,20 @@ class Lane:
         try:
             while self._waiting:
                 await self._send(self._next_batch())
+                if self._waiting and self._has_no_reader:
+                    self._reader = asyncio.create_task(self._read_answers(self._connection))
         finally:
             self._sender = None
             for call in self._waiting:  # only when the loop is shutting down
                 call.answer.cancel()
+        if self._has_no_reader:
+            self._reader = asyncio.current_task()  # saves a task where calls come one by one
+            await self._read_answers(self._connection)
+
+    @property
+    def _has_no_reader(self) -> bool:
+        """True when answers are to come, and nobody reads them."""
+        return self._reader is None and bool(self._unanswered)
 
     def _next_batch(self) -> list[_Call]:
         size = count = 0
@@ -109,9 +119,6 @@ class Lane:
                 await connection.send_packed_command([part for call in batch for part in call.packed])
         except (RedisError, OSError, TimeoutError) as exc:
             await self._break(connection, exc)
-        else:
-            if self._reader is None and self._unanswered:
-                self._reader = asyncio.create_task(self._read_answers(connection))
 
     async def _read_answers(self, connection: Any) -> None:
         loop = asyncio.get_running_loop()
