@@ -24,7 +24,7 @@ from flashkit.worker.sessions.records import (
     seal,
     unseal,
 )
-from flashkit.worker.sessions.refusals import require_size
+from flashkit.worker.sessions.refusals import damaged, require_size
 from flashkit.worker.sessions.store import Change, Head, Image, Lease, Limits, Status, Stored
 
 OWN_THREAD_FROM_BYTES: Final = 64 << 10
@@ -107,6 +107,8 @@ class Packer:
             image = await asyncio.to_thread(self._open_image, head, stored)
         else:
             image = self._open_image(head, stored)
+        if strict and isinstance(image.damage, RecordCorrupt):
+            raise damaged(head.session, image.damage)
         if strict and image.damage is not None:
             raise image.damage
         return image
@@ -116,6 +118,7 @@ class Packer:
         records: list[Record] = []
         damage: FlashkitError | None = None
         try:
+            require_readable(head)
             snapshot, crc_at_snapshot = self._open_snapshot(head, stored.snapshot)
             self._open_records(head, snapshot, crc_at_snapshot, stored.entries, records)
         except (RecordCorrupt, RecordTooNew, RecordKeyMissing) as exc:
@@ -207,19 +210,34 @@ class Packer:
 
 
 def make_head(session: str, fields: Mapping[str, Any], now_ms: int) -> Head:
-    """Return the head that a store's fields tell of (text, bytes or numbers); absent ones have their first value."""
+    """Return the head that a store's fields tell of (text, bytes or numbers); absent ones have their first value.
+
+    So have those that make no sense, and `Head.damage` names them: a list shows such a session along with others.
+    """
+    wrong: list[str] = []
 
     def number(name: str) -> int:
-        return int(fields.get(name) or 0)
+        try:
+            return int(fields.get(name) or 0)
+        except ValueError:
+            wrong.append(name)
+            return 0
 
     def text(name: str) -> str:
         value = fields.get(name) or b""
-        return value.decode() if isinstance(value, bytes) else str(value)
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
-    return Head(
+    def status() -> Status:
+        try:
+            return Status(text("status") or Status.IDLE)
+        except ValueError:
+            wrong.append("status")
+            return Status.BLOCKED
+
+    head = Head(
         session=session,
         incarnation=text("inc"),
-        status=Status(text("status") or Status.IDLE),
+        status=status(),
         reason=text("err"),
         fence=number("fence"),
         owner=text("owner"),
@@ -238,6 +256,18 @@ def make_head(session: str, fields: Mapping[str, Any], now_ms: int) -> Head:
         created_ms=number("created"),
         updated_ms=number("updated"),
     )
+    if not wrong:
+        return head
+    named = ", ".join(f"{name}={text(name)[:40]}" for name in dict.fromkeys(wrong))
+    return replace(head, damage=f"its head has values that make no sense: {named}")
+
+
+def require_readable(head: Head) -> None:
+    """Raise `RecordCorrupt` for a head with values that make no sense."""
+    if head.damage:
+        raise RecordCorrupt(
+            head.damage, hint=f"nothing can be brought back: flashkit sessions delete {head.session} --force"
+        )
 
 
 def rewritten_fields(head: Head) -> dict[str, str | int]:
@@ -257,7 +287,11 @@ def make_lease(
     asked: float,
     stored: Stored | None,
 ) -> Lease:
-    """Return the lease that `acquire` got for a session that looked like `prior`."""
+    """Return the lease that `acquire` got for a session that looked like `prior`. Raises `RecordCorrupt`."""
+    try:
+        require_readable(prior)
+    except RecordCorrupt as exc:
+        raise damaged(prior.session, exc) from exc
     head = replace(prior, incarnation=incarnation, fence=fence, owner=owner, lease_left_s=ttl_s)
     return Lease(
         session=prior.session,

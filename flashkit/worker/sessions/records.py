@@ -226,6 +226,7 @@ class Keyring:
             raise RecordCorrupt(
                 f"a stored record does not open with key {number}: it was changed, moved, or that key is another one",
                 hint="compare the worker's keys with those of the worker that wrote the session",
+                details={"suspect": "keys"},
             ) from None
 
 
@@ -283,6 +284,7 @@ def unseal(place: Place, data: bytes, *, keyring: Keyring | None = None) -> Open
         raise RecordCorrupt(
             "a stored record is not encrypted, although this worker has keys",
             hint="set accept_plain in the keyring while sessions from before there were keys are in use",
+            details={"suspect": "keys"},
         )
     body = _unpack(stored, flags, raw_bytes)
     if len(body) != raw_bytes:

@@ -6,6 +6,7 @@ from flashkit.errors import (
     InboxFull,
     JournalLost,
     PayloadTooLarge,
+    RecordCorrupt,
     SessionBlocked,
     SessionBusy,
     SessionFenced,
@@ -64,6 +65,22 @@ def blocked(session: str, reason: str) -> SessionBlocked:
         hint=f"look at it with `flashkit sessions show {session}`, then resume or delete it",
         details={"reason": reason},
     )
+
+
+def damaged(session: str, found: RecordCorrupt) -> RecordCorrupt:
+    """Return the error for a session in which damage was found."""
+    return RecordCorrupt(
+        f"session {session!r} is damaged: {found.report.message}",
+        hint=found.report.hint or f"go back to what is whole: flashkit sessions rewind {session} --to last-good",
+        details={**found.report.details, "session": session},
+    )
+
+
+def is_surely_damage(exc: BaseException, session: str) -> bool:
+    """True for damage in this session's data, unless another key or setting of the worker would explain it too."""
+    if not isinstance(exc, RecordCorrupt):
+        return False
+    return exc.report.details.get("session") == session and "suspect" not in exc.report.details
 
 
 def attempts_used_up(attempts: int, owner: str) -> str:

@@ -37,6 +37,7 @@ from flashkit.worker.sessions.budget import Budget
 from flashkit.worker.sessions.calls import Allowance, Caller
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
+from flashkit.worker.sessions.refusals import is_surely_damage
 from flashkit.worker.sessions.session import Session
 from flashkit.worker.sessions.state import declared_model, new_state, read_state, state_version
 from flashkit.worker.sessions.store import (
@@ -259,10 +260,23 @@ class SessionRunner:
         """Give an opened session back as it is."""
         self._held.discard(opened.request.session_id)
         if opened.turn is None:
-            await self._store.release(opened.lease)
+            await self._put_back(opened.lease)
         else:
             self._turns.discard(opened.turn)
             await opened.turn.writer.abandon()
+
+    async def _put_back(self, lease: Lease) -> None:
+        """Give a session back of which nothing was written, as it was when it was taken."""
+        if change := _undo_of(lease):
+            lease = await self._store.commit(lease, change=change)
+        await self._store.release(lease)
+
+    async def _block(self, lease: Lease, exc: BaseException) -> None:
+        change = Change(status=Status.BLOCKED, reason=_reason_of(exc), release=True)
+        try:
+            await self._store.commit(lease, change=change)
+        except FlashkitError as store_error:
+            log.warning("session %s: that it is damaged could not be written down: %s", lease.session, store_error)
 
     async def _answer(self, opened: Opened, handle: Handle) -> bytes:
         if opened.answer is None:
@@ -327,8 +341,11 @@ class SessionRunner:
             if result is not None:
                 return Opened(request, lease, saved, answer=await self._stored_answer(lease.session, result))
             _require_not_given_up(request, saved.given_up)
-        except BaseException:
-            await self._store.release(lease)
+        except BaseException as exc:
+            if is_surely_damage(exc, lease.session):
+                await self._block(lease, exc)
+            else:
+                await self._put_back(lease)
             raise
         opened = Opened(request, lease, saved, has_room=self._has_room(image))
         task = asyncio.current_task()
@@ -337,8 +354,12 @@ class SessionRunner:
             opened.turn = await self._open_turn(opened, writer, image)
             opened.events += await opened.turn.take_messages()
             opened.session = self._make_session(opened, emit)
+            if lease.head.reason and writer.lease.seq == lease.seq:  # what it waited for, or failed of, is over
+                await writer.append(change=Change(status=Status.RUNNING, reason=""))
         except BaseException as exc:
             if writer.broken is None:
+                if writer.lease.seq == lease.seq and (change := _undo_of(lease)):
+                    await writer.append(change=change)
                 await writer.abandon()
             _raise_loss(writer, exc)
             raise
@@ -455,9 +476,9 @@ class SessionRunner:
             await self._note_failure(turn, exc, Change(status=Status.FAILED, reason="cancelled", release=True))
             raise
         except BaseException as exc:
-            status = Status.BLOCKED if isinstance(exc, OutcomeUnknown) else Status.FAILED
-            reason = f"{type(exc).__name__}: {exc}"[:500]
-            await self._note_failure(turn, exc, Change(status=status, reason=reason, release=True))
+            needs_person = isinstance(exc, OutcomeUnknown) or is_surely_damage(exc, turn.session)
+            status = Status.BLOCKED if needs_person else Status.FAILED
+            await self._note_failure(turn, exc, Change(status=status, reason=_reason_of(exc), release=True))
             raise
         return output
 
@@ -530,6 +551,17 @@ class _Witness:
             self._seen, self._since = busy.heartbeat, time.monotonic()
         stood_still = time.monotonic() - self._since > 2 * busy.ttl_s
         self.heartbeat = busy.heartbeat if at_once or stood_still else None
+
+
+def _undo_of(lease: Lease) -> Change | None:
+    """Return what makes a session look again as before it was taken, None when it still does."""
+    before = lease.head
+    is_changed = before.status in (Status.IDLE, Status.WAITING)
+    return Change(status=before.status, reason=before.reason) if is_changed else None
+
+
+def _reason_of(exc: BaseException) -> str:
+    return f"{type(exc).__name__}: {exc}"[:500]
 
 
 def _left_events(saved: _Saved, tail: Sequence[Record]) -> list[Record]:

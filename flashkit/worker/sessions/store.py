@@ -120,6 +120,8 @@ class Head:
     stored_bytes: int
     created_ms: int
     updated_ms: int
+    damage: str = ""
+    """What of all this makes no sense in the store, for people; else empty."""
 
     @property
     def is_held(self) -> bool:

@@ -28,14 +28,14 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from flashkit.errors import FlashkitError, JobError, ReplayMismatch
+from flashkit.errors import FlashkitError, JobError, RecordCorrupt, ReplayMismatch
 from flashkit.handler import encode_json, parse_json
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget, Move
 from flashkit.worker.sessions.failures import NOT_KEPT, comes_back, encode_error, led_to, rebuild_error
 from flashkit.worker.sessions.records import Kind, Record
-from flashkit.worker.sessions.refusals import require_size
-from flashkit.worker.sessions.store import Change, Durability, Store
+from flashkit.worker.sessions.refusals import damaged, require_size
+from flashkit.worker.sessions.store import Change, Durability, Status, Store
 from flashkit.worker.sessions.writer import Writer
 
 T = TypeVar("T")
@@ -318,7 +318,8 @@ class Turn:
                 output, extra = encode_json(body["value"]), {"message": message.id}
                 records.append(Record(Kind.ANSWER, body["name"], output, code=self.code, extra=extra))
             if records:
-                await self.writer.append(*records, change=Change(consumed=messages[-1].position))
+                change = Change(consumed=messages[-1].position, status=Status.RUNNING, reason="")
+                await self.writer.append(*records, change=change)
                 for record in records:
                     self.memo.add(record)
             return records
@@ -333,7 +334,12 @@ class Turn:
 
     async def output_of(self, record: Record) -> bytes:
         """Return a record's output, from its blob where it has one."""
-        return record.output if record.blob is None else await self.store.get_blob(self.session, record.blob)
+        if record.blob is None:
+            return record.output
+        try:
+            return await self.store.get_blob(self.session, record.blob)
+        except RecordCorrupt as exc:
+            raise damaged(self.session, exc) from exc
 
     def _next_key(self, path: str, name: str) -> str:
         scoped = f"{path}/{name}" if path else name
