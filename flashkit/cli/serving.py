@@ -22,6 +22,7 @@ from flashkit.cli import exit_code_for
 from flashkit.cli.apps import AppEndpoint, check_names, describe_app
 from flashkit.cli.console import Screen, make_console
 from flashkit.cli.dev import DevOptions
+from flashkit.cli.dev_record import kept_record
 from flashkit.cli.dev_store import DevStore, open_dev_store
 from flashkit.cli.watching import SourceWatch
 from flashkit.emulator.server import Emulator
@@ -229,16 +230,8 @@ def running_record(file: Path, url: str, store: DevStore) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     (file.parent / ".gitignore").write_text("*\n")
     record = orjson.dumps({"url": url, "pid": os.getpid(), "state": store.url, "namespace": store.namespace})
-    draft = file.with_suffix(f".{os.getpid()}")
-    draft.touch(mode=0o600)  # the store's URL may hold a password
-    draft.write_bytes(record)
-    draft.replace(file)
-    try:
+    with kept_record(file, record):
         yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            if file.read_bytes() == record:  # a second server in this folder may have put its own there
-                file.unlink()
 
 
 def worker_env(options: DevOptions, store: DevStore, environ: Mapping[str, str]) -> Mapping[str, str]:
