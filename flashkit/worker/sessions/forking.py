@@ -90,8 +90,13 @@ async def write_copy(store: Store, lease: Lease, plan: Plan) -> None:
 
 
 def _blob_names(plan: Plan) -> set[str]:
-    """Return the blobs that a copy needs: large outputs of steps, and large answers beside snapshots."""
-    results = [result for each in plan.snapshots for result in orjson.loads(each.data).get("results", ())]
+    """Return the blobs that a copy needs: large outputs of steps, and large answers beside snapshots.
+
+    Of an earlier snapshot that is its own turn's answer: those before it are gone once the last snapshot has no use
+    for them.
+    """
+    *earlier, last = [orjson.loads(each.data).get("results", []) for each in plan.snapshots] or [[]]
+    results = [*(result for each in earlier for result in each[-1:]), *last]
     names = [record.blob for record in plan.records] + [result.get("blob") for result in results]
     return {name for name in names if name}
 

@@ -388,18 +388,19 @@ class RedisStore:
             f"{self.limits.session_bytes} {self.limits.journal_records} "
         )
         if change is _NO_CHANGE:
-            return (first + "0 0 1 0 -1 0 0", *records)
+            return (first + "0 0 1 0 -1 0 0 -1", *records)
         turn = change.snapshot.turn if change.snapshot else 0
         consumed = -1 if change.consumed is None else change.consumed
         first += (
             f"{change.snapshot is not None:d} {turn} {change.trim:d} {change.history} {consumed} "
-            f"{len(packed.fields)} {len(packed.answers)}"
+            f"{len(packed.fields)} {len(packed.answers)} {-1 if change.blobs is None else len(change.blobs)}"
         )
         return (
             first,
             *(() if packed.snapshot is None else (packed.snapshot,)),
             *(part for pair in packed.fields for part in pair),
             *(part for pair in packed.answers for part in pair),
+            *(change.blobs or ()),
             *records,
         )
 

@@ -504,9 +504,11 @@ class SessionRunner:
         }
         snapshot = Snapshot(encode_json(saved), turn=turn.number)
         keeps_steps = self._settings.keep_journals and opened.has_room
+        used = [*opened.saved.results, result] if self._settings.keep_journals else saved["results"]
         change = Change(
             snapshot=snapshot,
             trim=not keeps_steps,
+            blobs=frozenset(each["blob"] for each in used if "blob" in each),
             history=KEPT_SNAPSHOTS if self._settings.keep_journals else 0,
             status=Status.IDLE,
             reason="",

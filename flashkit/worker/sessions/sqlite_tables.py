@@ -103,11 +103,15 @@ class Tables:
             if known and not _is_applied(head, packed, known):
                 raise journal_lost(lease, head["seq"])
             records = packed.records[known:]
-            sizes = self._sizes(db, head, records, packed.snapshot, change)
+            unused = self._unused_blobs(db, lease.session, change) if head["bb"] else {}
+            sizes = self._sizes(db, {**head, "bb": head["bb"] - sum(unused.values())}, records, packed.snapshot, change)
             place = (self._ns, lease.session)
             db.executemany(
                 "INSERT INTO journal VALUES (?, ?, ?, ?)",
                 [(*place, seq, record.data) for seq, record in enumerate(records, head["seq"] + 1)],
+            )
+            db.executemany(
+                "DELETE FROM blob WHERE ns = ? AND sid = ? AND name = ?", [(*place, name) for name in unused]
             )
             if packed.snapshot is not None and change.snapshot is not None:
                 sizes |= self._write_snapshot(db, lease, head, packed.snapshot, change)
@@ -401,15 +405,22 @@ class Tables:
             if kept + len(records) > limit:
                 raise journal_too_long(head["sid"], limit)
         added = sum(record.size_bytes for record in records)
-        sizes = {"jb": 0 if trims else head["jb"] + added, "sb": head["sb"], "hs": head["hs"]}
+        sizes = {"jb": 0 if trims else head["jb"] + added, "sb": head["sb"], "hs": head["hs"], "bb": head["bb"]}
         if snapshot is not None:
             sizes["sb"] = len(snapshot)
             if _archives(head, change):
                 sizes["hs"] += head["sb"]
-        total = sum(sizes.values()) + head["bb"]
+        total = sum(sizes.values())
         if total > self._limits.session_bytes:
             raise session_too_large(head["sid"], total, self._limits.session_bytes)
         return sizes
+
+    def _unused_blobs(self, db: sqlite3.Connection, session: str, change: Change) -> dict[str, int]:
+        """Return names and sizes of what a change leaves unused, also of a worker that died before its record."""
+        if change.blobs is None or change.snapshot is None or not change.trim:
+            return {}
+        rows = db.execute("SELECT name, length(data) FROM blob WHERE ns = ? AND sid = ?", (self._ns, session))
+        return {name: size for name, size in rows if name not in change.blobs}
 
     def _write_snapshot(
         self, db: sqlite3.Connection, lease: Lease, head: Row, data: bytes, change: Change

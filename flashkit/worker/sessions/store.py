@@ -183,6 +183,8 @@ class Change:
     """With a snapshot: drop the records that it stands for. False keeps them for timelines and forks."""
     history: int = 0
     """With a snapshot: how many earlier turns' snapshots stay readable."""
+    blobs: frozenset[str] | None = None
+    """With a snapshot that trims: names of the large values that are still used; the others are deleted."""
     status: Status | None = None
     reason: str | None = None
     consumed: int | None = None

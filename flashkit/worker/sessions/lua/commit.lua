@@ -1,9 +1,10 @@
 -- ARGV[1] holds, with spaces between: 1 incarnation, 2 fence, 3 nonce, 4 expected seq, 5 lease ms, 6 release 0/1,
 -- 7 progress 0/1, 8 checksum of the last record, 9 most bytes, 10 most records, 11 snapshot 0/1, 12 turn, 13 trim 0/1,
--- 14 history, 15 consumed or -1, 16 fields, 17 answers. After it: the snapshot, pairs of fields, pairs of answers, records.
+-- 14 history, 15 consumed or -1, 16 fields, 17 answers, 18 blobs that stay or -1 for all. After it: the snapshot, pairs
+-- of fields, pairs of answers, names of blobs, records.
 local incarnation, fence, nonce, expected, lease_ms, release, progress, last_crc, most_bytes, most_records,
-  with_snapshot, new_turn, trim, history, consumed, fields, answers = string.match(ARGV[1], '^(%S+) (%S+) (%S+) (%d+) ' ..
-  '(%d+) ([01]) ([01]) (%d+) (%d+) (%d+) ([01]) (%d+) ([01]) (%d+) (%-?%d+) (%d+) (%d+)$')
+  with_snapshot, new_turn, trim, history, consumed, fields, answers, blobs = string.match(ARGV[1], '^(%S+) (%S+) (%S+) (%d+) ' ..
+  '(%d+) ([01]) ([01]) (%d+) (%d+) (%d+) ([01]) (%d+) ([01]) (%d+) (%-?%d+) (%d+) (%d+) (%-?%d+)$')
 if not incarnation then return redis.error_reply('ERR the first value of a commit is not what it should be') end
 local meta = redis.call('HMGET', KEYS[1], 'inc', 'fence', 'nonce', 'owner',
   'seq', 'last', 'hb', 'jb', 'sb', 'hs', 'bb', 'keep', 'inbox', 'posted', 'turn', 'attempts')
@@ -18,8 +19,8 @@ local has_snapshot = with_snapshot == '1'
 local snapshot = has_snapshot and ARGV[2] or ''
 local fields_at = has_snapshot and 3 or 2
 local answers_at = fields_at + 2 * fields
-local records_at = answers_at + 2 * answers
-local answers_end = records_at - 1
+local blobs_at = answers_at + 2 * answers
+local records_at = blobs_at + math.max(0, tonumber(blobs))
 local n = #ARGV - records_at + 1
 if n < 0 then return redis.error_reply('ERR a commit lacks values') end
 local lease_until = release == '1' and 0 or now + lease_ms
@@ -38,6 +39,15 @@ local trims = has_snapshot and trim == '1'
 local added = 0
 for i = records_at, #ARGV do added = added + #ARGV[i] end
 if trims then jb = 0 else jb = jb + added end
+local unused = {}
+if trims and blobs ~= '-1' and bb > 0 then -- also those of which a worker that died wrote no record
+  local stays = {}
+  for i = blobs_at, blobs_at + tonumber(blobs) - 1 do stays[ARGV[i]] = true end
+  bb = 0
+  for _, name in ipairs(redis.call('HKEYS', KEYS[7])) do
+    if stays[name] then bb = bb + redis.call('HSTRLEN', KEYS[7], name) else unused[#unused + 1] = name end
+  end
+end
 local archives = has_snapshot and history > 0 and sb > 0 and old_turn ~= new_turn
 local later_hs = archives and hs + sb or hs
 local later_sb = has_snapshot and #snapshot or sb
@@ -65,7 +75,8 @@ if has_snapshot then
   end
   redis.call('SET', KEYS[3], snapshot)
   if trims then redis.call('XTRIM', KEYS[2], 'MINID', string.format('%d-0', seq + 1)) end
-  redis.call('HSET', KEYS[1], 'snap', seq, 'turn', new_turn, 'sb', later_sb, 'hs', hs)
+  for _, name in ipairs(unused) do redis.call('HDEL', KEYS[7], name) end
+  redis.call('HSET', KEYS[1], 'snap', seq, 'turn', new_turn, 'sb', later_sb, 'hs', hs, 'bb', bb)
 end
 redis.call('HSET', KEYS[1], 'seq', seq, 'last', last, 'hb', tonumber(meta[7]) + 1, 'until', lease_until,
   'updated', now, 'jb', jb)
@@ -77,7 +88,7 @@ end
 for i = fields_at, answers_at - 1, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
 end
-for i = answers_at, answers_end, 2 do
+for i = answers_at, blobs_at - 1, 2 do
   local number = string.match(redis.call('HGET', KEYS[6], ARGV[i]) or '0', '^%d+')
   redis.call('HSET', KEYS[6], ARGV[i], number .. ' ' .. ARGV[i + 1])
 end
