@@ -309,7 +309,8 @@ async def test_what_ends_the_turn_is_not_what_came_of_a_step(lab, steps):
 
     assert (await (await lab.worker(agent)).error("j1", session_id="s")).code == "budget_exceeded"
     async with lab.store() as store:
-        assert [record.kind.name for record in (await store.load("s")).records] == ["TURN", "RESULT"]
+        assert [record.kind.name for record in (await store.load("s")).records] == ["TURN"]
+    assert steps.seen == []
 
 
 # ------------------------------------------------------------------ in which class it comes back

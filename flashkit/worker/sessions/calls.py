@@ -85,7 +85,7 @@ class Caller:
         """Return the output of one job as JSON text, from the journal if it is there."""
         record = turn.done(ask)
         if record is None:
-            turn.check_leaving()
+            turn.check_may_begin()
             started_ms, started = round(time.time() * 1000), time.monotonic()
             deadline_ms = self._deadline_of(turn, ask, None if timeout is None else started_ms + round(timeout * 1000))
             key = key or self.key_of(turn, ask)

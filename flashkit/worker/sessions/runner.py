@@ -462,8 +462,7 @@ class SessionRunner:
 
     async def _run_handler(self, opened: Opened, turn: Turn, session: Session[Any], handle: Handle) -> bytes:
         try:
-            output = await handle(session, opened.data)
-            turn.check_complete()
+            output = await _handle(handle, session, opened.data, turn)
             await self._finish(opened, turn, session, output)
         except Suspend as exc:
             output = await self._suspend(turn, exc)
@@ -537,6 +536,19 @@ class SessionRunner:
                 await turn.writer.close(change=change)
         except FlashkitError as store_error:
             log.warning("session %s: its failure could not be written down: %s", turn.session, store_error)
+
+
+async def _handle(handle: Handle, session: Session[Any], data: Any, turn: Turn) -> bytes:
+    """Return the handler's output; what ended the turn is raised also when the handler caught it."""
+    try:
+        output = await handle(session, data)
+        turn.check_ended()
+    except (Exception, Suspend) as exc:
+        if exc is not turn.ended_by:
+            turn.check_ended()
+        raise
+    turn.check_complete()
+    return output
 
 
 class _Witness:

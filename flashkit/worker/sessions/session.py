@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import math
 import time
 import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from typing import Any, Final, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Final, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeGuard, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeVar as TypingTypeVar
@@ -251,7 +252,10 @@ class Session(Generic[StateT]):
         cost_usd: float | object | None = _UNCHANGED,
         repeats: int | object | None = _UNCHANGED,
     ) -> None:
-        """Set ceilings for this turn; None takes one away. `BudgetExceeded` ends the turn that hits one.
+        """Set ceilings for this turn; None takes one away.
+
+        `BudgetExceeded` ends the turn that hits one, also if the handler catches it. The next turn begins with the
+        ceilings and counts of a new one.
 
         Args:
             steps: Steps and calls. 1,000 at first.
@@ -263,17 +267,21 @@ class Session(Generic[StateT]):
         given = {"steps": steps, "tokens": tokens, "cost_usd": cost_usd, "repeats": repeats}
         changed = {name: value for name, value in given.items() if value is not _UNCHANGED}
         for name, value in changed.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+            if value is not None and not (_is_number(value) and value > 0):
                 raise SessionError(f"session.budget({name}={value!r}) is not a ceiling", hint="give a number above 0")
         self._turn.budget.set_ceilings(Ceilings(**{**self._turn.budget.ceilings.to_dict(), **changed}))
 
     def spend(self, *, tokens: int = 0, cost_usd: float = 0.0) -> None:
-        """Report what the agent has used.
+        """Report what the agent has used, in the handler or in the function of a step.
 
         Raises:
             BudgetExceeded: It is more than this turn's ceiling.
+            SessionError: It is not an amount.
         """
-        self._turn.budget.spend(tokens=tokens, cost_usd=cost_usd)
+        for name, value in (("tokens", tokens), ("cost_usd", cost_usd)):
+            if not (_is_number(value) and math.isfinite(value) and value >= 0):
+                raise SessionError(f"session.spend({name}={value!r}) is not an amount", hint="give a number from 0 up")
+        self._turn.spend(tokens=tokens, cost_usd=cost_usd)
 
     def catches(self, *errors: type[Exception]) -> None:
         """Name exception classes of yours that the handler catches from steps, calls and effects.
@@ -322,9 +330,11 @@ class Session(Generic[StateT]):
             if found is not None:
                 return (await turn.write_result(ask, encode(found))).output
             if probe is None:
-                raise _outcome_unknown(turn.session, ask.key)
+                error = _outcome_unknown(turn.session, ask.key)
+                turn.end(error)
+                raise error
         if not is_done:
-            turn.check_leaving()
+            turn.check_may_begin()
             durability = Durability.FSYNC if once else Durability.DEFAULT
             await turn.write(Kind.INTENT, ask, durability=durability)
 
@@ -339,7 +349,7 @@ class Session(Generic[StateT]):
 
     async def _take_event(self, ask: Ask, event: str) -> Record | None:
         """Write down that the event came, if it did; also one that came while this turn was at work."""
-        self._events.extend(await self._turn.take_messages())
+        self._events.extend(await self._turn.take_messages(unread=len(self._events)))
         arrived = next((answer for answer in self._events if answer.key == event), None)
         if arrived is None:
             return None
@@ -354,10 +364,11 @@ class Session(Generic[StateT]):
             # Written down, so that an event that comes after all does not change which way the handler went.
             return await self._turn.write_result(ask, b"null", extra={"timed_out": True})
         if since_ms is None:
-            await self._turn.write(Kind.INTENT, ask, started_ms=round(time.time() * 1000))
+            since_ms = round(time.time() * 1000)
+            await self._turn.write(Kind.INTENT, ask, started_ms=since_ms)
             if record := await self._take_event(ask, event):
                 return record
-        raise Suspend(event, timeout_s)
+        raise Suspend(event, timeout_s, since_ms=since_ms)
 
 
 class _Group:
@@ -381,7 +392,7 @@ class _Group:
             if any(not isinstance(error, Suspend) for error in self._failures()):
                 break  # a branch that waits for an event lets the others finish
         failures = self._failures()
-        leaving = [error for error in failures if isinstance(error, HandBack | Suspend)]
+        leaving = sorted((error for error in failures if isinstance(error, HandBack | Suspend)), key=_time_to_leave)
         for error in leaving or ([] if all_of_them else failures):
             raise error
 
@@ -397,6 +408,11 @@ class _Group:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+
+
+def _time_to_leave(error: HandBack | Suspend) -> float:
+    """Order what ends the handler: of several events that are waited for, the first whose time is over counts."""
+    return (error.due_ms or float("inf")) if isinstance(error, Suspend) else 0
 
 
 def _result_or_error(task: asyncio.Task[Any]) -> Any:
@@ -438,6 +454,10 @@ def _require_step(method: str, name: object, function: object) -> None:
             f"session.{method}({name!r}, {function!r}) does not name a step and its function",
             hint=f'write session.{method}("name", function, *arguments)',
         )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _outcome_unknown(session: str, key: str) -> OutcomeUnknown:

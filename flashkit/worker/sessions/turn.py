@@ -28,13 +28,14 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from flashkit.errors import FlashkitError, JobError, RecordCorrupt, ReplayMismatch
+from flashkit.errors import BudgetExceeded, FlashkitError, JobError, RecordCorrupt, ReplayMismatch
 from flashkit.handler import encode_json, parse_json
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget, Move
 from flashkit.worker.sessions.failures import NOT_KEPT, comes_back, encode_error, led_to, rebuild_error
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.refusals import damaged, require_size
+from flashkit.worker.sessions.scope import enter_step, running_step
 from flashkit.worker.sessions.store import Change, Durability, Status, Store
 from flashkit.worker.sessions.writer import Writer
 
@@ -97,6 +98,8 @@ class Progress:
     failed_attach: Record | None = None
     """The job of an earlier attempt, whose failure ended the turn."""
     note: Record | None = None
+    is_counted: bool = False
+    """What its function has used is in the turn's budget."""
 
     @property
     def last(self) -> Record | None:
@@ -182,6 +185,8 @@ class Turn:
         self.budget = budget
         self.code = code
         self.is_leaving = False
+        self.ended_by: Exception | None = None
+        """What ended the turn, whatever the handler does with it."""
         self._uses: Counter[str] = Counter()
         self._ordinals: Counter[str] = Counter()
         self._branches: Counter[str] = Counter()
@@ -212,14 +217,44 @@ class Turn:
             ReplayMismatch: The journal has another step in this place.
             BudgetExceeded: A ceiling is hit.
         """
+        self.check_ended()
         path = _path.get()
         digest = digest_of(arguments)
         ask = Ask(self._next_key(path, name), name, path, self._ordinals[path], digest)
         self._ordinals[path] += 1
-        self._check_replay(ask)
-        self._check_input(ask)
-        self.budget.admit(Move(name, digest))
+        try:
+            self._check_replay(ask)
+            self._check_input(ask)
+            self.budget.admit(Move(name, digest), path)
+        except (ReplayMismatch, BudgetExceeded) as exc:
+            self.end(exc)
+            raise
         return ask
+
+    def end(self, exc: Exception) -> None:
+        """Let the turn end with an error that is not what came of a step; the first one counts."""
+        if isinstance(exc, NOT_KEPT):
+            self.ended_by = self.ended_by or exc
+
+    def check_ended(self) -> None:
+        """Raise again what ended the turn, in case that the handler caught it."""
+        if self.ended_by is not None:
+            raise self.ended_by.with_traceback(None)
+
+    def spend(self, *, tokens: int = 0, cost_usd: float = 0.0) -> None:
+        """Count what the agent has used; what a step's function has used goes into the step's record too.
+
+        Raises:
+            BudgetExceeded: It is more than a ceiling.
+        """
+        if scope := running_step():
+            scope.tokens += tokens
+            scope.cost_usd += cost_usd
+        try:
+            self.budget.spend(tokens=tokens, cost_usd=cost_usd)
+        except BudgetExceeded as exc:
+            self.end(exc)
+            raise
 
     def branch(self) -> str:
         """Return the path of the next fan-out; its branches are numbered below it."""
@@ -233,6 +268,9 @@ class Turn:
         progress = self.memo.steps.get(ask.key)
         if progress is None:
             return None
+        if (record := progress.result or progress.error) and not progress.is_counted:
+            progress.is_counted = True
+            self.spend(**record.extra.get("spent", {}))
         if progress.result is None and progress.error is not None:
             error = rebuild_error(progress.error.output, self.catches)
             self._raised[ask.key] = error
@@ -243,22 +281,27 @@ class Turn:
         """Return a step's result as JSON text, running it unless the journal has it."""
         record = self.done(ask)
         if record is None:
-            self.check_leaving()
+            self.check_may_begin()
             started_ms, started = round(time.time() * 1000), time.monotonic()
-            try:
-                output = encode(await run())
-                record = await self.write_result(ask, output, started_ms=started_ms, seconds=time.monotonic() - started)
-            except Exception as exc:
-                self.note_error(ask, exc, started_ms=started_ms, seconds=time.monotonic() - started)
-                raise
+            with enter_step(ask.key) as scope:
+                try:
+                    output, took = encode(await run()), time.monotonic() - started
+                    record = await self.write_result(
+                        ask, output, started_ms=started_ms, seconds=took, extra=scope.spent
+                    )
+                except Exception as exc:
+                    took = time.monotonic() - started
+                    self.note_error(ask, exc, started_ms=started_ms, seconds=took, extra=scope.spent)
+                    raise
         return await self.output_of(record)
 
     def note_error(self, ask: Ask, exc: Exception, **more: Any) -> None:
         """Remember what a step raised; it is written in front of the next record, if the handler goes on."""
         if isinstance(exc, NOT_KEPT):
+            self.end(exc)
             return
         self._raised[ask.key] = exc
-        extra = {**ask.extra, "fate": Fate.RAISED}
+        extra = {**ask.extra, **more.pop("extra", {}), "fate": Fate.RAISED}
         output = encode_error(exc)
         self._unwritten.append(
             Record(Kind.ERROR, ask.key, output, digest=ask.digest, code=self.code, extra=extra, **more)
@@ -270,6 +313,11 @@ class Turn:
             raise self.writer.broken
         if self.is_leaving:
             raise HandBack
+
+    def check_may_begin(self) -> None:
+        """End the handler here, before it begins what another run would begin again."""
+        self.check_ended()
+        self.check_leaving()
 
     async def write(self, kind: Kind, ask: Ask, output: bytes = b"null", **more: Any) -> Record:
         """Append one record of a step; `durability` may ask for more than the default."""
@@ -339,7 +387,12 @@ class Turn:
         try:
             return await self.store.get_blob(self.session, record.blob)
         except RecordCorrupt as exc:
-            raise damaged(self.session, exc) from exc
+            error = damaged(self.session, exc)
+            self.end(error)
+            raise error from exc
+        except FlashkitError as exc:
+            self.end(exc)
+            raise
 
     def _next_key(self, path: str, name: str) -> str:
         scoped = f"{path}/{name}" if path else name
@@ -413,7 +466,12 @@ async def in_branch(turn: Turn, call: Awaitable[T], path: str, index: int) -> T:
     branch = f"{path}[{index}]"
     _path.set(branch)
     result = await call
-    turn.check_complete(branch)
+    turn.check_ended()
+    try:
+        turn.check_complete(branch)
+    except ReplayMismatch as exc:
+        turn.end(exc)
+        raise
     return result
 
 
