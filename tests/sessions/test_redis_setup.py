@@ -187,7 +187,7 @@ async def test_on_a_cluster_everything_of_a_session_is_in_one_slot(own_redis, ma
     async with asyncio.timeout(5):
         while len(await store.sessions()) < 5:
             await asyncio.sleep(0.01)
-    assert await store.orphans() == []
+    assert await store.due() == []
     assert await store.delete("s1")
 
 

@@ -172,7 +172,7 @@ async def test_a_head_without_sense_is_listed_as_damaged_beside_the_others(lab, 
             "other": "idle",
         }
         assert "=nonsense" in listed["bad"].reason
-        assert await store.orphans() == []
+        assert await store.due() == []
         with pytest.raises(RecordCorrupt, match="session 'bad' is damaged: its head has values that make no sense"):
             await store.load("bad")
         assert (await admin.describe(store, "bad")).turns == ()

@@ -371,7 +371,7 @@ async def test_orphans_are_sessions_whose_worker_died_in_a_turn(store):
     await store.commit(done, (), Change(status=Status.DONE, release=True))
     await store.release(await store.acquire("stopped", "w1"))
     await asyncio.sleep(0.1)
-    assert {head.session for head in await store.orphans()} == {"dead", "stopped"}
+    assert {head.session for head in await store.due()} == {"dead", "stopped"}
 
 
 # ------------------------------------------------------------------ inbox

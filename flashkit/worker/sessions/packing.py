@@ -234,14 +234,15 @@ def make_head(session: str, fields: Mapping[str, Any], now_ms: int) -> Head:
             wrong.append("status")
             return Status.BLOCKED
 
+    state, left_ms, due_ms = status(), max(0, number("until") - now_ms), number("due")
     head = Head(
         session=session,
         incarnation=text("inc"),
-        status=status(),
+        status=state,
         reason=text("err"),
         fence=number("fence"),
         owner=text("owner"),
-        lease_left_s=max(0, number("until") - now_ms) / 1000,
+        lease_left_s=left_ms / 1000,
         heartbeat=number("hb"),
         seq=number("seq"),
         last_crc=number("last"),
@@ -255,6 +256,9 @@ def make_head(session: str, fields: Mapping[str, Any], now_ms: int) -> Head:
         stored_bytes=number("jb") + number("sb") + number("hs") + number("bb"),
         created_ms=number("created"),
         updated_ms=number("updated"),
+        unread=number("unread"),
+        due_ms=due_ms,
+        is_due=(state is Status.RUNNING and not left_ms) or (state is Status.WAITING and 0 < due_ms <= now_ms),
     )
     if not wrong:
         return head
@@ -273,7 +277,7 @@ def require_readable(head: Head) -> None:
 def rewritten_fields(head: Head) -> dict[str, str | int]:
     """Return what `Store.rewrite` takes over of a head, by the names of `make_head`; sizes are the store's to count."""
     numbers = {"seq": head.seq, "last": head.last_crc, "snap": head.snapshot_seq, "turn": head.turn}
-    return {**numbers, "status": head.status.value, "err": head.reason, "code": head.code}
+    return {**numbers, "status": head.status.value, "err": head.reason, "code": head.code, "due": head.due_ms}
 
 
 def make_lease(
@@ -319,6 +323,12 @@ def _fields(change: Change) -> tuple[tuple[str, str | bytes | int], ...]:
         fields.append(("info", change.info))
     if change.code is not None:
         fields.append(("code", change.code))
+    if change.unread is not None:
+        fields.append(("unread", change.unread))
+    if change.awaits is not None:
+        fields.append(("awaits", change.awaits))
+    if change.due_ms is not None:
+        fields.append(("due", change.due_ms))
     if change.retain_s is not None:
         fields.append(("keep", round(change.retain_s * 1000)))
     return tuple(fields)

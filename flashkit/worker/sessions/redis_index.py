@@ -1,4 +1,4 @@
-"""Which sessions there are, and which have lost their worker: sorted sets over all sessions of a namespace.
+"""Which sessions there are, and which to look at when: sorted sets over all sessions of a namespace.
 
 They are in other slots than the sessions, so no commit writes them. Changes are collected for a moment and
 sent together, best effort; heads are always read from the sessions themselves.
@@ -31,7 +31,7 @@ class SessionIndex:
     def __init__(self, client: RedisClient, namespace: str) -> None:
         self._client = client
         self._updated = [f"fk1:idx:{{{namespace}:{shard}}}" for shard in range(_SHARDS)]
-        self._running = [f"fk1:run:{{{namespace}:{shard}}}" for shard in range(_SHARDS)]
+        self._due = [f"fk1:run:{{{namespace}:{shard}}}" for shard in range(_SHARDS)]
         self._waiting: dict[tuple[str, str], int] = {}
         self._flushing: asyncio.Task[None] | None = None
         # Keeps a read or the end from overtaking changes that are on their way.
@@ -42,16 +42,16 @@ class SessionIndex:
         self._waiting[self._updated[_shard(session)], session] = updated_ms
         self._flush_soon()
 
-    def note_lease(self, session: str, until_ms: int | None) -> None:
-        """Put a session down as running under a lease until then, or as at rest."""
-        self._waiting[self._running[_shard(session)], session] = _GONE if until_ms is None else until_ms
+    def note_due(self, session: str, at_ms: int | None) -> None:
+        """Put a session down whose lease or waiting ends then, or as at rest."""
+        self._waiting[self._due[_shard(session)], session] = _GONE if at_ms is None else at_ms
         self._flush_soon()
 
     def forget(self, session: str) -> None:
         """Take a session out that is gone."""
         shard = _shard(session)
         self._waiting[self._updated[shard], session] = _GONE
-        self._waiting[self._running[shard], session] = _GONE
+        self._waiting[self._due[shard], session] = _GONE
         self._flush_soon()
 
     async def latest(self, *, limit: int, before_ms: int | None) -> list[str]:
@@ -60,12 +60,16 @@ class SessionIndex:
         highest = "+inf" if before_ms is None else f"({before_ms}"
         return await self._merge(self._updated, "ZREVRANGEBYSCORE", highest, "-inf", limit=limit, is_descending=True)
 
-    async def expired(self, *, limit: int) -> list[str]:
-        """Return ids of sessions whose lease was to end before now, the longest ago first."""
+    async def due(self, *, limit: int) -> list[str]:
+        """Return ids of sessions whose lease or waiting was to end before now, the longest ago first."""
         await self._flush()
-        seconds, _ = await self._client.command("TIME")
-        now_ms = int(seconds) * 1000 + 1000
-        return await self._merge(self._running, "ZRANGEBYSCORE", "-inf", now_ms, limit=limit, is_descending=False)
+        now_ms = await self.now_ms()
+        return await self._merge(self._due, "ZRANGEBYSCORE", "-inf", now_ms, limit=limit, is_descending=False)
+
+    async def now_ms(self) -> int:
+        """Return the server's time."""
+        seconds, microseconds = await self._client.command("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def close(self) -> None:
         """Send what still waits."""

@@ -170,7 +170,7 @@ class RedisStore:
             stored=_stored(*reply[4:]) if with_data else None,
         )
         self._index.note_change(session, now)
-        self._index.note_lease(session, now + round(ttl_s * 1000))
+        self._index.note_due(session, now + round(ttl_s * 1000))
         return lease
 
     async def commit(self, lease: Lease, records: Sequence[Record] = (), change: Change | None = None) -> Lease:
@@ -189,9 +189,7 @@ class RedisStore:
             self._remember(lease, call)
         if change.release or change.status is not None or change.snapshot is not None:
             self._index.note_change(lease.session, reply[1])
-            is_running = change.status in (None, Status.RUNNING)
-            until = reply[1] if change.release else reply[1] + round(lease.ttl_s * 1000)
-            self._index.note_lease(lease.session, until if is_running else None)
+            self._index.note_due(lease.session, _due_after(lease, change, now_ms=reply[1]))
         return replace(
             lease,
             seq=lease.seq + len(packed.records),
@@ -216,7 +214,7 @@ class RedisStore:
             _RELEASE, self._keys(lease.session), [lease.incarnation, lease.fence, lease.nonce]
         )
         if reply[0] == b"OK":
-            self._index.note_lease(lease.session, reply[1])
+            self._index.note_due(lease.session, reply[1])
 
     async def head(self, session: str) -> Head | None:
         """Return what is known of a session, None when there is none."""
@@ -266,7 +264,7 @@ class RedisStore:
         self._require_accepted(lease, reply)
         self._sent.pop(lease.nonce, None)
         self._index.note_change(lease.session, reply[1])
-        self._index.note_lease(lease.session, reply[1] if raw.head.status is Status.RUNNING else None)
+        self._index.note_due(lease.session, reply[1] if raw.head.status is Status.RUNNING else raw.head.due_ms or None)
 
     async def sessions(self, *, limit: int = 100, before_ms: int | None = None) -> list[Head]:
         """Return sessions, the last changed first."""
@@ -274,10 +272,20 @@ class RedisStore:
         heads = await self._heads(names)
         return sorted(heads, key=lambda head: (head.updated_ms, head.created_ms), reverse=True)
 
-    async def orphans(self, *, limit: int = 100) -> list[Head]:
-        """Return running sessions whose owner let the lease run out, the longest ago first."""
-        heads = await self._heads(await self._index.expired(limit=limit))
-        return [head for head in heads if head.status is Status.RUNNING and not head.is_held]
+    async def due(self, *, limit: int = 100) -> list[Head]:
+        """Return sessions that would go on if a job came, the longest due first; see `Store.due`."""
+        while True:
+            names = await self._index.due(limit=limit)
+            heads = await self._heads(names)
+            found = [head for head in heads if head.is_due]
+            if len(found) == len(names):
+                return found
+            now_ms = await self._index.now_ms()
+            for head in heads:
+                if not head.is_due:  # leases are renewed without a word to the index
+                    self._index.note_due(head.session, _due_of(head, now_ms))
+            if len(names) < limit:
+                return found
 
     async def delete(self, session: str, *, force: bool = False) -> bool:
         """Remove a session and all its data; see `Store.delete`."""
@@ -287,7 +295,9 @@ class RedisStore:
         self._index.forget(session)
         return bool(reply[0] == b"OK")
 
-    async def post(self, session: str, message_id: str, body: bytes, *, retain_s: float = 7 * DAY_S) -> Posted:
+    async def post(
+        self, session: str, message_id: str, body: bytes, *, event: str = "", retain_s: float = 7 * DAY_S
+    ) -> Posted:
         """Put a message into the session's inbox, once per id; see `Store.post`."""
         require_size(f"message {message_id!r}", body, self.limits.message_bytes)
         sealed = self._packer.seal_message(session, message_id, body)
@@ -295,7 +305,7 @@ class RedisStore:
         reply = await self._client.run(
             _POST,
             self._keys(session),
-            [session, secrets.token_hex(8), message_id, sealed, most, round(retain_s * 1000)],
+            [session, secrets.token_hex(8), message_id, sealed, most, round(retain_s * 1000), event],
         )
         if reply[0] == b"FULL":
             raise inbox_full(session, reply[1], most)
@@ -495,6 +505,22 @@ def _pairs(flat: Sequence[bytes]) -> Mapping[str, bytes]:
 
 def _stored(snapshot: bytes | None, entries: Sequence[Any]) -> Stored:
     return Stored(snapshot, [(int(name.partition(b"-")[0]), pair[1]) for name, pair in entries])
+
+
+def _due_after(lease: Lease, change: Change, *, now_ms: int) -> int | None:
+    """Return the time at which a session wants to be looked at after a commit, None when it is at rest."""
+    if change.status in (None, Status.RUNNING):
+        return now_ms if change.release else now_ms + round(lease.ttl_s * 1000)
+    if change.status is Status.WAITING:
+        return (lease.head.due_ms if change.due_ms is None else change.due_ms) or None
+    return None
+
+
+def _due_of(head: Head, now_ms: int) -> int | None:
+    """Return the time at which a session wants to be looked at that is not due."""
+    if head.status is Status.RUNNING:
+        return now_ms + round(head.lease_left_s * 1000)
+    return (head.due_ms or None) if head.status is Status.WAITING else None
 
 
 def _first_stream(reply: Any) -> Sequence[Any]:

@@ -101,7 +101,7 @@ def inbox_full(session: str, waiting: int, limit: int) -> InboxFull:
     """Return the error for a message too many."""
     return InboxFull(
         f"{waiting} messages wait in session {session!r}; the limit is {limit}",
-        hint="post it again later, under the same id",
+        hint="post it again later, under the same id; the event that the session waits for always has room",
         details={"waiting": waiting, "limit": limit},
     )
 

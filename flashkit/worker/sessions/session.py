@@ -349,7 +349,7 @@ class Session(Generic[StateT]):
 
     async def _take_event(self, ask: Ask, event: str) -> Record | None:
         """Write down that the event came, if it did; also one that came while this turn was at work."""
-        self._events.extend(await self._turn.take_messages())
+        self._events.extend(await self._turn.take_messages(unread=len(self._events)))
         arrived = next((answer for answer in self._events if answer.key == event), None)
         if arrived is None:
             return None
@@ -364,10 +364,11 @@ class Session(Generic[StateT]):
             # Written down, so that an event that comes after all does not change which way the handler went.
             return await self._turn.write_result(ask, b"null", extra={"timed_out": True})
         if since_ms is None:
-            await self._turn.write(Kind.INTENT, ask, started_ms=round(time.time() * 1000))
+            since_ms = round(time.time() * 1000)
+            await self._turn.write(Kind.INTENT, ask, started_ms=since_ms)
             if record := await self._take_event(ask, event):
                 return record
-        raise Suspend(event, timeout_s)
+        raise Suspend(event, timeout_s, since_ms=since_ms)
 
 
 class _Group:
@@ -391,7 +392,7 @@ class _Group:
             if any(not isinstance(error, Suspend) for error in self._failures()):
                 break  # a branch that waits for an event lets the others finish
         failures = self._failures()
-        leaving = [error for error in failures if isinstance(error, HandBack | Suspend)]
+        leaving = sorted((error for error in failures if isinstance(error, HandBack | Suspend)), key=_time_to_leave)
         for error in leaving or ([] if all_of_them else failures):
             raise error
 
@@ -407,6 +408,11 @@ class _Group:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+
+
+def _time_to_leave(error: HandBack | Suspend) -> float:
+    """Order what ends the handler: of several events that are waited for, the first whose time is over counts."""
+    return (error.due_ms or float("inf")) if isinstance(error, Suspend) else 0
 
 
 def _result_or_error(task: asyncio.Task[Any]) -> Any:

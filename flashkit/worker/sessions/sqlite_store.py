@@ -194,15 +194,17 @@ class SqliteStore:
         """Return sessions, the last changed first."""
         return self._heads(await self._run(self._tables.latest, limit, before_ms))
 
-    async def orphans(self, *, limit: int = 100) -> list[Head]:
-        """Return running sessions whose owner let the lease run out, the longest ago first."""
-        return self._heads(await self._run(self._tables.expired, limit))
+    async def due(self, *, limit: int = 100) -> list[Head]:
+        """Return sessions that would go on if a job came, the longest due first; see `Store.due`."""
+        return self._heads(await self._run(self._tables.due, limit))
 
     async def delete(self, session: str, *, force: bool = False) -> bool:
         """Remove a session and all its data; see `Store.delete`."""
         return await self._run(self._tables.delete, require_session_id(session), force=force)
 
-    async def post(self, session: str, message_id: str, body: bytes, *, retain_s: float = 7 * DAY_S) -> Posted:
+    async def post(
+        self, session: str, message_id: str, body: bytes, *, event: str = "", retain_s: float = 7 * DAY_S
+    ) -> Posted:
         """Put a message into the session's inbox, once per id; see `Store.post`."""
         require_size(f"message {message_id!r}", body, self.limits.message_bytes)
         sealed = self._packer.seal_message(require_session_id(session), message_id, body)
@@ -211,6 +213,7 @@ class SqliteStore:
             session,
             message_id,
             sealed,
+            event=event,
             incarnation=secrets.token_hex(8),
             retain_ms=round(retain_s * 1000),
         )

@@ -216,9 +216,10 @@ class Tables:
             "updated < ? ORDER BY updated DESC, created DESC", 2**62 if before_ms is None else before_ms, limit
         )
 
-    def expired(self, limit: int) -> list[Row]:
-        """Return heads of running sessions without a lease."""
-        return self._heads("status = 'running' AND until <= ? ORDER BY until", self._now(), limit)
+    def due(self, limit: int) -> list[Row]:
+        """Return heads of running sessions without a lease, and of waiting ones whose time is over."""
+        at = "CASE status WHEN 'running' THEN until WHEN 'waiting' THEN nullif(due, 0) END"
+        return self._heads(f"{at} <= ? ORDER BY {at}", self._now(), limit)
 
     def delete(self, session: str, *, force: bool) -> bool:
         """Remove a session; False when there is none."""
@@ -231,7 +232,9 @@ class Tables:
             self._remove(db, session)
             return True
 
-    def post(self, session: str, message_id: str, body: bytes, *, incarnation: str, retain_ms: int) -> tuple[Row, Row]:
+    def post(
+        self, session: str, message_id: str, body: bytes, *, event: str, incarnation: str, retain_ms: int
+    ) -> tuple[Row, Row]:
         """Return the message's entry among the answers (without a body if it is new), and the head."""
         with self._file.transaction() as db:
             now = self._now()
@@ -241,8 +244,9 @@ class Tables:
             ).fetchone()
             if known is not None and head is not None:
                 return {"position": known["position"], "body": known["body"], "is_new": False}, head
-            waiting = head["posted"] - head["inbox"] if head else 0
-            if waiting >= self._limits.inbox_messages:
+            waiting = head["posted"] - head["inbox"] + head["unread"] if head else 0
+            is_awaited = bool(event) and head is not None and head["awaits"] == event
+            if waiting >= self._limits.inbox_messages and not is_awaited:
                 raise inbox_full(session, waiting, self._limits.inbox_messages)
             if head is None:
                 self._begin(db, session, incarnation, now=now, retain_ms=retain_ms, status=Status.IDLE)
@@ -253,6 +257,8 @@ class Tables:
             db.execute("DELETE FROM answer WHERE ns = ? AND sid = ? AND position <= ?", (self._ns, session, oldest))
             expires = now + (head["keep"] if head else retain_ms)
             self._set(db, session, {"posted": position, "updated": now, "expires": expires})
+            if is_awaited:  # it is there: the next one counts as any other
+                self._set(db, session, {"awaits": ""})
             return {"position": position, "body": None, "is_new": True}, self._head(db, session) or {}
 
     def inbox(self, session: str) -> list[tuple[int, str, bytes]]:

@@ -79,7 +79,7 @@ class Limits:
     session_bytes: int = 32 << 20
     """Journal, snapshots and blobs of one session together, as stored."""
     inbox_messages: int = 32
-    """Messages that may wait."""
+    """Messages that may wait, together with the events that were taken in and that no turn has asked for."""
     journal_records: int = 1000
     """Records since the last snapshot that trimmed the journal."""
 
@@ -120,6 +120,12 @@ class Head:
     stored_bytes: int
     created_ms: int
     updated_ms: int
+    unread: int = 0
+    """Events that were taken in and that no turn has asked for yet."""
+    due_ms: int = 0
+    """Time of day at which whoever waits gives up; 0 where nobody waits, or for ever."""
+    is_due: bool = False
+    """It waits no longer, or its worker's lease is over in the middle of a turn: a job would let it go on."""
     damage: str = ""
     """What of all this makes no sense in the store, for people; else empty."""
 
@@ -193,6 +199,12 @@ class Change:
     """Message ids with the result that a repeated `post` of them is answered with."""
     info: bytes | None = None
     code: str | None = None
+    unread: int | None = None
+    """Events that were taken in and that no turn has asked for: they count as if they still waited."""
+    awaits: str | None = None
+    """The event that the session waits for: the next one of this name has room in any case. Empty for none."""
+    due_ms: int | None = None
+    """Time of day at which it waits no longer; 0 for never."""
     retain_s: float | None = None
     """From now on, seconds after its last change that the session is kept."""
     release: bool = False
@@ -395,8 +407,11 @@ class Store(Protocol):
         """Return sessions, the last changed first; `before_ms` is the last page's last `updated_ms`."""
         ...
 
-    async def orphans(self, *, limit: int = 100) -> list[Head]:
-        """Return running sessions whose owner let the lease run out, the longest ago first."""
+    async def due(self, *, limit: int = 100) -> list[Head]:
+        """Return sessions that would go on if a job came, the longest due first.
+
+        Those are running ones whose owner let the lease run out, and waiting ones whose time is over.
+        """
         ...
 
     async def delete(self, session: str, *, force: bool = False) -> bool:
@@ -407,8 +422,17 @@ class Store(Protocol):
         """
         ...
 
-    async def post(self, session: str, message_id: str, body: bytes, *, retain_s: float = 7 * DAY_S) -> Posted:
+    async def post(
+        self, session: str, message_id: str, body: bytes, *, event: str = "", retain_s: float = 7 * DAY_S
+    ) -> Posted:
         """Put a message into the session's inbox, once per id (of the last 64 and all that wait).
+
+        Args:
+            session: Its id; it begins if there is none.
+            message_id: The message's id.
+            body: The message.
+            event: The name of the event that it brings: one that the session waits for always has room.
+            retain_s: How long a new session is kept after its last change.
 
         Raises:
             InboxFull: Too many wait.
