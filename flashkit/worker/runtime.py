@@ -191,13 +191,14 @@ class Runtime:
         data, envelope = split_envelope(job.get("input"))
         invoke = partial(self._invoke, context=context, emit=emit, collected=collected)
         if self._sessions is not None:
-            wait_s = self.definition.spec.execution_timeout_ms / 1000 * _SHARE_OF_TIME_TO_WAIT
+            limit_s = self.definition.spec.execution_timeout_ms / 1000
             output = await self._sessions.run(
                 context.id,
                 data,
                 invoke,
                 emit=emit,
-                budget_s=wait_s,
+                budget_s=limit_s * _SHARE_OF_TIME_TO_WAIT,
+                limit_s=limit_s,
                 deadline_ms=envelope.deadline_ms,
                 retries=envelope.retries,
             )

@@ -24,6 +24,7 @@ from flashkit.client import Client
 from flashkit.errors import (
     FlashkitError,
     InputError,
+    JobTimedOut,
     OutcomeUnknown,
     PayloadTooLarge,
     RecordTooNew,
@@ -65,6 +66,8 @@ INLINE_ANSWER_BYTES: Final = 16 << 10
 """Larger answers are kept beside the snapshot, not in it."""
 KEPT_SNAPSHOTS: Final = 16
 """States after earlier turns that are kept along with their steps, for forks and comparisons."""
+_MOST_TIME_TO_END_S: Final = 10.0
+_SHARE_OF_TIME_TO_END: Final = 0.2
 BUSY_POLL_S: Final = (0.02, 0.5)
 _SNAPSHOT_FORMAT: Final = 1
 
@@ -212,6 +215,7 @@ class SessionRunner:
         *,
         emit: Emit,
         budget_s: float,
+        limit_s: float | None = None,
         deadline_ms: int | None = None,
         retries: int | None = None,
     ) -> bytes:
@@ -223,26 +227,29 @@ class SessionRunner:
             handle: Runs the handler with a session and its input, and encodes what it returns.
             emit: Sends a partial output.
             budget_s: Seconds to wait for a session that another worker has.
+            limit_s: Seconds after which the platform ends the job; a turn that runs is stopped a little before.
             deadline_ms: Time of day until which the session that made the job waits for it.
             retries: How often the turn's calls may be made again, all together; None leaves it to each of them.
 
         Raises:
             SessionError: The session cannot be used, or the journal does not fit the code.
+            JobTimedOut: The turn was stopped; another job goes on with it.
             HandBack: The worker leaves; the job is to be run again elsewhere.
         """
+        ends_at = None if limit_s is None else asyncio.get_running_loop().time() + limit_s - _time_to_end(limit_s)
         request = Request.from_job(job_id, data, Allowance(deadline_ms, retries))
         if deadline_ms is not None:
             budget_s = min(budget_s, deadline_ms / 1000 - time.time())
         if request.event is not None:
             await self._post_event(request)
         opened = await self.open(request, emit=emit, budget_s=budget_s)
-        output = await self._answer(opened, handle)
+        output = await self._answer(opened, handle, ends_at)
         while opened.has_mail:
             try:
                 opened = await self.open(request, emit=emit, budget_s=0.0)
             except (SessionBusy, SessionFenced, InputError):
                 return output  # whoever has taken the session meanwhile takes its messages too
-            output = await self._answer(opened, handle)
+            output = await self._answer(opened, handle, ends_at)
         return output
 
     async def open(self, request: Request, *, emit: Emit, budget_s: float) -> Opened:
@@ -278,9 +285,9 @@ class SessionRunner:
         except FlashkitError as store_error:
             log.warning("session %s: that it is damaged could not be written down: %s", lease.session, store_error)
 
-    async def _answer(self, opened: Opened, handle: Handle) -> bytes:
+    async def _answer(self, opened: Opened, handle: Handle, ends_at: float | None) -> bytes:
         if opened.answer is None:
-            return await self._run_turn(opened, handle)
+            return await self._run_turn(opened, handle, ends_at)
         await self.abandon(opened)
         return opened.answer
 
@@ -447,10 +454,11 @@ class SessionRunner:
         history = History.from_json(saved.history)
         return Session(opened.turn, caller, state=state, history=history, events=opened.events)
 
-    async def _run_turn(self, opened: Opened, handle: Handle) -> bytes:
+    async def _run_turn(self, opened: Opened, handle: Handle, ends_at: float | None) -> bytes:
         turn, session = opened.turn, opened.session
         assert turn is not None  # noqa: S101 - there is no answer yet
         assert session is not None  # noqa: S101
+        turn.guard = asyncio.timeout_at(ends_at)
         try:
             return await self._run_handler(opened, turn, session, handle)
         except BaseException as exc:
@@ -462,7 +470,7 @@ class SessionRunner:
 
     async def _run_handler(self, opened: Opened, turn: Turn, session: Session[Any], handle: Handle) -> bytes:
         try:
-            output = await _handle(handle, session, opened.data, turn)
+            output = await _in_time(turn, _handle(handle, session, opened.data, turn))
             await self._finish(opened, turn, session, output)
         except Suspend as exc:
             output = await self._suspend(turn, exc)
@@ -565,6 +573,29 @@ class _Witness:
             self._seen, self._since = busy.heartbeat, time.monotonic()
         stood_still = time.monotonic() - self._since > 2 * busy.ttl_s
         self.heartbeat = busy.heartbeat if at_once or stood_still else None
+
+
+def _time_to_end(limit_s: float) -> float:
+    """Return how many seconds before the platform ends a job its turn is stopped, to write that down and answer."""
+    return min(_MOST_TIME_TO_END_S, limit_s * _SHARE_OF_TIME_TO_END)
+
+
+async def _in_time(turn: Turn, work: Awaitable[bytes]) -> bytes:
+    """Await the handler; cancel it when its time is over. A function in a thread runs on, without being waited for."""
+    try:
+        async with turn.guard:
+            return await work
+    except TimeoutError as exc:
+        if not turn.guard.expired():
+            raise
+        done = sum(step.result is not None for step in turn.memo.steps.values())
+        raise JobTimedOut(
+            f"turn {turn.number} of session {turn.session!r} was stopped before its job's execution timeout; "
+            f"{done} completed steps are kept",
+            hint=f"let it go on from there: flashkit sessions resume {turn.session}; for longer turns, raise "
+            "execution_timeout_ms of the endpoint",
+            details={"session_id": turn.session, "completed_steps": done},
+        ) from exc
 
 
 def _undo_of(lease: Lease) -> Change | None:

@@ -185,6 +185,8 @@ class Turn:
         self.budget = budget
         self.code = code
         self.is_leaving = False
+        self.guard = asyncio.timeout(None)
+        """Cancels the handler a little before the platform would end its job."""
         self.ended_by: Exception | None = None
         """What ended the turn, whatever the handler does with it."""
         self._uses: Counter[str] = Counter()
@@ -207,8 +209,8 @@ class Turn:
 
     @property
     def goes_on_elsewhere(self) -> bool:
-        """True when another worker has the session or will have it, and waits for the same jobs."""
-        return self.is_leaving or self.writer.broken is not None
+        """True when another worker has the session or will have it, or another job, and waits for the same jobs."""
+        return self.is_leaving or self.writer.broken is not None or self.guard.expired()
 
     def ask(self, name: str, arguments: Any) -> Ask:
         """Register that the code asks for a step, and return where it stands.
@@ -311,6 +313,8 @@ class Turn:
         """End the handler here if its worker has to go."""
         if self.writer.broken is not None:
             raise self.writer.broken
+        if self.guard.expired():  # the handler did not let itself be cancelled
+            raise asyncio.CancelledError
         if self.is_leaving:
             raise HandBack
 
