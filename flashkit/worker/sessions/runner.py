@@ -359,7 +359,7 @@ class SessionRunner:
         writer = Writer(self._store, lease, on_lost=task.cancel if task else lambda: None)
         try:
             opened.turn = await self._open_turn(opened, writer, image)
-            opened.events += await opened.turn.take_messages()
+            opened.events += await opened.turn.take_messages(unread=len(opened.events))
             opened.session = self._make_session(opened, emit)
             if lease.head.reason and writer.lease.seq == lease.seq:  # what it waited for, or failed of, is over
                 await writer.append(change=Change(status=Status.RUNNING, reason=""))
@@ -439,7 +439,7 @@ class SessionRunner:
     async def _post_event(self, request: Request) -> None:
         event = request.event or {}
         body = encode_json({"name": event["name"], "value": event.get("value")})
-        await self._store.post(request.session_id, str(request.message_id), body)
+        await self._store.post(request.session_id, str(request.message_id), body, event=event["name"])
 
     def _make_session(self, opened: Opened, emit: Emit) -> Session[Any]:
         assert opened.turn is not None  # noqa: S101 - _rebuild has just made it
@@ -473,7 +473,7 @@ class SessionRunner:
             output = await _in_time(turn, _handle(handle, session, opened.data, turn))
             await self._finish(opened, turn, session, output)
         except Suspend as exc:
-            output = await self._suspend(turn, exc)
+            output = await self._suspend(turn, exc, unread=len(session.unread_events))
             opened.has_mail = turn.writer.lease.pending > 0
             return output
         except HandBack:
@@ -506,7 +506,7 @@ class SessionRunner:
             "state_version": state_version(self._model) if self._model else 1,
             "history": session.history.to_json(),
             "results": [*opened.saved.results, result][-KEPT_RESULTS:],
-            "events": [{"name": event.key, "value": parse_json(event.output)} for event in session.unread_events],
+            "events": [await self._kept_event(turn, event) for event in session.unread_events],
             "given_up": [*opened.saved.given_up, *opened.given_up][-KEPT_RESULTS:],
         }
         snapshot = Snapshot(encode_json(saved), turn=turn.number)
@@ -515,22 +515,36 @@ class SessionRunner:
         change = Change(
             snapshot=snapshot,
             trim=not keeps_steps,
-            blobs=frozenset(each["blob"] for each in used if "blob" in each),
+            blobs=frozenset(each["blob"] for each in (*used, *saved["events"]) if "blob" in each),
             history=KEPT_SNAPSHOTS if self._settings.keep_journals else 0,
             status=Status.IDLE,
             reason="",
+            unread=len(session.unread_events),
+            awaits="",
             release=True,
         )
         await turn.writer.close(*(turn.take_unwritten() if keeps_steps else ()), change=change)
+
+    async def _kept_event(self, turn: Turn, event: Record) -> dict[str, Any]:
+        """Return an event that nobody asked for, as it goes into the snapshot."""
+        if event.blob is None and len(event.output) <= INLINE_ANSWER_BYTES:
+            return {"name": event.key, "value": parse_json(event.output)}
+        return {"name": event.key, "blob": event.blob or await self._store.put_blob(turn.session, event.output)}
 
     async def _stored_answer(self, session: str, result: dict[str, Any]) -> bytes:
         if "blob" in result:
             return await self._store.get_blob(session, result["blob"])
         return encode_json(result["output"])
 
-    async def _suspend(self, turn: Turn, exc: Suspend) -> bytes:
-        reason = f"waits for event {exc.event!r}"
-        change = Change(status=Status.WAITING, reason=reason, release=True)
+    async def _suspend(self, turn: Turn, exc: Suspend, *, unread: int) -> bytes:
+        change = Change(
+            status=Status.WAITING,
+            reason=f"waits for event {exc.event!r}",
+            unread=unread,
+            awaits=exc.event,
+            due_ms=exc.due_ms,
+            release=True,
+        )
         await turn.writer.close(*turn.take_unwritten(), change=change)
         return encode_json(
             {"status": "waiting", "session_id": turn.session, "event": exc.event, "timeout": exc.timeout_s}
@@ -611,7 +625,10 @@ def _reason_of(exc: BaseException) -> str:
 
 def _left_events(saved: _Saved, tail: Sequence[Record]) -> list[Record]:
     """Return the events that no completed `wait_for` has taken, oldest first; also those of turns given up."""
-    left = [Record(Kind.ANSWER, event["name"], encode_json(event["value"])) for event in saved.events]
+    left = [
+        Record(Kind.ANSWER, event["name"], encode_json(event.get("value")), blob=event.get("blob"))
+        for event in saved.events
+    ]
     left += [record for record in tail if record.kind is Kind.ANSWER and not is_fork_marker(record)]
     taken = [str(record.extra["event"]) for record in tail if record.kind is Kind.RESULT and "event" in record.extra]
     for name in taken:

@@ -64,10 +64,12 @@ class Fate(StrEnum):
 class Suspend(BaseException):
     """Ends a handler because its session waits for an event, without holding a worker."""
 
-    def __init__(self, event: str, timeout_s: float | None) -> None:
+    def __init__(self, event: str, timeout_s: float | None, *, since_ms: int) -> None:
         super().__init__(event)
         self.event = event
         self.timeout_s = timeout_s
+        self.due_ms = 0 if timeout_s is None else since_ms + round(timeout_s * 1000) + 1
+        """Time of day at which the waiting is over; 0 for never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,8 +360,12 @@ class Turn:
                 records.append(Record(Kind.ERROR, key, code=self.code, extra=extra))
         return records
 
-    async def take_messages(self) -> list[Record]:
-        """Move the inbox into the journal, so that each event is seen once, and return what was there."""
+    async def take_messages(self, *, unread: int) -> list[Record]:
+        """Move the inbox into the journal, so that each event is seen once, and return what was there.
+
+        Args:
+            unread: How many events were taken in before that no `wait_for` has asked for.
+        """
         async with self._taking:
             if not self.writer.lease.pending:
                 return []
@@ -370,7 +376,8 @@ class Turn:
                 output, extra = encode_json(body["value"]), {"message": message.id}
                 records.append(Record(Kind.ANSWER, body["name"], output, code=self.code, extra=extra))
             if records:
-                change = Change(consumed=messages[-1].position, status=Status.RUNNING, reason="")
+                consumed, unread = messages[-1].position, unread + len(records)
+                change = Change(consumed=consumed, status=Status.RUNNING, reason="", unread=unread)
                 await self.writer.append(*records, change=change)
                 for record in records:
                     self.memo.add(record)
