@@ -35,6 +35,8 @@ async def tool(key: str, seconds: float = 0.0, fails: str = "") -> dict[str, Any
     except asyncio.CancelledError:
         note("cancelled", key)
         raise
+    if fails == "die-late":
+        os._exit(9)
     note("done", key)
     return {"key": key, "job": current_job().id}
 
