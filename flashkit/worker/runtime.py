@@ -176,7 +176,7 @@ class Runtime:
         if spec.kind is Kind.ORCHESTRATOR:
             from flashkit.worker.sessions import SessionRunner
 
-            self._sessions = SessionRunner(self.settings, self.definition)
+            self._sessions = SessionRunner(self.settings, self.definition, self.contract)
             await self._sessions.start()
         if self.definition.is_class:
             self._instance = await self._in_thread(self.definition.target)

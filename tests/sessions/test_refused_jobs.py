@@ -4,9 +4,11 @@ import asyncio
 import base64
 import os
 import sqlite3
+from typing import ClassVar
 
 import pytest
 import redis.asyncio as aioredis
+from pydantic import BaseModel
 
 from flashkit import Session
 from flashkit.errors import RecordCorrupt
@@ -76,6 +78,47 @@ async def test_an_event_for_no_turn_leaves_the_session_at_rest(lab):
         assert (await worker.error("j2", session_id="s", event=None)).code == "input_invalid"
     assert await as_seen(lab) == before
     assert before[:3] == (Status.IDLE, "", False)
+
+
+@pytest.mark.parametrize("wrong", [{"citty": "Oslo"}, {"city": ["Oslo"]}, {"city": "Oslo", "size": "big"}])
+async def test_input_that_does_not_fit_leaves_a_waiting_turn_waiting(lab, wrong):
+    async def travel(session: Session[None], city: str, size: int = 0) -> str:
+        return f"{city} {await session.wait_for('approval')}"
+
+    worker = await lab.worker(travel)
+    await worker.answer("j1", session_id="s", city="Rome")
+    before = await as_seen(lab)
+    assert before[0] is Status.WAITING
+    for job in ("j2", "j2", "j3"):
+        error = await worker.error(job, session_id="s", **wrong)
+        assert (error.code, "endpoint 'travel'" in error.message) == ("input_invalid", True)
+    assert await as_seen(lab) == before
+    assert await worker.answer("j4", session_id="s", event={"name": "approval", "value": 1}) == "Rome 1"
+    assert (await worker.error("j5", session_id="s", **wrong)).code == "input_invalid"
+    assert (await as_seen(lab))[:3] == (Status.IDLE, "", False)
+
+
+async def test_code_for_another_state_leaves_a_waiting_turn_waiting(lab):
+    class Old(BaseModel):
+        state_version: ClassVar[int] = 2
+
+    class New(Old):
+        state_version: ClassVar[int] = 3
+
+    async def old(session: Session[Old], q: str) -> str:
+        return f"{q} {await session.wait_for('yes')}"
+
+    async def new(session: Session[New], q: str) -> str:
+        return "not reached"
+
+    workers = await lab.worker(old, "w1"), await lab.worker(new, "w2")
+    await workers[0].answer("j1", session_id="s", q="a")
+    await workers[0].answer("j2", session_id="s", event={"name": "yes", "value": 1})
+    await workers[0].answer("j3", session_id="s", q="b")
+    before = await as_seen(lab)
+    assert "there is no way to 3" in (await workers[1].error("j4", session_id="s", q="c")).message
+    assert await as_seen(lab) == before
+    assert await workers[0].answer("j5", session_id="s", event={"name": "yes", "value": 2}) == "b 2"
 
 
 async def test_a_job_that_was_answered_before_leaves_the_session_at_rest(lab):

@@ -31,7 +31,7 @@ from flashkit.errors import (
     SessionBusy,
     SessionFenced,
 )
-from flashkit.handler import Definition, encode_json, parse_json
+from flashkit.handler import Contract, Definition, encode_json, parse_json
 from flashkit.settings import DEFAULT_WORKER_ID, Settings
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget
@@ -174,12 +174,13 @@ class Opened:
 class SessionRunner:
     """Runs the turns of one endpoint's sessions in this worker."""
 
-    def __init__(self, settings: Settings, definition: Definition) -> None:
+    def __init__(self, settings: Settings, definition: Definition, contract: Contract) -> None:
         self._settings = settings
         self._owner = owner_name(settings)
         self._store: Store = open_settings_store(settings)
         self._client = Client(settings)
         self._endpoint = definition.spec.name
+        self._contract = contract
         self._model = declared_model(definition.function)
         self._code = code_version(definition.function)
         self._turns: set[Turn] = set()
@@ -348,6 +349,7 @@ class SessionRunner:
             if result is not None:
                 return Opened(request, lease, saved, answer=await self._stored_answer(lease.session, result))
             _require_not_given_up(request, saved.given_up)
+            state = self._read_state(saved)
         except BaseException as exc:
             if is_surely_damage(exc, lease.session):
                 await self._block(lease, exc)
@@ -360,7 +362,7 @@ class SessionRunner:
         try:
             opened.turn = await self._open_turn(opened, writer, image)
             opened.events += await opened.turn.take_messages(unread=len(opened.events))
-            opened.session = self._make_session(opened, emit)
+            opened.session = self._make_session(opened, state, emit)
             if lease.head.reason and writer.lease.seq == lease.seq:  # what it waited for, or failed of, is over
                 await writer.append(change=Change(status=Status.RUNNING, reason=""))
         except BaseException as exc:
@@ -422,6 +424,7 @@ class SessionRunner:
                 f"session {request.session_id!r} has no turn under way that could go on",
                 hint="send the handler's input together with session_id",
             )
+        self._contract.parse_input(request.data)  # before it takes the place of a turn that waits
         last = int(current.key.partition(":")[2]) if current else image.snapshot.turn if image and image.snapshot else 0
         record = Record(
             Kind.TURN,
@@ -441,17 +444,19 @@ class SessionRunner:
         body = encode_json({"name": event["name"], "value": event.get("value")})
         await self._store.post(request.session_id, str(request.message_id), body, event=event["name"])
 
-    def _make_session(self, opened: Opened, emit: Emit) -> Session[Any]:
+    def _read_state(self, saved: _Saved) -> Any:
+        if self._model is None:
+            return None
+        if saved.state is None:
+            return new_state(self._model)
+        return read_state(self._model, saved.state, saved.state_version)
+
+    def _make_session(self, opened: Opened, state: Any, emit: Emit) -> Session[Any]:
         assert opened.turn is not None  # noqa: S101 - _rebuild has just made it
-        saved = opened.saved
-        state = None
-        if self._model is not None:
-            stored = saved.state is not None
-            state = read_state(self._model, saved.state, saved.state_version) if stored else new_state(self._model)
         allowance = _left_of(opened.request.allowance, opened.turn.memo)
         namespace = self._settings.state_namespace
         caller = Caller(self._client, namespace=namespace, emit=emit, allowance=allowance)
-        history = History.from_json(saved.history)
+        history = History.from_json(opened.saved.history)
         return Session(opened.turn, caller, state=state, history=history, events=opened.events)
 
     async def _run_turn(self, opened: Opened, handle: Handle, ends_at: float | None) -> bytes:
