@@ -308,6 +308,47 @@ async def test_however_often_it_is_compacted_it_fits_and_calls_stay_with_their_o
 # ------------------------------------------------------------------ inside of steps
 
 
+class Trips(BaseModel):
+    booked: list[str] = []
+    limit: int = 0
+
+
+@pytest.mark.parametrize("place", ["step", "handler", "nowhere"])
+async def test_a_step_that_changes_the_state_is_named_in_the_log(lab, caplog, place):
+    async def agent(session: Session[Trips], q: str) -> list[str]:
+        def book() -> str:
+            if place == "step":
+                session.state.booked.append("Oslo")
+            return f"Oslo below {session.state.limit}"
+
+        session.state.limit = 400
+        booked = await session.step("book", book)
+        if place == "handler":
+            session.state.booked.append(booked)
+        return session.state.booked
+
+    await (await lab.worker(agent)).answer("j1", session_id="s", q="a")
+    warnings = [record.getMessage() for record in caplog.records if "the state changed" in record.getMessage()]
+    assert len(warnings) == (place == "step")
+    assert all("function of step 'book'" in warning for warning in warnings)
+
+
+async def test_the_state_is_set_in_the_handler_and_not_in_a_step(lab):
+    async def agent(session: Session[Trips], q: str) -> int:
+        def change() -> None:
+            session.state = Trips()
+
+        session.state = Trips(limit=7)
+        if q == "step":
+            await session.effect("change", change)
+        return session.state.limit
+
+    worker = await lab.worker(agent)
+    assert await worker.answer("j1", session_id="s", q="handler") == 7
+    error = await worker.error("j2", session_id="s", q="step")
+    assert "session.state was set in the function of step 'change'" in error.message
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("method", ["add", "clear", "compact"])
 async def test_the_function_of_a_step_cannot_change_what_a_resumption_would_lose(lab, is_async, method):

@@ -7,11 +7,16 @@ session (its history, its state) must not change there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
+
+from flashkit.handler import encode_json
+
+log = logging.getLogger(__name__)
 
 _scope: Final[ContextVar[StepScope | None]] = ContextVar("flashkit_step_scope", default=None)
 
@@ -23,14 +28,29 @@ class StepScope:
     key: str
     tokens: int = 0
     cost_usd: float = 0.0
-    state: bytes | None = None
-    """The session's state when the function first looked at it."""
+    _watched: tuple[Any, bytes] | None = None
+    """The session's state, and what it was when the function first looked at it."""
 
     @property
     def spent(self) -> dict[str, Any]:
         """What the record keeps of this."""
         used = {"tokens": self.tokens, "cost_usd": self.cost_usd}
         return {"spent": used} if any(used.values()) else {}
+
+    def watch(self, state: Any) -> None:
+        """Take note that the function looks at the session's state."""
+        if self._watched is None:
+            self._watched = state, encode_json(state)
+
+    def warn_of_changes(self, session: str) -> None:
+        """Warn if the state has changed since; only now, as a function that looks may change it afterwards."""
+        if self._watched is not None and encode_json(self._watched[0]) != self._watched[1]:
+            log.warning(
+                "session %s: the state changed while the function of step %r ran; what that function changes is lost "
+                "when the session is resumed: return it from the step, and change the state in the handler",
+                session,
+                self.key,
+            )
 
 
 def running_step() -> StepScope | None:

@@ -22,6 +22,7 @@ from flashkit.worker.sessions.budget import Ceilings
 from flashkit.worker.sessions.calls import Caller
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record
+from flashkit.worker.sessions.scope import running_step
 from flashkit.worker.sessions.store import Durability
 from flashkit.worker.sessions.turn import Ask, Suspend, Turn, encode_value, in_branch
 
@@ -53,10 +54,9 @@ class Session(Generic[StateT]):
     """
 
     def __init__(self, turn: Turn, caller: Caller, *, state: Any, history: History, events: list[Record]) -> None:
-        self.state: StateT = state
-        """The model that the handler's annotation names; saved at the end of each turn."""
+        self._state: StateT = state
         self.history = history
-        """The conversation; saved at the end of each turn."""
+        """The conversation; saved at the end of each turn. It changes in the handler, not in the function of a step."""
         self._turn = turn
         self._caller = caller
         self._events = events
@@ -68,6 +68,27 @@ class Session(Generic[StateT]):
     def id(self) -> str:
         """The session's id."""
         return self._turn.session
+
+    @property
+    def state(self) -> StateT:
+        """The model that the handler's annotation names; saved at the end of each turn.
+
+        It changes in the handler: what a step's function changes is lost when the session is resumed, as the
+        function does not run again. A warning in the log names the step.
+        """
+        if step := running_step():
+            step.watch(self._state)
+        return self._state
+
+    @state.setter
+    def state(self, state: StateT) -> None:
+        if step := running_step():
+            raise SessionError(
+                f"session.state was set in the function of step {step.key!r}, which does not run again when the "
+                "session is resumed: the change would be lost",
+                hint="return the value from the step, and set the state in the handler",
+            )
+        self._state = state
 
     @property
     def turn(self) -> int:

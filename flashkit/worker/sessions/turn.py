@@ -290,6 +290,7 @@ class Turn:
             with enter_step(ask.key) as scope:
                 try:
                     output, took = encode(await run()), time.monotonic() - started
+                    scope.warn_of_changes(self.session)
                     record = await self.write_result(
                         ask, output, started_ms=started_ms, seconds=took, extra=scope.spent
                     )
