@@ -51,6 +51,8 @@ async def open_dev_store(folder: Path, state_dir: Path, *, named: str | None) ->
     namespace = settings.state_namespace
     if url := named or (settings.state_url if settings.is_state_shared else None):
         url = with_absolute_path(url, folder)
+        from flashkit.worker.sessions.store import without_password
+
         report = await _check(url, namespace)
         yield DevStore(url, namespace, f"{report.server} at {without_password(url)}", report.warnings)
     elif server := _find_server(state_dir / "redis"):
@@ -66,13 +68,6 @@ def with_absolute_path(url: str, folder: Path) -> str:
     """Return the URL so that workers, which run in the folders of their apps, find the same file."""
     path = Path(url.removeprefix(SQLITE))
     return f"{SQLITE}{folder / path}" if url.startswith(SQLITE) and not path.is_absolute() else url
-
-
-def without_password(url: str) -> str:
-    """Return a store's URL as it may be shown."""
-    scheme, separator, rest = url.partition("://")
-    address, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{address.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
 
 
 def _find_server(folder: Path) -> EmbeddedServer | None:

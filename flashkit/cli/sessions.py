@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flashkit.cli.commands import Group
-from flashkit.cli.dev_store import without_password
 from flashkit.cli.run import normalise_url, parse_json, run_job, write_for_people, write_json_line
 from flashkit.errors import InputError
 from flashkit.settings import Settings
@@ -58,6 +57,8 @@ def list_command(*, limit: int, is_raw: bool, store_url: str | None) -> None:
     if is_raw:
         write_json_line(found)
     elif not found:
+        from flashkit.worker.sessions.store import without_password
+
         shown = without_password(store_url or Settings.from_environment().state_url)
         click.echo(f"there are no sessions in {shown}; a store of `flashkit dev` is found while that runs")
     else:

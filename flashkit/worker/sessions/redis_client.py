@@ -18,11 +18,13 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from flashkit.errors import ConfigurationError, FlashkitError, StoreFull, StoreMisconfigured, StoreUnavailable
+from flashkit.worker.sessions.store import without_password
 
 try:
     import redis.asyncio as aioredis
     import redis.exceptions
     from redis.asyncio.cluster import ClusterNode, RedisCluster
+    from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
     from redis.asyncio.sentinel import Sentinel
     from redis.backoff import NoBackoff
@@ -60,6 +62,19 @@ _PASSING: Final = (
 """Outages and failovers: worth another attempt."""
 _PASSING_WORDS: Final = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED")
 
+_TLS_HINTS: Final = (
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "name who signed its certificate with ?ssl_ca_certs=/path/to/ca.pem, and the host as the certificate does",
+    ),
+    ("WRONG_VERSION_NUMBER", "no TLS is spoken on this port: write redis:// instead of rediss://, or use its TLS port"),
+    ("CERTIFICATE_REQUIRED", "give a certificate of yours: ?ssl_certfile=/path/to/cert.pem&ssl_keyfile=/path/to/key"),
+    ("[SSL", "check the server's TLS and the ssl_ options of the URL"),
+)
+"""What to do about errors of TLS, by their words; no later attempt heals one."""
+_SSL_FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_SENTINEL_LOGIN: Final = ("sentinel_username", "sentinel_password")
+
 
 class NotDurable(Exception):
     """The server applied a write, but did not confirm in time that it is on disk or on a replica."""
@@ -86,7 +101,7 @@ class RedisClient:
     """One server, Sentinel group or Cluster; nothing is connected before the first call."""
 
     def __init__(self, url: str, *, budget_s: float) -> None:
-        self.shown_url = _without_password(url)
+        self.shown_url = without_password(url)
         self.budget_s = budget_s
         attempt_s = min(ATTEMPT_S, budget_s / 4)
         self.confirm_ms = round(800 * attempt_s)
@@ -180,6 +195,8 @@ class RedisClient:
     def _raise_lasting(self, exc: Exception) -> None:
         """Raise our error for what another attempt cannot heal; return for what it may."""
         text = str(exc)
+        if (tls := next((hint for words, hint in _TLS_HINTS if words in text), None)) is not None:
+            raise self._misconfigured(f"cannot be spoken to by TLS: {text}", tls) from exc
         is_login = isinstance(exc, (redis_errors.AuthenticationError, redis_errors.AuthorizationError))
         if is_login or "NOAUTH" in text or "unauthenticated" in text:
             raise self._refused(exc, "check user and password in the URL") from exc
@@ -195,7 +212,10 @@ class RedisClient:
         raise self._refused(exc, "is this a Redis >= 6.2 or a Valkey that nobody else writes fk1:* keys to?") from exc
 
     def _refused(self, exc: Exception, hint: str) -> FlashkitError:
-        return StoreMisconfigured(f"the sessions' store at {self.shown_url} refused a command: {exc}", hint=hint)
+        return self._misconfigured(f"refused a command: {exc}", hint)
+
+    def _misconfigured(self, what: str, hint: str) -> FlashkitError:
+        return StoreMisconfigured(f"the sessions' store at {self.shown_url} {what}", hint=hint)
 
     def _unavailable(self, last: Exception | None) -> StoreUnavailable:
         return StoreUnavailable(
@@ -222,10 +242,12 @@ def _connect(url: str, shown_url: str, *, attempt_s: float, is_lane: bool = Fals
     }
     try:
         base, kind = _split_scheme(scheme)
+        _require_escaped_login(base, rest)
+        given = _read_query(base, kind, rest)
         if kind == "cluster":
-            return _connect_cluster(rest, options, is_tls=base == "rediss")
+            return _connect_cluster(rest, {**options, **given, "ssl": base == "rediss"})
         if kind == "sentinel":
-            return _connect_sentinel(rest, options, is_tls=base == "rediss")
+            return _connect_sentinel(rest, options, given, is_tls=base == "rediss")
         pool = aioredis.BlockingConnectionPool.from_url(
             f"{base}://{rest}", max_connections=_MOST_CONNECTIONS, timeout=attempt_s, **options
         )
@@ -246,32 +268,59 @@ def _split_scheme(scheme: str) -> tuple[str, str]:
     return base, kind
 
 
-def _connect_cluster(rest: str, options: dict[str, Any], *, is_tls: bool) -> RedisCluster:
+def _require_escaped_login(base: str, rest: str) -> None:
+    """Refuse a login that would be read as a part of the address, before an error shows it as that."""
+    if base != "unix" and set("/?#@") & set(rest.rpartition("@")[0]):
+        raise ValueError("in user and password, write / ? # @ as %2F %3F %23 %40")
+
+
+def _read_query(base: str, kind: str, rest: str) -> dict[str, Any]:
+    """Return the options behind the question mark, where they are ours to hand on; refuse what would be lost."""
+    _, _, query = rest.partition("?")
+    # redis-py reads a URL with one host; it knows the types of its options.
+    given: dict[str, Any] = dict(parse_url(f"{base}://localhost/?{query}"))
+    for name in ("connection_class", "host", "path"):
+        given.pop(name, None)
+    for name in _SSL_FILES:
+        if name in given and not Path(given[name]).exists():
+            raise ValueError(f"{name} names {given[name]!r}, which does not exist")
+    for name in given:
+        is_known = name.startswith("ssl_") or (kind == "sentinel" and name in _SENTINEL_LOGIN)
+        if kind and not is_known:
+            raise ValueError(f"{name} is not an option of {base}+{kind}://")
+        if kind and name.startswith("ssl_") and base != "rediss":
+            raise ValueError(f"{name} needs rediss+{kind}://")
+    return given
+
+
+def _connect_cluster(rest: str, options: dict[str, Any]) -> RedisCluster:
     login, hosts, _ = _split_address(rest)
-    options = {**options, **login, "ssl": is_tls}
+    options = {**options, **login}
     nodes = [ClusterNode(host, port or 6379) for host, port in hosts]
     options.pop("retry")  # the cluster client follows redirections by it
     # Slots that moved are learnt one by one: else the client closes all connections now and then, also those in use.
     return RedisCluster(startup_nodes=nodes, reinitialize_steps=0, **options)
 
 
-def _connect_sentinel(rest: str, options: dict[str, Any], *, is_tls: bool) -> Any:
+def _connect_sentinel(rest: str, options: dict[str, Any], given: dict[str, Any], *, is_tls: bool) -> Any:
+    """Return a client that asks Sentinels for the primary; their own login is in `sentinel_password` of the query."""
+    own = {name: given.pop(f"sentinel_{name}") for name in ("username", "password") if f"sentinel_{name}" in given}
     login, hosts, path = _split_address(rest)
     service, _, database = path.partition("/")
     if not service:
         raise ValueError("the name of the service is missing after the hosts")
     addresses = [(host, port or _DEFAULT_SENTINEL_PORT) for host, port in hosts]
-    tls = {"ssl": True} if is_tls else {}
+    tls = {**given, "ssl": True} if is_tls else {}
     sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no annotations here
-        addresses, sentinel_kwargs={**options, **tls}, **login, **options, **tls
+        addresses, sentinel_kwargs={**options, **tls, **own}, **login, **options, **tls
     )
     return sentinel.master_for(service, db=int(database or 0))
 
 
 def _split_address(rest: str) -> tuple[dict[str, str], list[tuple[str, int | None]], str]:
     """Return login, hosts with ports, and path of `user:password@host:1,host:2/path`."""
-    netloc, _, path = rest.partition("/")
-    credentials, _, names = netloc.rpartition("@")
+    credentials, _, address = rest.partition("?")[0].rpartition("@")
+    names, _, path = address.partition("/")
     user, _, password = credentials.partition(":")
     pairs = {"username": unquote(user), "password": unquote(password)}
     hosts = []
@@ -280,10 +329,4 @@ def _split_address(rest: str) -> tuple[dict[str, str], list[tuple[str, int | Non
         if not parts.hostname:
             raise ValueError(f"{names!r} names no host")
         hosts.append((parts.hostname, parts.port))
-    return {key: value for key, value in pairs.items() if value}, hosts, path.partition("?")[0]
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    address, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{address.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+    return {key: value for key, value in pairs.items() if value}, hosts, path

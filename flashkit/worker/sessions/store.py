@@ -511,9 +511,24 @@ def open_store(
 
         return open_redis_store(url, namespace=namespace, keyring=keyring, limits=limits, budget_s=budget_s)
     raise ConfigurationError(
-        f"{url!r} is not a store for sessions",
+        f"{without_password(url)!r} is not a store for sessions",
         hint="write it as sqlite:///path/to/file.db, redis://host:6379/0, rediss://… or unix:///path/to/socket",
     )
+
+
+def without_password(url: str) -> str:
+    """Return a store's URL as it may be shown, also one that is written wrongly.
+
+    What stands before the last @ goes, and what stands behind a question mark: either may be secret.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, separator, rest = "", "", url
+    address, _, query = rest.partition("?")
+    shown = address.rpartition("@")[2]
+    if "@" in query:  # an unescaped ? in the password
+        shown = query.rpartition("@")[2].partition("?")[0]
+    return f"{scheme}{separator}{shown}"
 
 
 def open_settings_store(settings: Settings, *, url: str | None = None, budget_s: float = 30.0) -> Store:
