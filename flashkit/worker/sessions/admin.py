@@ -18,6 +18,7 @@ from flashkit.settings import Settings
 from flashkit.worker.sessions.comparing import Difference, compare
 from flashkit.worker.sessions.forking import KEEPING_HINT, UNCHANGED, ForkPoint, plan_copy, turn_under_way, write_copy
 from flashkit.worker.sessions.records import Kind, Record
+from flashkit.worker.sessions.redaction import HIDDEN, hide_in_value, is_secret_path
 from flashkit.worker.sessions.salvage import RewindPoint, Salvage
 from flashkit.worker.sessions.store import Busy, Change, Image, Lease, Raw, Status, Store, open_settings_store
 from flashkit.worker.sessions.timeline import SessionView, StepState, Summary, TurnView, view_session
@@ -287,7 +288,7 @@ async def state_after(store: Store, session: str, *, turn: int | None = None) ->
 
 
 async def diff(store: Store, first: tuple[str, int | None], second: tuple[str, int | None]) -> tuple[Difference, ...]:
-    """Return what differs between the states of two sessions, or of one session after two turns.
+    """Return what differs between the states of two sessions, or of one session after two turns; secrets are hidden.
 
     Args:
         store: Where they are.
@@ -295,7 +296,15 @@ async def diff(store: Store, first: tuple[str, int | None], second: tuple[str, i
         second: The other one.
     """
     before = await state_after(store, first[0], turn=first[1])
-    return tuple(compare(before, await state_after(store, second[0], turn=second[1])))
+    after = await state_after(store, second[0], turn=second[1])
+    return tuple(_without_secrets(each) for each in compare(before, after))
+
+
+def _without_secrets(found: Difference) -> Difference:
+    if not is_secret_path(found.path):
+        return replace(found, before=hide_in_value(found.before), after=hide_in_value(found.after))
+    before, after = (None if side is None else HIDDEN for side in (found.before, found.after))
+    return replace(found, before=before, after=after)
 
 
 def _require_whole(image: Image) -> None:

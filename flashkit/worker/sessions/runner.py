@@ -38,6 +38,7 @@ from flashkit.worker.sessions.budget import Budget
 from flashkit.worker.sessions.calls import Allowance, Caller
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
+from flashkit.worker.sessions.redaction import hide_in_text
 from flashkit.worker.sessions.refusals import is_surely_damage
 from flashkit.worker.sessions.session import Session
 from flashkit.worker.sessions.state import declared_model, new_state, read_state, state_version
@@ -625,7 +626,7 @@ def _undo_of(lease: Lease) -> Change | None:
 
 
 def _reason_of(exc: BaseException) -> str:
-    return f"{type(exc).__name__}: {exc}"[:500]
+    return hide_in_text(f"{type(exc).__name__}: {exc}")[:500]
 
 
 def _left_events(saved: _Saved, tail: Sequence[Record]) -> list[Record]:

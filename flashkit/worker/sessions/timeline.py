@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from flashkit.errors import RecordCorrupt
 from flashkit.worker.sessions.records import Kind, Record
+from flashkit.worker.sessions.redaction import hide_in_json
 from flashkit.worker.sessions.store import Head, Image, Status
 from flashkit.worker.sessions.turn import Memo, Progress
 
@@ -228,8 +229,8 @@ def step_kind(key: str, progress: Progress) -> StepKind:
 
 
 def preview_of(output: bytes) -> str:
-    """Return the beginning of a JSON text, cut with a mark."""
-    text = output[: 4 * PREVIEW_CHARACTERS].decode(errors="replace")
+    """Return the beginning of a JSON text, without secrets, cut with a mark."""
+    text = hide_in_json(output)[: 4 * PREVIEW_CHARACTERS].decode(errors="replace")
     return text if len(text) <= PREVIEW_CHARACTERS else text[: PREVIEW_CHARACTERS - 1] + "…"
 
 
