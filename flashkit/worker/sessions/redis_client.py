@@ -26,7 +26,7 @@ try:
     from redis.asyncio.cluster import ClusterNode, RedisCluster
     from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
-    from redis.asyncio.sentinel import Sentinel
+    from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
     from redis.backoff import NoBackoff
 
     from flashkit.worker.sessions.redis_lane import Lane, Word, pack, whole
@@ -50,6 +50,8 @@ _MOST_CONNECTIONS: Final = 64
 _DEFAULT_SENTINEL_PORT: Final = 26_379
 _LUA: Final = Path(__file__).parent / "lua"
 
+FAILURES: Final = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)
+"""What calls raise; that of a Cluster none of whose servers answers is no RedisError."""
 _PASSING: Final = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
@@ -57,6 +59,7 @@ _PASSING: Final = (
     redis_errors.MasterDownError,
     redis_errors.ClusterDownError,
     redis_errors.TryAgainError,
+    redis_errors.RedisClusterException,
     OSError,
 )
 """Outages and failovers: worth another attempt."""
@@ -129,7 +132,7 @@ class RedisClient:
         started = time.monotonic()
         try:
             return await self._run_once(script, keys, arguments)
-        except (redis_errors.RedisError, OSError) as exc:
+        except FAILURES as exc:
             self._raise_lasting(exc)
             left = self.budget_s - (time.monotonic() - started)
             last = exc
@@ -157,7 +160,7 @@ class RedisClient:
                 while True:
                     try:
                         return await attempt()
-                    except (redis_errors.RedisError, OSError, NotDurable) as exc:
+                    except (*FAILURES, NotDurable) as exc:
                         self._raise_lasting(exc)
                         last = exc
                     left = deadline - time.monotonic()
@@ -197,6 +200,10 @@ class RedisClient:
         text = str(exc)
         if (tls := next((hint for words, hint in _TLS_HINTS if words in text), None)) is not None:
             raise self._misconfigured(f"cannot be spoken to by TLS: {text}", tls) from exc
+        if isinstance(exc, MasterNotFoundError) and "AuthenticationError" in text:
+            service = text.partition(" : ")[0].rpartition("No master found for ")[2]
+            hint = "give the Sentinels' own password as ?sentinel_password=…"
+            raise self._misconfigured(f"cannot be found: the Sentinels of service {service} refused", hint) from exc
         is_login = isinstance(exc, (redis_errors.AuthenticationError, redis_errors.AuthorizationError))
         if is_login or "NOAUTH" in text or "unauthenticated" in text:
             raise self._refused(exc, "check user and password in the URL") from exc
@@ -218,10 +225,12 @@ class RedisClient:
         return StoreMisconfigured(f"the sessions' store at {self.shown_url} {what}", hint=hint)
 
     def _unavailable(self, last: Exception | None) -> StoreUnavailable:
+        is_tls = self.shown_url.startswith(("rediss", "valkeys"))
+        doubt = "; does this port speak TLS? redis:// is without" if is_tls else ""
         return StoreUnavailable(
             f"the sessions' store at {self.shown_url} could not be used within {self.budget_s:g} s: "
             f"{type(last).__name__}: {last}",
-            hint="what was acknowledged is kept; try again when the store is back",
+            hint=f"what was acknowledged is kept; try again when the store is back{doubt}",
         )
 
 

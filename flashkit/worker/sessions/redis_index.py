@@ -13,7 +13,7 @@ from collections import defaultdict
 from typing import Any, Final
 
 from flashkit.errors import FlashkitError
-from flashkit.worker.sessions.redis_client import RedisClient, redis_errors
+from flashkit.worker.sessions.redis_client import FAILURES, RedisClient
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class SessionIndex:
                         pipe.zadd(key, {session: score for session, score in by_session.items() if score != _GONE})
                     pipe.expire(key, _LIFETIME_S)
                 await pipe.execute(raise_on_error=False)
-        except (redis_errors.RedisError, OSError, FlashkitError) as exc:
+        except (*FAILURES, FlashkitError) as exc:
             log.debug("the index of sessions was not written: %r", exc)
 
     async def _merge(self, keys: list[str], *words: Any, limit: int, is_descending: bool) -> list[str]:
