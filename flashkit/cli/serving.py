@@ -23,6 +23,7 @@ from flashkit.cli.apps import AppEndpoint, check_names, describe_app
 from flashkit.cli.console import Screen, make_console
 from flashkit.cli.dev import DevOptions
 from flashkit.cli.dev_record import kept_record
+from flashkit.cli.dev_sessions import resume_for_ever
 from flashkit.cli.dev_store import DevStore, open_dev_store
 from flashkit.cli.watching import SourceWatch
 from flashkit.emulator.server import Emulator
@@ -119,7 +120,7 @@ class DevServer:
             async with self._open_emulator(signals) as emulator:
                 with running_record(options.folder / DEV_FILE, emulator.url, store):
                     self._show_banner(emulator, store)
-                    await run_unless(signals.stopping, self._reload_for_ever(emulator, watch))
+                    await run_unless(signals.stopping, self._work_for_ever(emulator, watch, store))
 
     @contextlib.asynccontextmanager
     async def _open_emulator(self, signals: Signals) -> AsyncIterator[Emulator]:
@@ -172,6 +173,11 @@ class DevServer:
             self._screen.say(f"{options.host} may be reached by other machines: they can run your jobs", style="yellow")
         for app in (app for app, endpoints in self._found.items() if not endpoints):
             self._screen.say(f"{app.name} has no endpoint running; it is read again when it changes", style="yellow")
+
+    async def _work_for_ever(self, emulator: Emulator, watch: SourceWatch, store: DevStore) -> None:
+        await asyncio.gather(
+            self._reload_for_ever(emulator, watch), resume_for_ever(emulator.url, store, self._screen.say)
+        )
 
     async def _reload_for_ever(self, emulator: Emulator, watch: SourceWatch) -> None:
         while self._options.is_reloading:

@@ -32,6 +32,7 @@ _STYLES = {
     "failed": "red",
     DAMAGED: "red",
 }
+_HEADINGS = ("session", "status", "turns>", "changed>", "stored>", "about")
 _DIFFERENCE_LOOKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
 
@@ -46,17 +47,31 @@ def wide_console() -> Console:
 def sessions_table(sessions: Iterable[Summary], *, now_ms: float | None = None) -> Table:
     """Return one row a session."""
     now = time.time() * 1000 if now_ms is None else now_ms
-    table = _table("session", "status", "turns>", "changed>", "stored>", "about")
+    table = _table(*_HEADINGS)
+    table.columns[0].overflow = "fold"  # an id that is cut cannot be copied
+    table.columns[0].no_wrap = False
     for each in sessions:
-        table.add_row(
-            Text(each.session, style="bold"),
-            _state(each.status),
-            str(each.turn),
-            f"{format_ms(max(0.0, now - each.updated_ms))} ago",
-            format_bytes(each.stored_bytes),
-            Text(_about(each)),
-        )
+        session, status, *numbers, about = _facts(each, now)
+        table.add_row(Text(session, style="bold"), _state(status), *numbers, Text(about))
     return table
+
+
+def sessions_lines(sessions: Iterable[Summary], *, now_ms: float | None = None) -> list[str]:
+    """Return one line a session for other programs, with tabs between what a table would have in columns."""
+    now = time.time() * 1000 if now_ms is None else now_ms
+    rows = [[heading.removesuffix(">") for heading in _HEADINGS], *(_facts(each, now) for each in sessions)]
+    return ["\t".join(row) for row in rows]
+
+
+def _facts(summary: Summary, now_ms: float) -> list[str]:
+    return [
+        summary.session,
+        str(summary.status),
+        str(summary.turn),
+        f"{format_ms(max(0.0, now_ms - summary.updated_ms))} ago",
+        format_bytes(summary.stored_bytes),
+        _about(summary).partition("\n")[0].replace("\t", " "),
+    ]
 
 
 def session_timeline(view: SessionView) -> Group:

@@ -3,9 +3,12 @@
 import asyncio
 import json
 import re
+import time
 
 import pytest
 
+from flashkit.worker.sessions.records import Kind, Record
+from flashkit.worker.sessions.store import Change, Status, open_store
 from tests.sessions.vandal import Vandal
 
 AGENT = """
@@ -26,10 +29,13 @@ def shout(word: str) -> str:
 
 
 @orchestrator_endpoint(name="agent")
-async def agent(session: Session[Notes], word: str, ask: bool = False) -> str:
+async def agent(session: Session[Notes], word: str, ask: bool = False, patience: float | None = None) -> str:
     loud = await session.step("shout", shout, word)
     if ask:
-        loud += await session.wait_for("more")
+        try:
+            loud += await session.wait_for("more", timeout=patience)
+        except TimeoutError:
+            loud += ", alone"
     session.state.words.append(loud)
     return loud
 """
@@ -64,8 +70,8 @@ def test_sessions_are_found_in_the_store_and_namespace_of_the_running_server(ses
     listed = json.loads(sessions("sessions", "list", "--json").out)
     assert [(each["session"], each["status"]) for each in listed][:2] == [("l2", "waiting"), ("l1", "idle")]
     shown = sessions("sessions", "list", "--limit", "1").out
-    assert re.search(r"^session +status", shown)
-    assert re.search(r"^l2 +waiting +0 .* ago .* B +waits for event 'more'$", shown, re.MULTILINE)
+    assert re.search(r"^session\tstatus", shown)
+    assert re.search(r"^l2\twaiting\t0\t.* ago\t.* B\twaits for event 'more'$", shown, re.MULTILINE)
     assert "l1" not in shown
 
 
@@ -149,7 +155,7 @@ def test_a_damaged_session_is_shown_blocked_and_brought_back(sessions):
     sessions.damage("q1", record=5)
     listed = sessions("sessions", "list").out
     assert re.search(
-        r"^q1 +damaged +1 .* a stored record is damaged: its checksum is another one$", listed, re.MULTILINE
+        r"^q1\tdamaged\t1\t.*\ta stored record is damaged: its checksum is another one$", listed, re.MULTILINE
     )
     shown = sessions("sessions", "show", "q1").out
     assert re.search(r"^session q1  damaged", shown)
@@ -238,3 +244,58 @@ def test_the_help_of_the_group_and_of_a_command_is_quick_to_read(flashkit, tmp_p
     shown = flashkit("sessions", "--help", folder=tmp_path).out
     for name in ("list", "show", "resume", "event", "fork", "quarantine", "rewind", "settle", "delete", "diff"):
         assert re.search(rf"^  {name} ", shown, re.MULTILINE)
+
+
+def test_a_wait_that_times_out_goes_on_by_itself(sessions):
+    assert begin(sessions, "due1", word="a", ask=True, patience=0.5)["status"] == "waiting"
+    until(lambda: status_of(sessions, "due1") == "idle")
+    assert json.loads(sessions("sessions", "show", "due1", "--json").out)["turns"][0]["state"] == "done"
+
+
+def test_what_is_due_is_resumed_once_where_nobody_else_does_it(tmp_path, sessions):
+    refused = sessions("sessions", "resume")
+    assert (refused.code, "--due" in refused.err) == (2, True)
+    assert sessions("sessions", "resume", "x", "--due").code == 2
+    store = f"sqlite:///{tmp_path}/other.db"
+    assert sessions("sessions", "resume", "--due", "--store", store).out == ""
+    asyncio.run(leave_waiting(store))
+    done = json.loads(sessions("sessions", "resume", "--due", "--store", store, "--json").out)
+    assert [(each["session"], each["endpoint"], bool(each["job"])) for each in done] == [("late", "agent", True)]
+    assert sessions("sessions", "resume", "--due", "--store", store).out == ""  # a job is on its way
+
+
+def test_an_event_that_the_session_does_not_wait_for_is_named_beside_the_one_it_waits_for(sessions):
+    begin(sessions, "ev1", word="a", ask=True)
+    sent = sessions("sessions", "event", "ev1", "moer", "1")
+    assert sent.code == 0
+    assert "ev1 waits for 'more'; 'moer' is kept" in sent.err
+    assert "waits for" not in sessions("sessions", "event", "ev1", "more", '"!"').err
+
+
+def test_a_list_in_a_pipe_has_whole_ids_between_tabs(sessions):
+    long = "l" * 128
+    begin(sessions, long, word="a")
+    lines = sessions("sessions", "list", "--limit", "1").out.splitlines()
+    assert [line.split("\t")[:2] for line in lines] == [["session", "status"], [long, "idle"]]
+    assert len(lines[1].split("\t")) == 6
+
+
+def status_of(sessions, session):
+    listed = json.loads(sessions("sessions", "list", "--json").out)
+    return next(each["status"] for each in listed if each["session"] == session)
+
+
+def until(condition, *, seconds=60):
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.2)
+
+
+async def leave_waiting(url):
+    """Leave a session as a worker does whose handler waits for an event, with a timeout that is over."""
+    store = open_store(url, namespace="of-tests")
+    lease = await store.acquire("late", "w1")
+    turn = Record(Kind.TURN, "turn:1", b'{"word": "a"}', extra={"request": "j", "endpoint": "agent"})
+    await store.commit(lease, [turn], Change(status=Status.WAITING, due_ms=1, release=True))
+    await store.close()

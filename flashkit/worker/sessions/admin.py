@@ -42,6 +42,8 @@ class Wake:
     endpoint: str | None
     """None where the journal does not tell."""
     input: dict[str, Any]
+    awaits: tuple[str, ...] = ()
+    """The events that the session waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +132,8 @@ async def bring_event(store: Store, session: str, name: str, value: Any) -> Wake
     view = await describe(store, session)
     event = {"name": name, "value": value, "id": f"event:{secrets.token_hex(8)}"}
     if view.open_turn is not None:
-        return Wake(view.endpoint, {"session_id": session, "event": event})
-    await store.post(session, str(event["id"]), orjson.dumps({"name": name, "value": value}))
+        return Wake(view.endpoint, {"session_id": session, "event": event}, _awaited(view.open_turn))
+    await store.post(session, str(event["id"]), orjson.dumps({"name": name, "value": value}), event=name)
     return None
 
 
@@ -374,12 +376,19 @@ def _unknown_step(image: Image, step: str) -> Record:
     unknown = [each.key for each in steps if each.state is StepState.UNKNOWN]
     if turn is None or step not in unknown:
         raise InputError(
-            f"step {step!r} of session {session!r} is none whose outcome is unknown",
-            hint=f"those are: {', '.join(unknown)}" if unknown else "there are none: nothing is to be settled",
+            f"what came of step {step!r} of session {session!r} is not in question",
+            hint=f"these steps can be settled: {', '.join(unknown)}"
+            if unknown
+            else "none of its steps is to be settled",
         )
     intent = Memo.from_records(turn.records).steps[step].intent
     assert intent is not None  # noqa: S101 - only a step with one is unknown
     return intent
+
+
+def _awaited(turn: TurnView) -> tuple[str, ...]:
+    waiting = [step.key for step in turn.steps if step.kind == "event" and step.state is StepState.WAITING]
+    return tuple(key.rpartition("/")[2].partition("#")[0].removeprefix("event:") for key in waiting)
 
 
 async def _take(store: Store, session: str) -> Lease:
