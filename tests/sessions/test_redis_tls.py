@@ -1,4 +1,4 @@
-"""TLS to real servers: what is wrong for good is told at once and not tried again as an outage (row 20)."""
+"""TLS to real servers: what is wrong for good is told at once and not tried again as an outage (row 20a)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events that nobody asks for: they are refused before they leave no room for the one that is waited for (row 7)."""
+"""Events that nobody asks for: they are refused before they leave no room for the one that is waited for (row 15)."""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ class ServerFacts:
             return f"is {self.name}; sessions need 6.2 or newer", "update the server"
         if self._info.get("role") in ("slave", "replica"):
             return "is a read-only replica", "use the primary's address, or redis+sentinel:// to find it"
-        if self._policy.startswith("allkeys"):
+        if self._policy != "noeviction":
+            # Every key of a session has a lifetime, so volatile-* takes sessions just as allkeys-* does. One whose
+            # head is gone begins anew, and what must happen once happens again.
             return (
                 f"evicts keys when it is full (maxmemory-policy {self._policy}), sessions among them",
                 "CONFIG SET maxmemory-policy noeviction, or use a server of its own for sessions",
@@ -56,10 +58,6 @@ class ServerFacts:
     def warnings(self) -> tuple[str, ...]:
         """Return what may cost sessions, though it can be meant so."""
         found = []
-        if self._policy.startswith("volatile"):
-            found.append(
-                f"maxmemory-policy {self._policy} evicts sessions when memory is full, as they all have a lifetime"
-            )
         if not self.has_aof:
             found.append("appendonly is off: a crash of the server loses what it has not saved")
         elif not (self.can_wait_for_disk or self.syncs_every_write):
