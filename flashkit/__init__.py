@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         OutputError,
         PlatformError,
         SessionError,
+        StepError,
     )
     from flashkit.settings import Settings
     from flashkit.spec import EndpointSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
@@ -47,7 +48,7 @@ _HOMES = {
     "errors": (
         "ConfigurationError", "DefinitionError", "ErrorReport", "FlashkitError", "HandlerError", "InputError",
         "JobCancelled", "JobError", "JobFailed", "JobNotFound", "JobTimedOut", "OutputError", "PlatformError",
-        "SessionError",
+        "SessionError", "StepError",
     ),
     "settings": ("Settings",),
     "spec": ("EndpointSpec", "Kind", "NetworkVolume", "ScalerType", "Weights", "WorkerBounds"),
@@ -85,6 +86,7 @@ __all__ = [
     "Session",
     "SessionError",
     "Settings",
+    "StepError",
     "Weights",
     "WorkerBounds",
     "__version__",

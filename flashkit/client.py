@@ -152,10 +152,14 @@ class EndpointClient:
         execution_timeout_ms: int | None = None,
         ttl_ms: int | None = None,
     ) -> JobHandle:
-        """Submit a job and return its handle at once."""
+        """Submit a job and return its handle at once; one whose submission is cut off half-way is cancelled."""
         body = _encode_job(input, webhook, execution_timeout_ms, ttl_ms, limit_bytes=RUN_BODY_LIMIT_BYTES)
-        answer = await self._transport.send(Request("POST", f"{self.url}/run", body=body))
-        return self.job(JobState.from_answer(answer).id)
+        submission = asyncio.ensure_future(self._submit(body))
+        try:
+            return self.job((await asyncio.shield(submission)).id)
+        except asyncio.CancelledError:
+            self._transport.start(self._cancel_abandoned(submission))
+            raise
 
     async def runsync(
         self,
@@ -245,6 +249,9 @@ class EndpointClient:
         """Remove all queued jobs and return how many there were."""
         answer = await self._transport.send(Request("POST", f"{self.url}/purge-queue"))
         return int(expect_object(answer).get("removed", 0))
+
+    async def _submit(self, body: bytes) -> JobState:
+        return JobState.from_answer(await self._transport.send(Request("POST", f"{self.url}/run", body=body)))
 
     async def _submit_and_hold(self, body: bytes, wait: float) -> JobState:
         low, high = RUNSYNC_WAIT_MS

@@ -10,6 +10,7 @@ The tree is split by what the catcher does next:
     ├── HandlerError          the handler (user code) failed: read `where`, fix the code
     │   ├── OutputError           it returned something that cannot be sent
     │   ├── HandlerExit           it called sys.exit()
+    │   ├── StepError             a session's step failed before a restart, with an error of a class that is not known
     │   └── SetupError            setup() or warmup() failed, so the worker takes no jobs
     ├── SessionError          the journal and the code disagree, or the session cannot be used
     │   ├── BudgetExceeded        it used more steps, tokens or money than it may, or runs in circles
@@ -239,6 +240,12 @@ class HandlerExit(HandlerError):
         return error.with_traceback(exc.__traceback__)
 
 
+class StepError(HandlerError):
+    """A step failed before its session was resumed; `report` has the name and message of its error."""
+
+    code = "step_failed"
+
+
 class SetupError(HandlerError):
     """`setup()` or `warmup()` failed, so this worker cannot take jobs."""
 
@@ -264,7 +271,7 @@ class ReplayMismatch(SessionError):
 
 
 class OutcomeUnknown(SessionError):
-    """A worker died inside a step that must not run twice, so nobody knows whether its effect happened."""
+    """A step that must not run twice was begun and did not return: nobody knows whether its effect happened."""
 
     code = "outcome_unknown"
 

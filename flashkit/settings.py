@@ -160,13 +160,33 @@ class Settings:
 def find_dev_server(folder: Path) -> DevServer | None:
     """Return the `flashkit dev` that runs for this folder or one above it, if any does."""
     for parent in (folder, *folder.parents):
-        try:
-            record = json.loads((parent / DEV_FILE).read_text())
-            os.kill(record["pid"], 0)
-            return DevServer(str(record["url"]), record.get("state"), record.get("namespace"))
-        except (OSError, OverflowError, ValueError, KeyError, TypeError):
-            continue
+        for file in find_dev_records(parent / DEV_FILE):
+            if server := read_dev_record(file):
+                return server
     return None
+
+
+def find_dev_records(file: Path) -> list[Path]:
+    """Return the records of the servers of a folder: `dev.json`, then each one's own beside it, the newest first."""
+    own = [(_changed_at(each), each) for each in file.parent.glob(f"{file.stem}.*{file.suffix}")]
+    return [file, *(each for _, each in sorted(own, reverse=True))]
+
+
+def read_dev_record(file: Path) -> DevServer | None:
+    """Return the server that a record tells of, None when it does not run any more."""
+    try:
+        record = json.loads(file.read_text())
+        os.kill(record["pid"], 0)
+        return DevServer(str(record["url"]), record.get("state"), record.get("namespace"))
+    except (OSError, OverflowError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _changed_at(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:  # its server has just ended
+        return 0
 
 
 def _read_endpoint_ids(env: Mapping[str, str]) -> dict[str, str]:

@@ -116,7 +116,7 @@ The first that applies:
 
 1. `RUNPOD_ENDPOINT_BASE_URL`.
 2. A `flashkit dev` that runs in the current folder or one above it. It leaves its address and process id in
-   `.flashkit/dev.json`; a record whose process has ended is ignored. Its store for sessions is there too, for
+   `.flashkit/dev.json`; of several the newest that runs is taken. Its store for sessions is there too, for
    `flashkit sessions`.
 3. With `RUNPOD_API_KEY` set: Runpod, at `{url}`.
 

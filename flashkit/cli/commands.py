@@ -12,12 +12,32 @@ _COMMANDS = {
     "mcp": ("flashkit.cli.mcp", "Offer CPU endpoints as tools of the Model Context Protocol."),
     "replay": ("flashkit.cli.replay", "Send the input of an earlier job again."),
     "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),
-    "sessions": ("flashkit.cli.sessions", "See sessions, resume, settle, fork, compare and delete them."),
+    "sessions": ("flashkit.cli.sessions", "See sessions, resume, settle, rewind, fork, compare and delete them."),
 }
 """Module (its attribute `command` is the command) and short help, so that --help imports nothing."""
 
 
-class _LazyGroup(click.Group):
+class Group(click.Group):
+    """A group of commands that names the nearest one to a name that is none."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first argument names, and the arguments after it.
+
+        Raises:
+            click.UsageError: There is no such command.
+        """
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, self.list_commands(ctx), n=1)
+            ctx.fail(f"No such command {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+
+class _LazyGroup(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
         return list(_COMMANDS)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 _FILE = "sessions.db"
-_BORROWED = "another flashkit dev in this folder started their server, and stops it at its own end"
+_BORROWED = "another flashkit dev in this folder uses the same store, so both see the same sessions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,16 @@ async def open_dev_store(folder: Path, state_dir: Path, *, named: str | None) ->
     namespace = settings.state_namespace
     if url := named or (settings.state_url if settings.is_state_shared else None):
         url = with_absolute_path(url, folder)
+        from flashkit.worker.sessions.store import without_password
+
         report = await _check(url, namespace)
         yield DevStore(url, namespace, f"{report.server} at {without_password(url)}", report.warnings)
     elif server := _find_server(state_dir / "redis"):
         async with server:
             report = await _check(server.url, namespace)
-            warnings = () if server.pid is not None else (_BORROWED,)
+            warnings = (_BORROWED,) if server.is_borrowed else ()
             description = f"{report.server} of its own, {state_dir.name}/redis"
-            yield DevStore(server.url, namespace, description, warnings, server.pid)
+            yield DevStore(server.url, namespace, description, warnings, None if server.is_borrowed else server.pid)
     else:
         yield DevStore(f"{SQLITE}{state_dir / _FILE}", namespace, f"sqlite, {state_dir.name}/{_FILE}")
 
@@ -76,13 +78,6 @@ def with_absolute_path(url: str, folder: Path) -> str:
     """Return the URL so that workers, which run in the folders of their apps, find the same file."""
     path = Path(url.removeprefix(SQLITE))
     return f"{SQLITE}{folder / path}" if url.startswith(SQLITE) and not path.is_absolute() else url
-
-
-def without_password(url: str) -> str:
-    """Return a store's URL as it may be shown."""
-    scheme, separator, rest = url.partition("://")
-    address, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{address.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
 
 
 def _find_server(folder: Path) -> EmbeddedServer | None:

@@ -21,6 +21,8 @@ import orjson
 from flashkit.cli import EXIT_OVER_BUDGET, exit_code_for
 from flashkit.cli.console import Output, Screen, make_console
 from flashkit.cli.dev import DevOptions
+from flashkit.cli.dev_record import kept_record
+from flashkit.cli.dev_sessions import resume_for_ever
 from flashkit.cli.dev_store import DevStore, open_dev_store
 from flashkit.cli.errands import Errand, Place, RunHubTests, run_errand
 from flashkit.cli.hub import read_hub_tests
@@ -150,7 +152,10 @@ class DevServer:
                 self._show_banner(emulator, store)
                 self._show_events()
                 send_jobs(emulator, seeds)
-                async with self._replaying(recording, emulator):
+                async with (
+                    beside(self._replay(recording, emulator)),
+                    beside(resume_for_ever(emulator.url, store, self._output.say)),
+                ):
                     if options.errand is None:
                         await self._attend(emulator, watch, signals)
                         return 0
@@ -189,20 +194,11 @@ class DevServer:
                 # Its end gives jobs time to finish; cancelled, it kills every worker at once.
                 await run_unless(signals.killing, emulator.__aexit__(None, None, None))
 
-    @contextlib.asynccontextmanager
-    async def _replaying(self, recording: Sequence[Submission], emulator: Emulator) -> AsyncIterator[None]:
-        """Send the jobs of a recording at their times, for as long as the block lasts."""
-        if not recording:
-            yield
-            return
-        sending = asyncio.ensure_future(self._replay(recording, emulator))
-        try:
-            yield
-        finally:
-            sending.cancel()
-            await asyncio.wait([sending])
-
     async def _replay(self, recording: Sequence[Submission], emulator: Emulator) -> None:
+        """Send the jobs of a recording at their times."""
+        if not recording:
+            return
+
         async def submit(submission: Submission, request: JobRequest) -> None:
             emulator.submit(submission.endpoint, request, sync=submission.sync)
 
@@ -344,6 +340,19 @@ class DevServer:
         emulator.dispatcher.tell(event)
 
 
+@contextlib.asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have the work done for as long as the block lasts; what it raised meanwhile is raised at the end."""
+    task = asyncio.ensure_future(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
 async def run_unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """Run the work until it ends and return what it does, or cancel it when the event is set; errors are raised."""
     task = asyncio.ensure_future(work)
@@ -366,26 +375,18 @@ def running_record(file: Path, url: str, store: DevStore) -> Iterator[None]:
     """
     facts = {"url": url, "port": urlsplit(url).port, "dashboard": f"{url}/", "pid": os.getpid()}
     record = orjson.dumps({**facts, "state": store.url, "namespace": store.namespace})
-    draft = file.with_suffix(f".{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        (file.parent / ".gitignore").write_text("*\n")
-        draft.touch(mode=0o600)  # the store's URL may hold a password
-        draft.write_bytes(record)
-        draft.replace(file)
-    except OSError as exc:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise ConfigurationError(
-            f"{file} cannot be written: {exc.strerror}; clients would not find this platform",
-            hint="make room on the disk, or the folder writable",
-        ) from exc
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            (file.parent / ".gitignore").write_text("*\n")
+            stack.enter_context(kept_record(file, record))
+        except OSError as exc:
+            raise ConfigurationError(
+                f"{file} cannot be written: {exc.strerror}; clients would not find this platform",
+                hint="make room on the disk, or the folder writable",
+            ) from exc
         yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            if file.read_bytes() == record:  # a second server in this folder may have put its own there
-                file.unlink()
+        yield
 
 
 def worker_env(options: DevOptions, store: DevStore, environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from flashkit.cli.console import make_console
 from flashkit.cli.quantities import format_bytes, format_ms
 from flashkit.worker.sessions.admin import PERSON
 from flashkit.worker.sessions.comparing import Difference
-from flashkit.worker.sessions.timeline import SessionView, Step, StepState, Summary, TurnState, TurnView
+from flashkit.worker.sessions.timeline import DAMAGED, SessionView, Step, StepState, Summary, TurnState, TurnView
 
 BAR_WIDTH = 32
 _PIPE_WIDTH = 140
@@ -31,7 +31,9 @@ _STYLES = {
     "unknown": "magenta",
     "blocked": "magenta",
     "failed": "red",
+    DAMAGED: "red",
 }
+_HEADINGS = ("session", "status", "turns>", "changed>", "stored>", "about")
 _DIFFERENCE_LOOKS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
 
@@ -46,17 +48,31 @@ def wide_console() -> Console:
 def sessions_table(sessions: Iterable[Summary], *, now_ms: float | None = None) -> Table:
     """Return one row a session."""
     now = time.time() * 1000 if now_ms is None else now_ms
-    table = _table("session", "status", "turns>", "changed>", "stored>", "about")
+    table = _table(*_HEADINGS)
+    table.columns[0].overflow = "fold"  # an id that is cut cannot be copied
+    table.columns[0].no_wrap = False
     for each in sessions:
-        table.add_row(
-            Text(each.session, style="bold"),
-            _state(each.status),
-            str(each.turn),
-            f"{format_ms(max(0.0, now - each.updated_ms))} ago",
-            format_bytes(each.stored_bytes),
-            Text(_about(each)),
-        )
+        session, status, *numbers, about = _facts(each, now)
+        table.add_row(Text(session, style="bold"), _state(status), *numbers, Text(about))
     return table
+
+
+def sessions_lines(sessions: Iterable[Summary], *, now_ms: float | None = None) -> list[str]:
+    """Return one line a session for other programs, with tabs between what a table would have in columns."""
+    now = time.time() * 1000 if now_ms is None else now_ms
+    rows = [[heading.removesuffix(">") for heading in _HEADINGS], *(_facts(each, now) for each in sessions)]
+    return ["\t".join(row) for row in rows]
+
+
+def _facts(summary: Summary, now_ms: float) -> list[str]:
+    return [
+        summary.session,
+        str(summary.status),
+        str(summary.turn),
+        f"{format_ms(max(0.0, now_ms - summary.updated_ms))} ago",
+        format_bytes(summary.stored_bytes),
+        _about(summary).partition("\n")[0].replace("\t", " "),
+    ]
 
 
 def session_timeline(view: SessionView) -> Group:
@@ -67,7 +83,7 @@ def session_timeline(view: SessionView) -> Group:
         if turn.steps:
             parts.append(_steps_table(turn))
         parts += [Text(f"  event {event.name}: {_cut(event.preview)}", style="dim") for event in turn.events]
-    if not view.turns:
+    if not view.turns and not view.damage:
         parts.append(Text("\nthe journal holds no steps: those of finished turns were not kept", style="dim"))
     if view.damage:
         parts.append(Text(f"\nthe journal is damaged here: {view.damage}", style="red"))
@@ -90,6 +106,8 @@ def differences(found: Sequence[Difference]) -> Text:
 def next_command(view: SessionView) -> str | None:
     """Return what a person would do with this session now."""
     session, turn = view.summary.session, view.open_turn
+    if view.summary.status == DAMAGED:
+        return f"flashkit sessions rewind {session} --to last-good   (or quarantine {session})"
     if turn is None or turn.state is TurnState.RUNNING:
         return None
     unknown = next((step for step in turn.steps if step.state is StepState.UNKNOWN), None)
@@ -161,6 +179,7 @@ def _notes(step: Step, turn: TurnView) -> str:
         f"job {step.job}" if step.job and step.state is not StepState.DONE else "",
         "in a blob" if step.blob else "",
         "settled by a person" if step.settled else "",
+        "other input than recorded" if step.has_other_input else "",
         f"by code {step.code}" if step.code and step.code != turn.code else "",
     )
     return " · ".join(note for note in notes if note)

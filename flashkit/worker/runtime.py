@@ -59,6 +59,7 @@ class Runtime:
         self.definition = definition
         self.settings = settings
         self.contract = Contract(definition)
+        self._injected = definition.injected  # looks at the handler's signature: once, not for every job
         self._instance: Any = None
         self._engine: Any = None
         self._sessions: Any = None
@@ -151,7 +152,7 @@ class Runtime:
         if spec.kind is Kind.ORCHESTRATOR:
             from flashkit.worker.sessions import SessionRunner
 
-            self._sessions = SessionRunner(self.settings, self.definition)
+            self._sessions = SessionRunner(self.settings, self.definition, self.contract)
             await self._sessions.start()
         if self.definition.is_class:
             self._instance = await self._caller.in_thread(self.definition.target)
@@ -166,8 +167,17 @@ class Runtime:
         data, envelope = split_envelope(job.get("input"))
         invoke = partial(self._invoke, context=context, emit=emit, collected=collected)
         if self._sessions is not None:
-            wait_s = self.definition.spec.execution_timeout_ms / 1000 * _SHARE_OF_TIME_TO_WAIT
-            output = await self._sessions.run(context.id, data, invoke, emit=emit, budget_s=wait_s)
+            limit_s = self.definition.spec.execution_timeout_ms / 1000
+            output = await self._sessions.run(
+                context.id,
+                data,
+                invoke,
+                emit=emit,
+                budget_s=limit_s * _SHARE_OF_TIME_TO_WAIT,
+                limit_s=limit_s,
+                deadline_ms=envelope.deadline_ms,
+                retries=envelope.retries,
+            )
             return output
         work = partial(invoke, self._engine, data)
         if envelope.key is None or not self.settings.is_state_shared:
@@ -187,8 +197,8 @@ class Runtime:
         self, injected: Any, data: Any, *, context: JobContext, emit: Emit, collected: _Collected
     ) -> bytes:
         arguments = self.contract.parse_input(data)
-        if self.definition.injected:
-            arguments[self.definition.injected] = injected
+        if self._injected:
+            arguments[self._injected] = injected
         if not self.definition.streams:
             result = await self._caller.call(partial(self._bound_handler, **arguments), context)
             output = self.contract.encode_output(result)
@@ -242,6 +252,10 @@ class Envelope(NamedTuple):
     """Idempotency key of the work."""
     instead_of: str | None = None
     """Job that the platform lost, which may still hold the key."""
+    deadline_ms: int | None = None
+    """Time of day until which the caller waits."""
+    retries: int | None = None
+    """How often the calls of a called session may be made again, all together."""
 
 
 def split_envelope(data: Any) -> tuple[Any, Envelope]:
@@ -250,10 +264,10 @@ def split_envelope(data: Any) -> tuple[Any, Envelope]:
         return data, Envelope()
     rest = dict(data)
     content = rest.pop(INPUT_ENVELOPE)
-    texts = (
-        {name: value for name, value in content.items() if isinstance(value, str)} if isinstance(content, dict) else {}
-    )
-    return rest, Envelope(texts.get("key"), texts.get("instead_of"))
+    given = content if isinstance(content, dict) else {}
+    texts = {name: value for name, value in given.items() if isinstance(value, str)}
+    numbers = {name: value for name, value in given.items() if isinstance(value, int) and not isinstance(value, bool)}
+    return rest, Envelope(texts.get("key"), texts.get("instead_of"), numbers.get("deadline_ms"), numbers.get("retries"))
 
 
 def _check_size(output: bytes, job_id: str) -> None:

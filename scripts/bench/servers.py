@@ -155,13 +155,14 @@ def find_program(*names: str) -> str:
     for name in names:
         if path := shutil.which(name):
             return path
-    raise MissingServer(f"there is no {' or '.join(names)} on the PATH")
+    raise MissingServer(f"there is no {' or '.join(names)} on the PATH; scripts/setup --peers installs what is missing")
 
 
 def _find_postgres() -> Path:
-    for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
-        if (folder / "initdb").exists():
-            return folder
+    """Return the folder of the newest Postgres; Debian has its programs beside the PATH."""
+    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    if found:
+        return max(found, key=lambda folder: float(folder.parent.name))
     return Path(find_program("initdb")).resolve().parent
 
 

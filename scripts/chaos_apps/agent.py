@@ -1,7 +1,9 @@
-"""An agent that is killed, and the endpoint that counts what it did. Both write down every move at once.
+"""An agent that is killed, and the endpoint that it calls, which is killed too. Both write down every move at once.
 
 Lines go to files that are only ever appended to, with one system call each: they outlive the process. A job's
-input may name points at which its worker kills itself, each of them once: `before:3`, `inside:3`, `after:3`.
+input may name points at which a worker kills itself, each of them once: `before:3`, `inside:3`, `after:3` in the
+agent's step 3; for a step that calls the other endpoint also `tool-before:4`, before its effect, and
+`tool-after:4`, between its effect and its result.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from flashkit.worker.sessions.session import effect_key
 STEPS = 12
 STEP_SECONDS = 0.01
 FOLDER = Path(os.environ["CHAOS_FOLDER"])
+ENV = {"CHAOS_FOLDER": str(FOLDER)}
 
 
 def write_line(file: str, **facts: Any) -> None:
@@ -36,15 +39,19 @@ def lines(file: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-@cpu_endpoint(concurrency=8)
-async def ledger(key: str) -> str:
+@cpu_endpoint(workers=(2, 2), idle_timeout=3600, concurrency=8, env=ENV)
+async def ledger(session: str, number: int, crashes: list[str]) -> str:
     """The side effect: a line that says it happened."""
-    write_line("effects", key=key)
+    key, victim = f"call {session} {number}", Victim(session, crashes)
+    victim.pass_by(f"tool-before:{number}")
+    write_line("effects", key=key, session=session, step=number)
     await asyncio.sleep(STEP_SECONDS)
+    victim.pass_by(f"tool-after:{number}")
+    write_line("returns", key=key)
     return f"booked {key}"
 
 
-@orchestrator_endpoint()
+@orchestrator_endpoint(workers=(2, 2), idle_timeout=3600, env=ENV)
 async def agent(session: Session, crashes: list[str]) -> list[str]:
     """Walk through steps of three kinds: pure, a call of another endpoint, an effect with a probe."""
     victim = Victim(session.id, crashes)
@@ -64,11 +71,11 @@ class Victim:
 
     def __init__(self, session: str, crashes: list[str]) -> None:
         self._session = session
-        self._crashes = crashes
+        self.crashes = crashes
 
     def pass_by(self, point: str) -> None:
         """Die here if the plan says so and it is the first time."""
-        if point not in self._crashes:
+        if point not in self.crashes:
             return
         try:
             (FOLDER / f"{self._session}-{point}".replace(":", "-")).touch(exist_ok=False)
@@ -91,7 +98,7 @@ async def think(session: Session, number: int, victim: Victim) -> str:
 async def book(session: Session, number: int, victim: Victim) -> str:
     # Inside a call, death comes at any moment around the job's submission.
     asyncio.get_running_loop().call_later(number * 0.001, victim.pass_by, f"inside:{number}")
-    return await session.call(ledger, key=f"call {session.id} {number}")
+    return await session.call(ledger, session=session.id, number=number, crashes=victim.crashes)
 
 
 async def pay(session: Session, number: int, victim: Victim) -> str:

@@ -5,8 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from flashkit import Session, cpu_endpoint, current_job, orchestrator_endpoint
 
+SHORT_MS = 6_000
+"""Execution timeout of `patient`."""
 LOG = Path(os.environ.get("SESSION_APP_LOG", os.devnull))
 
 
@@ -31,15 +35,17 @@ async def tool(key: str, seconds: float = 0.0, fails: str = "") -> dict[str, Any
     except asyncio.CancelledError:
         note("cancelled", key)
         raise
+    if fails == "die-late":
+        os._exit(9)
     note("done", key)
     return {"key": key, "job": current_job().id}
 
 
 @orchestrator_endpoint(name="agent")
-async def agent(session: Session[None], q: str, seconds: float = 0.0) -> list[str]:
+async def agent(session: Session[None], q: str, seconds: float = 0.0, fails: str = "") -> list[str]:
     """Call the tool between two steps."""
     first = await session.step("first", note, "first", os.getpid(), q)
-    answer = await session.call(tool, q, seconds=seconds)
+    answer = await session.call(tool, q, seconds=seconds, fails=fails)
     return [first, answer["key"], await session.step("last", note, "last", os.getpid(), q)]
 
 
@@ -53,3 +59,34 @@ async def stepper(session: Session[None], q: str, steps: int = 8, seconds: float
         return number
 
     return sum([await session.step("work", work, number) for number in range(steps)])
+
+
+class Seen(BaseModel):
+    """What `patient` keeps."""
+
+    numbers: list[int] = []
+
+
+@orchestrator_endpoint(name="patient", execution_timeout_ms=SHORT_MS)
+async def patient(session: Session[Seen], q: str, stubborn: bool = False, seconds: float = 2.0) -> list[int]:
+    """Take longer than its execution timeout."""
+
+    async def work(number: int) -> int:
+        note("step", os.getpid(), q, number)
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            if not stubborn:
+                raise
+        return number
+
+    for number in range(4):
+        session.state.numbers.append(await session.step("work", work, number))
+    return session.state.numbers
+
+
+@orchestrator_endpoint(name="patient-caller", execution_timeout_ms=SHORT_MS)
+async def patient_caller(session: Session[None], q: str) -> str:
+    """Call a tool that takes longer than this endpoint's execution timeout."""
+    answer = await session.call(tool, q, seconds=SHORT_MS / 1000 + 0.5)
+    return answer["key"]

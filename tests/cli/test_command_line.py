@@ -5,13 +5,15 @@ import resource
 import subprocess
 import sys
 
+import click
 import pytest
 
 from flashkit import __version__
 from flashkit.cli import exit_code_for
+from flashkit.cli.commands import cli
 from flashkit.errors import ConfigurationError, DefinitionError, InputError, JobFailed, PlatformError
 
-HEAVY = ("rich", "starlette", "uvicorn", "aiohttp", "watchfiles", "pydantic", "runpod", "asyncio", "orjson")
+HEAVY = ("difflib", "rich", "starlette", "uvicorn", "aiohttp", "watchfiles", "pydantic", "runpod", "asyncio", "orjson")
 
 
 def loaded_by(code):
@@ -50,6 +52,41 @@ def test_a_wrong_command_line_exits_with_2_and_shows_the_usage(flashkit, tmp_pat
     result = flashkit(*arguments, folder=tmp_path)
     assert result.code == 2
     assert "Usage: flashkit" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rn"], "No such command 'rn'. Did you mean 'run'?"),
+        (["session"], "No such command 'session'. Did you mean 'sessions'?"),
+        (["sessions", "lst"], "No such command 'lst'. Did you mean 'list'?"),
+        (["xyz"], "No such command 'xyz'.\n"),
+        (["sessions", "xyz"], "No such command 'xyz'.\n"),
+        (["--versoin"], "No such option '--versoin'. Did you mean '--version'?"),
+        (["dev", "--prt", "1"], "No such option '--prt'. Did you mean '--port'?"),
+        (["sessions", "list", "--limt", "1"], "No such option '--limt'. Did you mean '--limit'?"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest_one(flashkit, tmp_path, arguments, message):
+    result = flashkit(*arguments, folder=tmp_path)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+
+
+def groups(command, context):
+    if isinstance(command, click.Group):
+        yield command
+        for name in command.list_commands(context):
+            yield from groups(command.get_command(context, name), context)
+
+
+def test_every_group_of_commands_names_the_nearest():
+    context = click.Context(cli)
+    assert [group.name for group in groups(cli, context)] == ["cli", "sessions"]
+    for group in groups(cli, context):
+        name = group.list_commands(context)[0]
+        with pytest.raises(click.UsageError, match=f"Did you mean '{name}'"):
+            group.resolve_command(context, [f"{name}x"])
 
 
 def test_without_a_platform_run_says_how_to_get_one(flashkit, tmp_path):

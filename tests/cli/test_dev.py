@@ -187,8 +187,24 @@ def test_a_second_server_in_the_folder_says_that_it_borrows_the_store(agents, st
     first = start_dev(agents)
     store = json.loads(first.record.read_text())["state"]
     second = start_dev(agents)
-    second.wait_for("another flashkit dev in this folder started their server")
+    second.wait_for("another flashkit dev in this folder uses the same store")
     assert json.loads(second.record.read_text())["state"] == store
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_first_server_may_end_while_a_second_one_uses_the_store(agents, start_dev, flashkit, assert_gone, number):
+    first = start_dev(agents)
+    environment_of_worker(flashkit, agents)
+    keepers = [process for process in first.family() if "server.sock" in " ".join(process.cmdline())]
+    second = start_dev(agents)
+    first.send(number)
+    first.end()
+    environment_of_worker(flashkit, agents)
+    assert len(json.loads(flashkit("sessions", "list", "--json", folder=agents).out)) == 2
+    second.send(number)
+    second.end()
+    assert_gone(keepers, seconds=15)
 
 
 def test_workers_keep_journals_and_short_leases_unless_the_shell_says_otherwise(agents, start_dev, flashkit):

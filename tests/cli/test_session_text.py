@@ -55,6 +55,14 @@ def test_a_session_that_runs_says_who_has_it_and_needs_nothing():
     assert "job abc" in text
 
 
+def test_a_damaged_session_is_to_be_rewound():
+    damaged = view(done("a"), damage=RecordCorrupt("bytes are no record"))
+    assert next_command(damaged) == "flashkit sessions rewind s1 --to last-good   (or quarantine s1)"
+    text = shown(session_timeline(damaged))
+    assert "session s1  damaged" in text
+    assert "the journal is damaged here: bytes are no record" in text
+
+
 def test_a_step_whose_outcome_is_unknown_is_to_be_settled():
     unknown = view(Record(Kind.INTENT, "pay"), status=Status.BLOCKED, reason="OutcomeUnknown: pay")
     assert next_command(unknown) == "flashkit sessions settle s1 pay --result JSON   (or --again)"
@@ -94,5 +102,5 @@ def test_a_long_value_is_cut():
 
 
 def test_the_list_says_how_long_ago_a_session_changed():
-    table = sessions_table([Summary.from_head(head(Status.IDLE, updated_ms=1000))], now_ms=181_000)
+    table = sessions_table([Summary.from_image(Image(head(Status.IDLE, updated_ms=1000), None, ()))], now_ms=181_000)
     assert "3 min ago" in shown(table)

@@ -87,11 +87,17 @@ class DyingStore:
 
 
 def make_agent(log: Log) -> Callable[..., Any]:
-    """Return a handler with steps, a fan-out, a large result and an effect that happens once."""
+    """Return a handler with steps, a fan-out, a large result, an effect that happens once, and one of two ways."""
 
     def work(key: str, size: int = 0) -> str:
         log.write("ran", key)
         return key + "x" * size
+
+    def search() -> str:
+        if "searched in vain" in log.lines():
+            return "found"
+        log.write("searched", "in vain")
+        raise LookupError("nothing found")
 
     def pay() -> str:
         log.write("paid", effect_key())
@@ -102,6 +108,10 @@ def make_agent(log: Log) -> Callable[..., Any]:
 
     async def agent(session: Session[Notes], q: str) -> list[object]:
         plan = await session.step("plan", work, "plan")
+        try:
+            await session.step("found", str.upper, await session.step("search", search))
+        except LookupError:
+            await session.step("other way", str.upper, "other way")
         keys = ["part", *(f"part#{number}" for number in range(2, 9))]
         parts = await session.gather(*(session.step("part", work, key) for key in keys))
         large = await session.step("large", work, "large", 1_200_000)

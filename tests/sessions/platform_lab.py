@@ -11,6 +11,7 @@ from pathlib import Path
 from flashkit.client import Client
 from flashkit.emulator.server import Emulator, LocalEndpoint
 from flashkit.spec import EndpointSpec, Kind, WorkerBounds
+from tests.apps.session_app import SHORT_MS
 
 APPS = Path(__file__).parents[1] / "apps"
 
@@ -21,8 +22,9 @@ def session_endpoint(name: str, env: Mapping[str, str], *, workers: tuple[int, i
     spec = EndpointSpec(
         name=name, kind=Kind.CPU if is_tool else Kind.ORCHESTRATOR, cpu="cpu3c-1-2", workers=WorkerBounds(*workers),
         idle_timeout=600, concurrency=8 if is_tool else 1,
+        execution_timeout_ms=SHORT_MS if name.startswith("patient") else 600_000,
     )  # fmt: skip
-    command = (sys.executable, "-m", "flashkit.worker", f"session_app.py:{name}")
+    command = (sys.executable, "-m", "flashkit.worker", f"session_app.py:{name.replace('-', '_')}")
     return LocalEndpoint(spec=spec, command=command, cwd=APPS, env=env)
 
 

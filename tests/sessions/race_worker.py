@@ -7,6 +7,7 @@ import asyncio
 import json
 import random
 import sys
+import time
 
 from flashkit.errors import SessionFenced
 from flashkit.worker.sessions.records import Kind, Record
@@ -16,18 +17,22 @@ from flashkit.worker.sessions.store import Busy, open_store
 async def main(url: str, namespace: str, name: str, tries: int, ttl_s: float) -> None:
     store = open_store(url, namespace=namespace, budget_s=10)
     for number in range(tries):
+        asked = time.monotonic()
         lease = await store.acquire("s", f"{name}", ttl_s=ttl_s, max_attempts=10**6)
         if isinstance(lease, Busy):
             await asyncio.sleep(random.uniform(0, 2 * ttl_s))
             continue
-        held = {"fence": lease.fence, "acknowledged": {}, "fenced": False}
+        acquired = {"seq": lease.seq, "asked": asked, "answered": time.monotonic()}
+        held = {"fence": lease.fence, "acquired": acquired, "acknowledged": {}, "times": {}, "fenced": False}
         try:
             for step in range(3):
                 if random.random() < 0.3:
                     await asyncio.sleep(random.uniform(0, 2 * ttl_s))  # longer than the lease, often
                 key = f"{name}-{number}-{step}"
+                asked = time.monotonic()
                 lease = await store.commit(lease, [Record(Kind.RESULT, key, b"%d" % lease.fence)])
                 held["acknowledged"][lease.seq] = key
+                held["times"][lease.seq] = {"asked": asked, "answered": time.monotonic()}
             if random.random() < 0.5:
                 await store.release(lease)
         except SessionFenced:

@@ -10,12 +10,15 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from flashkit.worker.sessions.embedded import ServerBinary, find_server
+
+FAKETIME_FOLDERS: Final = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 
 
 def free_port() -> int:
@@ -32,18 +35,53 @@ def require_binary(name: str) -> ServerBinary:
     else:
         binary = find_server({"PATH": ""})
     if binary is None:
-        message = f"no {name} server is installed; scripts/setup does that"
-        if os.environ.get("FLASHKIT_REQUIRE_EVERYTHING"):
-            pytest.fail(message)
-        pytest.skip(message)
+        raise _missing(f"no {name} server is installed; scripts/setup does that")
     return binary
+
+
+def require_faketime() -> Path:
+    """Return the library that gives a program another clock; without it skip, or fail as above."""
+    name = "faketime/libfaketimeMT.so.1"
+    found = [path for folder in FAKETIME_FOLDERS for path in (Path(folder) / name, *Path(folder).glob(f"*/{name}"))]
+    library = next((path for path in found if path.exists()), None)
+    if library is None:
+        raise _missing("libfaketime is not installed; scripts/setup does that on Debian")
+    return library
+
+
+def _missing(message: str) -> BaseException:
+    if os.environ.get("FLASHKIT_REQUIRE_EVERYTHING"):
+        return pytest.fail.Exception(message)
+    return pytest.skip.Exception(message)
+
+
+class FakeClock:
+    """The clock of a program that is started with `environ`; it may jump and drift while that runs."""
+
+    def __init__(self, library: Path, file: Path) -> None:
+        self.file = file
+        self.set()
+        self.environ = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",  # jumps of a real clock leave the monotonic one alone
+        }
+
+    def set(self, *, hours: float = 0, rate: float = 1) -> None:
+        """Show the true time so many hours off, and run that many times as fast from now on."""
+        text = f"{hours * 3600:+.0f} x{rate}\n"
+        temporary = self.file.with_suffix(".new")
+        temporary.write_text(text)
+        temporary.replace(self.file)  # the program reads it at any time
 
 
 class RedisServer:
     """A server with an append-only file on a loopback port; `options` are lines of its configuration."""
 
-    def __init__(self, folder: Path, binary: ServerBinary, **options: str):
+    def __init__(self, folder: Path, binary: ServerBinary, *, environ: Mapping[str, str] | None = None, **options: str):
         self.folder = folder
+        self.environ = dict(environ or {})
         self.port = free_port()
         self.binary = binary
         self.options = {
@@ -60,8 +98,9 @@ class RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         words = [word for name, value in self.options.items() for word in (f"--{name}", *value.split(" "))]
         self.process = subprocess.Popen(
-            [str(self.binary.path), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder
-        )
+            [str(self.binary.path), *words],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.folder, env=self.environ,
+        )  # fmt: skip
         deadline = time.monotonic() + 10
         while not self._answers():
             assert self.process.poll() is None, "the server ended"
@@ -79,9 +118,7 @@ class RedisServer:
 
     def kill(self) -> None:
         assert self.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
+        self.process.kill()  # a frozen one dies too, without a last word
         self.process.wait()
 
     def freeze(self) -> None:
@@ -158,6 +195,8 @@ class Proxy:
             if self.mode == "hold replies":
                 self.replies_lost += 1
                 continue
+            if self.mode == "delay":
+                await asyncio.sleep(0.1)
             if self.mode == "one byte at a time":
                 for byte in data:
                     writer.write(bytes([byte]))

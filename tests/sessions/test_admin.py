@@ -331,8 +331,29 @@ async def test_a_copy_can_begin_with_another_state(store, worker):
         Difference("$.state.questions[0]", "changed", "a", "z"),
         Difference("$.state.total", "changed", 2, 41),
     )
-    with pytest.raises(InputError, match="without a state"):
-        await admin.fork(store, "s1", "s3", ForkPoint(turn=1), state={})
+
+
+async def test_the_first_turn_of_a_copy_can_begin_with_a_state_too(store, worker):
+    for number, question in enumerate("ab"):
+        await worker.answer(f"j{number}", session_id="s1", question=question)
+    ran.clear()
+    await admin.fork(store, "s1", "s2", ForkPoint("second", 1), state={"questions": ["z"], "total": 40})
+    assert await worker.answer("j9", **(await admin.wake(store, "s2")).input) == "AA!"
+    assert ran == ["a!"]
+    assert (await admin.state_after(store, "s2"))["state"] == {"questions": ["z", "a"], "total": 41}
+    await worker.answer("j10", session_id="s2", question="c")
+    assert (await admin.state_after(store, "s2"))["state"]["questions"] == ["z", "a", "c"]
+    again = await admin.fork(store, "s2", "s3", ForkPoint(turn=1))
+    assert again.open_turn.number == 1
+    await worker.answer("j11", **(await admin.wake(store, "s3")).input)
+    assert (await admin.state_after(store, "s3"))["state"]["questions"] == ["z", "a"]
+
+
+async def test_an_edited_state_of_a_failed_first_turn_has_the_shape_that_is_given(lab, store, worker):
+    await worker.error("j1", session_id="s1", question="a", do="fail")
+    await admin.fork(store, "s1", "s2", ForkPoint("first"), state={"questions": ["z"], "total": 40})
+    assert await (await lab.worker(mended, "w2")).answer("j9", **(await admin.wake(store, "s2")).input) == "AFAIL"
+    assert (await admin.state_after(store, "s2"))["state"] == {"questions": ["z"], "total": 40}
 
 
 async def test_large_values_are_copied_too(lab, store):

@@ -3,12 +3,16 @@
 import asyncio
 import os
 import signal
+import time
 import uuid
 from urllib.parse import urlsplit
 
 import pytest
 
 from flashkit import InputError, JobFailed, JobTimedOut
+from flashkit.errors import PayloadTooLarge
+from flashkit.protocol import JobStatus
+from tests.apps.session_app import agent as called_agent
 from tests.apps.session_app import tool
 from tests.sessions.servers import Proxy
 from tests.sessions.session_lab import until
@@ -112,6 +116,115 @@ async def test_a_call_that_takes_too_long_is_cancelled_and_can_be_made_again(sit
     assert "gave session 's' no result in time" in error.message
     await site.logged("cancelled", key)
     assert await worker.answer("j1", session_id="s") == key
+
+
+async def test_a_resumed_call_has_only_the_time_that_is_left(site, lab, key):
+    async def agent(session) -> str:
+        return (await session.call(tool, key, seconds=60.0, timeout=3.0))["key"]
+
+    first, second = await caller(site, lab, agent), await caller(site, lab, agent, "w2")
+    began = time.monotonic()
+    leaving = asyncio.create_task(first.is_handed_back("j1", session_id="s"))
+    await site.logged("tool", key)
+    async with lab.store() as store:
+        await until_attached(store, "s")
+    first.runtime.hand_back()
+    assert await leaving
+    await asyncio.sleep(max(0.0, began + 3.1 - time.monotonic()))
+    assert (await second.error("j1", session_id="s")).code == JobTimedOut.code
+    await site.logged("cancelled", key)
+    [job] = [job for job in site.emulator.platform.jobs("tool") if job.input["key"] == key]
+    assert job.status is JobStatus.CANCELLED, "not by the platform, which gives a job five seconds at least"
+
+
+async def until_attached(store, session: str) -> None:
+    """Return once the journal has a call's job."""
+    async with asyncio.timeout(20):
+        while not any(record.kind.name == "ATTACH" for record in (await store.load(session)).records):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_call_has_no_more_time_than_what_is_left_to_the_job_that_makes_it(site, lab, key):
+    """The called agent sets no limit of its own; the platform learns how long each job is waited for."""
+
+    async def agent(session) -> list[str]:
+        return await session.call(called_agent, key, seconds=60.0, timeout=4.0)
+
+    worker = await caller(site, lab, agent)
+    assert (await worker.error("j1")).code == JobTimedOut.code
+    await site.logged("cancelled", key)
+    [outer] = [job for job in site.emulator.platform.jobs("agent") if job.input.get("q") == key]
+    [inner] = [job for job in site.emulator.platform.jobs("tool") if job.input.get("key") == key]
+    deadlines = [job.input["_flashkit"]["deadline_ms"] for job in (outer, inner)]
+    assert deadlines[0] == deadlines[1]
+    for job in (outer, inner):
+        assert job.execution_timeout_ms == 5_000, "the platform takes no less"
+        assert 60_000 < job.ttl_ms <= 64_000
+    assert inner.input["_flashkit"]["retries"] == 2
+
+
+async def test_a_call_for_which_there_is_no_time_is_not_submitted(site, lab, key):
+    async def agent(session) -> str:
+        return (await session.call(tool, key, timeout=60.0))["key"]
+
+    worker = await caller(site, lab, agent)
+    past = round(time.time() * 1000) - 1
+    error = await worker.error("j1", _flashkit={"deadline_ms": past})
+    assert error.code == JobTimedOut.code
+    assert "there was no time to submit its job" in error.message
+    assert site.lines("tool", key) == []
+
+
+class HoldingProxy(Proxy):
+    """A proxy that holds replies back until it is told to let them go."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.released = asyncio.Event()
+
+    async def _replies(self, reader, writer) -> None:
+        while data := await reader.read(65536):
+            await self.released.wait()
+            writer.write(data)
+        writer.close()
+
+
+@pytest.mark.parametrize("why", ["cancelled", "timeout"])
+async def test_a_job_whose_id_had_not_come_when_its_waiter_went_is_cancelled(site, lab, key, why):
+    async def agent(session) -> None:
+        await session.call(tool, key, seconds=60.0, timeout=1.0 if why == "timeout" else None)
+
+    async with HoldingProxy(urlsplit(site.emulator.url).port) as proxy:
+        worker = await lab.worker(agent, base_url=f"http://127.0.0.1:{proxy.port}/v2")
+        task = worker.start("j1", session_id="s")
+        await site.logged("tool", key)
+        if why == "cancelled":
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            assert (await task).error.code == JobTimedOut.code
+        proxy.released.set()
+        await site.logged("cancelled", key)
+
+
+async def test_a_job_whose_id_could_not_be_written_is_cancelled(site, lab, key):
+    async def agent(session) -> None:
+        await session.call(tool, key, seconds=60.0)
+
+    worker = await caller(site, lab, agent)
+    store = worker.runtime._sessions._store
+    commit = store.commit
+
+    async def refuse(lease, records=(), change=None):
+        if any(record.kind.name == "ATTACH" for record in records):
+            await site.logged("tool", key)
+            raise PayloadTooLarge("the journal is full")
+        return await commit(lease, records, change)
+
+    store.commit = refuse
+    assert (await worker.error("j1", session_id="s")).code == "payload_too_large"
+    await site.logged("cancelled", key)
 
 
 async def test_a_cancelled_session_cancels_the_job_that_it_waits_for(site, lab, key):

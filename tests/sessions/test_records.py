@@ -60,13 +60,13 @@ def test_sealed_bytes_open_to_what_was_sealed(keyring, body, kind, seq, previous
     extra=st.dictionaries(st.text(), st.none() | st.integers(0, 9) | st.text()),
 ))  # fmt: skip
 def test_records_come_back_as_they_were(record):
-    sealed = seal(PLACE, record.kind, encode_record(record), seq=record.seq)
+    sealed = seal(PLACE, record.kind, *encode_record(record), seq=record.seq)
     assert decode_record(unseal(PLACE, sealed.data)) == record
 
 
 @pytest.mark.parametrize("keyring", [None, KEYRING])
 def test_every_flipped_bit_and_every_cut_is_seen(keyring):
-    data = seal(PLACE, Kind.RESULT, encode_record(Record(Kind.RESULT, "a", b'"x"')), seq=3, keyring=keyring).data
+    data = seal(PLACE, Kind.RESULT, *encode_record(Record(Kind.RESULT, "a", b'"x"')), seq=3, keyring=keyring).data
     for at in range(len(data)):
         for bit in range(8):
             damaged = bytearray(data)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flashkit.worker.sessions.admin import describe
 from tests.sessions.session_lab import Steps, until
 
 
@@ -84,6 +85,96 @@ async def test_a_step_with_other_input_keeps_its_recorded_result(lab, steps):
     worker = await lab.worker(agent)
     await worker.error("j1")
     assert await worker.answer("j1") == "TRY 0"
+
+
+async def test_other_input_is_told_in_the_log_and_in_the_timeline(lab, steps, caplog):
+    def make(text: str, *, fails: bool):
+        async def agent(session) -> str:
+            result = await session.step("say", steps.upper, text)
+            await session.step("next" if fails else "after", steps.upper, "same")
+            if fails:
+                raise ConnectionError
+            return result
+
+        return agent
+
+    async def again(session) -> str:
+        result = await session.step("say", steps.upper, "b")
+        await session.step("next", steps.upper, "same")
+        await session.step("last", steps.upper, "c")
+        raise ConnectionError(result)
+
+    await (await lab.worker(make("a", fails=True))).error("j1", session_id="s")
+    assert "has another input" not in caplog.text
+    second = await lab.worker(again, "w2")
+    assert (await second.error("j1", session_id="s")).message == "A"
+    assert "session s: step 'say' has another input now than when it ran" in caplog.text
+    async with lab.store() as store:
+        notes = {step.key: step.has_other_input for step in (await describe(store, "s")).turns[-1].steps}
+    assert notes == {"say": True, "next": False, "last": False}
+    await second.error("j1", session_id="s")
+    async with lab.store() as store:
+        kinds = [record.kind.name for record in (await store.load("s")).records]
+    assert kinds.count("NOTE") == 1
+
+
+async def test_a_last_step_that_the_code_no_longer_takes_ends_the_turn(lab, steps):
+    await (await lab.worker(agent_of(steps, "plan", "write", fails=True))).error("j1", session_id="s")
+    error = await (await lab.worker(agent_of(steps, "plan", fails=False), "w2")).error("j1", session_id="s")
+    assert error.code == "replay_mismatch"
+    assert "has ended without asking for step 'write', which the journal has (written by code" in error.message
+    worker = await lab.worker(agent_of(steps, "plan", "write", fails=False))
+    assert await worker.answer("j1", session_id="s") == ["PLAN", "WRITE"]
+    assert steps.seen == ["plan", "write"]
+
+
+async def test_a_last_step_of_a_branch_that_the_code_no_longer_takes_ends_the_turn(lab, steps):
+    def make(*names: str, fails: bool):
+        async def agent(session) -> None:
+            async def branch() -> None:
+                for name in names:
+                    await session.step(name, steps.upper, "x")
+
+            await session.gather(branch(), session.step("beside", steps.upper, "y"))
+            if fails:
+                raise ConnectionError
+
+        return agent
+
+    await (await lab.worker(make("a", "b", fails=True))).error("j1", session_id="s")
+    error = await (await lab.worker(make("a", fails=False), "w2")).error("j1", session_id="s")
+    assert "without asking for step 'gather1[0]/b'" in error.message
+
+
+async def test_a_branch_that_its_siblings_error_ends_earlier_on_replay_is_no_mismatch(lab, steps):
+    is_far = asyncio.Event()
+
+    async def fail() -> None:
+        steps.seen.append("fail")
+        await is_far.wait()
+        raise ConnectionError
+
+    async def agent(session) -> str:
+        async def long() -> None:
+            for number in range(4):
+                await session.step(f"long{number}", steps.upper, str(number))
+                if number == 2:
+                    is_far.set()
+                    await asyncio.sleep(60)
+
+        try:
+            await session.gather(session.step("fail", fail), long())
+        except ConnectionError:
+            said = await session.step("caught", steps.upper, "caught")
+        if steps.seen.count("crash") == 0:
+            steps.seen.append("crash")
+            raise LookupError
+        return said
+
+    worker = await lab.worker(agent)
+    await worker.error("j1", session_id="s")
+    assert await worker.answer("j1", session_id="s") == "CAUGHT"
+    assert steps.seen.count("fail") == 1
 
 
 async def test_branches_of_a_gather_may_overtake_each_other(lab, steps):

@@ -3,13 +3,15 @@
 import asyncio
 import dataclasses
 import datetime
+import enum
 import functools
 import sys
 import threading
+from typing import Annotated
 
 import numpy as np
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, StringConstraints
 
 from flashkit import SessionError, cpu_endpoint
 from flashkit.errors import HandlerExit, PayloadTooLarge
@@ -132,6 +134,48 @@ async def test_results_come_back_in_the_declared_type_on_every_run(lab):
     assert (await worker.error("j1")).type == "ConnectionError"
     await worker.answer("j1")
     assert runs == [9, 9]
+
+
+async def test_a_text_comes_back_the_same_on_the_first_run_as_on_a_later_one(lab):
+    class Colour(enum.StrEnum):
+        RED = "red"
+
+    class Name(str): ...
+
+    def declared(value: str) -> str:
+        return value
+
+    def undeclared(value):
+        return value
+
+    def date(value: str) -> datetime.date:
+        return value  # type: ignore[return-value]  # a date's JSON form
+
+    def stripped(value: str) -> Annotated[str, StringConstraints(strip_whitespace=True)]:
+        return value
+
+    def maybe(value: str) -> int | str:
+        return value
+
+    async def agent(session) -> None:
+        texts = ["", "plain", "naïve \u2028 \0 \U0001f600", '"quoted"\n', "null"]
+        results = [await session.step("text", function, text) for function in (declared, undeclared) for text in texts]
+        assert results == 2 * texts
+        results += [await session.step("text", declared, value) for value in (Colour.RED, Name("n"))]
+        results += [await session.step("text", undeclared, value) for value in (Colour.RED, Name("n"))]
+        results.append(await session.step("date", date, "2026-01-02"))
+        results.append(await session.step("stripped", stripped, " a "))
+        results.append(await session.step("maybe", maybe, "1"))
+        runs.append([(type(result), result) for result in results])
+        if len(runs) == 1:
+            raise ConnectionError
+
+    runs: list[object] = []
+    worker = await lab.worker(agent)
+    assert (await worker.error("j1")).type == "ConnectionError"
+    await worker.answer("j1")
+    assert runs[0] == runs[1]
+    assert runs[0][-3:] == [(datetime.date, datetime.date(2026, 1, 2)), (str, "a"), (str, "1")]
 
 
 async def test_an_annotation_that_cannot_be_resolved_says_nothing(lab):

@@ -273,6 +273,29 @@ async def test_what_is_over_a_limit_is_refused_and_nothing_is_written(make_store
     assert lease.seq == 2
 
 
+async def test_a_lease_may_bring_the_data_along_as_it_was_when_it_was_acquired(store):
+    first = await store.acquire("s", "w1", with_data=True)
+    change = Change(snapshot=Snapshot(b'{"n": 1}', turn=1), trim=False)
+    first = await store.commit(first, [result("a")], change)
+    await store.commit(first, [result("b")], Change(release=True))
+    second = await store.acquire("s", "w2", with_data=True)
+    image = await store.load("s", lease=second)
+    assert image == dataclasses.replace(await store.load("s"), head=second.head)
+    assert ([record.key for record in image.tail], image.snapshot.data) == (["b"], b'{"n": 1}')
+
+    third = await store.commit(second, [result("c")])
+    assert [record.key for record in (await store.load("s", lease=third)).tail] == ["b", "c"]
+    assert [record.key for record in (await store.load("s", lease=await store.renew(second))).tail] == ["b", "c"]
+    assert (await store.acquire("s", "w2")).stored is None
+
+
+async def test_a_new_session_has_no_data_to_bring_along(store):
+    lease = await store.acquire("s", "w1", with_data=True)
+    assert (lease.stored.snapshot, list(lease.stored.entries)) == (None, [])
+    image = await store.load("s", lease=lease)
+    assert (image.snapshot, image.records) == (None, ())
+
+
 async def test_there_is_nothing_to_load_of_a_session_that_never_began(store):
     assert await store.head("s") is None
     assert await store.past("s") == ()
@@ -348,7 +371,7 @@ async def test_orphans_are_sessions_whose_worker_died_in_a_turn(store):
     await store.commit(done, (), Change(status=Status.DONE, release=True))
     await store.release(await store.acquire("stopped", "w1"))
     await asyncio.sleep(0.1)
-    assert {head.session for head in await store.orphans()} == {"dead", "stopped"}
+    assert {head.session for head in await store.due()} == {"dead", "stopped"}
 
 
 # ------------------------------------------------------------------ inbox

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 import uuid
 
 import pytest
@@ -55,6 +56,13 @@ class SessionMachine(RuleBasedStateMachine):
         self.do(self.store.close())
         self.runner.close()
 
+    def keeper(self, lease):
+        """Return who has the session after a renewal: nobody, soon after a short one."""
+        if lease.ttl_s > 1:
+            return lease.owner
+        time.sleep(0.003)
+        return None
+
     @rule(target=leases, worker=st.sampled_from(WORKERS), steal=st.booleans())
     def acquire(self, worker, steal):
         witness = None
@@ -72,6 +80,19 @@ class SessionMachine(RuleBasedStateMachine):
         self.holder, self.valid_fence, self.last_commit = worker, self.fence, None
         return outcome
 
+    @rule(target=leases, worker=st.sampled_from(WORKERS))
+    def acquire_for_a_moment(self, worker):
+        """The lease has run out when the next one asks; its owner may write as long as nobody did."""
+        outcome = self.do(self.store.acquire("s", worker, ttl_s=0.001, max_attempts=10**6))
+        if self.holder not in (None, worker):
+            assert isinstance(outcome, Busy)
+            return multiple()
+        time.sleep(0.003)
+        self.fence += 1
+        assert (outcome.fence, outcome.seq) == (self.fence, self.seq)
+        self.holder, self.valid_fence, self.last_commit = None, self.fence, None
+        return outcome
+
     @rule(lease=leases, kinds=st.lists(KINDS, max_size=3), what=st.sets(st.sampled_from(PARTS)), take=st.integers(0, 2))
     def commit(self, lease, kinds, what, take):
         snapshot, trim, release = (part in what for part in PARTS)
@@ -80,8 +101,9 @@ class SessionMachine(RuleBasedStateMachine):
         consumed = min(len(self.posted), self.consumed + take)
         data = b'"%d"' % self.seq
         change = Change(
-            snapshot=Snapshot(data, self.seq + 1) if snapshot else None, trim=trim, consumed=consumed, release=release
-        )
+            snapshot=Snapshot(data, self.seq + 1) if snapshot else None, trim=trim, consumed=consumed, release=release,
+            answers=tuple((name, b"to " + name.encode()) for name in self.posted[self.consumed : consumed]),
+        )  # fmt: skip
         if lease.fence != self.valid_fence:
             with pytest.raises(SessionFenced):
                 self.do(self.store.commit(current, records, change))
@@ -95,14 +117,14 @@ class SessionMachine(RuleBasedStateMachine):
             self.journal = [] if trim else self.journal
         assert (self.present.seq, self.present.pending) == (self.seq, len(self.posted) - self.consumed)
         self.last_commit = (current, records, change)
-        self.holder = None if release else lease.owner
+        self.holder = None if release else self.keeper(lease)
 
     @precondition(lambda self: self.last_commit and self.last_commit[1])
     @rule()
     def lose_the_reply(self):
         lease, records, change = self.last_commit
-        self.holder = None if change.release else lease.owner
         again = self.do(self.store.commit(lease, records, change))
+        self.holder = None if change.release else self.keeper(lease)
         assert again.seq == self.seq
 
     @rule(lease=leases)
@@ -112,7 +134,7 @@ class SessionMachine(RuleBasedStateMachine):
                 self.do(self.store.renew(lease))
         else:
             self.do(self.store.renew(lease))
-            self.holder = lease.owner
+            self.holder = self.keeper(lease)
 
     @rule(lease=leases)
     def release(self, lease):
@@ -127,6 +149,8 @@ class SessionMachine(RuleBasedStateMachine):
         if not posted.duplicate:
             self.posted.append(f"m{number}")
         assert posted.position == self.posted.index(f"m{number}") + 1
+        is_answered = posted.position <= self.consumed
+        assert posted.answer == (f"to m{number}".encode() if is_answered else None)
 
     @rule()
     def load(self):

@@ -8,8 +8,10 @@ import pytest
 from pydantic import BaseModel
 
 from flashkit import InputError, Session
+from flashkit.errors import SessionBusy
+from flashkit.settings import Settings
 from flashkit.worker.sessions.runner import Request
-from tests.sessions.session_lab import Steps, until
+from tests.sessions.session_lab import Steps, output_of, until
 
 
 @pytest.fixture
@@ -197,6 +199,24 @@ async def test_the_job_of_a_turn_that_was_given_up_learns_it_while_the_next_turn
     assert "another request" in error.message
 
 
+async def test_the_job_of_a_turn_that_was_given_up_learns_it_after_later_turns_too(lab):
+    async def agent(session, q: str) -> int:
+        if q.startswith("bad"):
+            raise ConnectionError
+        return session.turn
+
+    worker = await lab.worker(agent)
+    await worker.error("j1", session_id="s", q="bad 1")
+    await worker.error("j2", session_id="s", q="bad 2")
+    assert await worker.answer("j3", session_id="s", q="good") == 3
+    assert await worker.answer("j4", session_id="s", q="good too") == 4
+    for job_id, q in (("j1", "bad 1"), ("j2", "bad 2")):
+        error = await worker.error(job_id, session_id="s", q=q)
+        assert error.code == "session_fenced"
+        assert "another request" in error.message
+    assert await worker.answer("j3", session_id="s", q="good") == 3
+
+
 async def test_a_turn_that_fails_again_and_again_is_not_taken_for_a_dying_worker(lab, steps):
     async def agent(session) -> str:
         if len(steps.seen) < 8:
@@ -258,6 +278,42 @@ async def test_a_worker_that_leaves_ends_turns_at_the_next_step_and_another_one_
     assert not (await lab.head("s")).is_held
     assert await (await lab.worker(agent, "w2")).answer("j1", session_id="s") == ["A", "B"]
     assert steps.seen == ["a", "b"]
+
+
+async def test_a_worker_that_died_before_its_turn_began_is_followed_at_once_by_the_same_job(lab):
+    async def agent(session, q: str) -> str:
+        return q
+
+    dying = (await lab.worker(agent, lease_seconds=600)).runtime._sessions
+    await dying._acquire(Request.from_job("j1", {"session_id": "s", "q": "a"}), time.monotonic())
+    async with asyncio.timeout(30):
+        assert await (await lab.worker(agent, "w2")).answer("j1", session_id="s", q="a") == "a"
+
+
+async def test_a_worker_that_died_as_it_went_on_for_another_job_is_followed_at_once_by_that_job(lab):
+    worker = await lab.worker(wait_for_approval)
+    await worker.answer("j1", session_id="s", q="a")
+    dying = (await lab.worker(wait_for_approval, "w2", lease_seconds=600)).runtime._sessions
+    event = {"name": "approved", "value": 1}
+    await dying._acquire(Request.from_job("j2", {"session_id": "s", "event": event}), time.monotonic())
+    async with asyncio.timeout(30):
+        assert await (await lab.worker(wait_for_approval, "w3")).answer("j2", session_id="s", event=event) == ["a", 1]
+
+
+async def test_processes_outside_of_a_platform_do_not_take_each_other_for_the_same_worker(lab, steps):
+    async def agent(session, q: str) -> int:
+        steps.seen.append(q)
+        await until(lambda: len(steps.seen) == 2 or gate.is_set())
+        return session.turn
+
+    gate = asyncio.Event()
+    first, second = [await lab.worker(agent, Settings().worker_id) for _ in range(2)]
+    task = first.start("j1", session_id="s", q="a")
+    await until(lambda: steps.seen)
+    waiting = second.start("j2", session_id="s", q="b")
+    await asyncio.sleep(0.1)
+    gate.set()
+    assert [output_of(await task), output_of(await waiting)] == [1, 2]
 
 
 # ------------------------------------------------------------------ events
@@ -363,6 +419,95 @@ async def test_the_same_event_job_twice_is_one_event(lab):
     for _ in range(2):
         assert (await worker.answer("j2", session_id="s", event=event))["status"] == "waiting"
     assert await worker.answer("j3", session_id="s", event={"name": "note", "value": 2}) == [1, 2]
+
+
+async def test_an_event_that_a_turn_did_not_use_before_it_was_given_up_is_kept(lab):
+    async def agent(session, q: str) -> list[object]:
+        used = await session.wait_for("used")
+        if q == "bad":
+            raise ConnectionError
+        return [used, await session.wait_for("other")]
+
+    worker = await lab.worker(agent)
+    await worker.answer("j1", session_id="s", q="bad")
+    assert (await worker.answer("e1", session_id="s", event={"name": "other", "value": 1}))["status"] == "waiting"
+    await worker.error("e2", session_id="s", event={"name": "used", "value": 2})
+    waiting = await worker.answer("j2", session_id="s", q="good")
+    assert waiting["event"] == "used", "an event that was used is not there for another request"
+    assert await worker.answer("e3", session_id="s", event={"name": "used", "value": 3}) == [3, 1]
+
+
+async def test_an_event_that_comes_while_the_turn_is_at_work_is_there_when_it_waits(lab, steps):
+    """Its job gives up before that, and nobody else would resume the session."""
+    gate = asyncio.Event()
+
+    async def work() -> None:
+        steps.seen.append("work")
+        await gate.wait()
+
+    async def agent(session, q: str) -> object:
+        await session.step("work", work)
+        return await session.wait_for("approved")
+
+    first, second = await lab.worker(agent), await lab.worker(agent, "w2")
+    task = first.start("j1", session_id="s", q="a")
+    await until(lambda: steps.seen)
+    event = {"name": "approved", "value": 7}
+    error = await given_up(second, "j2", session_id="s", event=event)
+    assert error.code == "session_busy"
+    assert error.report.details == {"owner": "w1", "kept_event": "approved"}
+    assert "do not send the event again" in error.report.hint
+    gate.set()
+    assert output_of(await task) == 7
+
+
+async def test_an_event_that_comes_while_another_branch_is_at_work_resumes_the_turn_by_itself(lab, steps):
+    gate = asyncio.Event()
+
+    async def work() -> str:
+        steps.seen.append("work")
+        await gate.wait()
+        return "worked"
+
+    async def agent(session, q: str) -> list[object]:
+        return await session.gather(session.wait_for("approved"), session.step("work", work))
+
+    first, second = await lab.worker(agent), await lab.worker(agent, "w2")
+    task = first.start("j1", session_id="s", q="a")
+    await until(lambda: steps.seen)
+    await given_up(second, "j2", session_id="s", event={"name": "approved", "value": 7})
+    gate.set()
+    assert output_of(await task) == [7, "worked"]
+    assert steps.seen == ["work"]
+    assert await second.answer("j2", session_id="s", event={"name": "approved", "value": 7}) == [7, "worked"]
+
+
+async def test_another_event_that_comes_meanwhile_leaves_the_session_waiting(lab, steps):
+    gate = asyncio.Event()
+
+    async def work() -> None:
+        steps.seen.append("work")
+        await gate.wait()
+
+    async def agent(session, q: str) -> object:
+        await session.step("work", work)
+        return [await session.wait_for("approved"), await session.wait_for("other")]
+
+    first, second = await lab.worker(agent), await lab.worker(agent, "w2")
+    task = first.start("j1", session_id="s", q="a")
+    await until(lambda: steps.seen)
+    await given_up(second, "j2", session_id="s", event={"name": "other", "value": 1})
+    gate.set()
+    assert output_of(await task)["event"] == "approved"
+    assert await second.answer("j3", session_id="s", event={"name": "approved", "value": 2}) == [2, 1]
+
+
+async def given_up(worker, job_id, **data):
+    """Run a job that waits no time for a session that another worker has, and return why it failed."""
+    runner = worker.runtime._sessions
+    with pytest.raises(SessionBusy) as caught:
+        await runner.run(job_id, data, None, emit=None, budget_s=0.0)
+    return caught.value
 
 
 async def test_a_session_resumed_without_its_event_goes_on_waiting_until_its_time_is_over(lab):

@@ -1,4 +1,4 @@
-"""What people do with sessions: look, resume, settle, copy, compare, delete. `flashkit sessions` is made of these.
+"""What people do with sessions: look, resume, settle, copy, rewind, compare, delete; `flashkit sessions` in functions.
 
 Nothing here runs a handler. Looking takes no lease; what writes takes the session for one commit, as a
 worker would, and is refused while a worker has it.
@@ -6,18 +6,21 @@ worker would, and is refused while a worker has it.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
 import orjson
 
-from flashkit.errors import InputError, SessionBlocked, SessionBusy, SessionNotFound
+from flashkit.errors import InputError, RecordCorrupt, SessionBlocked, SessionBusy, SessionNotFound
 from flashkit.settings import Settings
 from flashkit.worker.sessions.comparing import Difference, compare
 from flashkit.worker.sessions.forking import KEEPING_HINT, UNCHANGED, ForkPoint, plan_copy, turn_under_way, write_copy
 from flashkit.worker.sessions.records import Kind, Record
-from flashkit.worker.sessions.store import Busy, Change, Image, Lease, Status, Store, open_settings_store
+from flashkit.worker.sessions.redaction import HIDDEN, hide_in_value, is_secret_path
+from flashkit.worker.sessions.salvage import RewindPoint, Salvage
+from flashkit.worker.sessions.store import Busy, Change, Image, Lease, Raw, Status, Store, open_settings_store
 from flashkit.worker.sessions.timeline import SessionView, StepState, Summary, TurnView, view_session
 from flashkit.worker.sessions.turn import Memo
 
@@ -25,6 +28,9 @@ PERSON: Final = "person-"
 """Begins the name under which a session is taken here."""
 STORE_BUDGET_S: Final = 5.0
 """How long a person waits for a store that does not answer."""
+_READ_AT_ONCE: Final = 8
+_ID_CHARACTERS: Final = 100
+"""What of a long id begins the id of its copy."""
 _COMPARED: Final = ("state", "state_version", "history", "events")
 _SETTLED_AGAIN: Final = b'{"code": "settled", "message": "a person found that it did not happen"}'
 
@@ -36,6 +42,21 @@ class Wake:
     endpoint: str | None
     """None where the journal does not tell."""
     input: dict[str, Any]
+    awaits: tuple[str, ...] = ()
+    """The events that the session waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound:
+    """What came of a rewind."""
+
+    view: SessionView
+    copy: str | None
+    """The session that has all the bytes as they were; None where nothing was taken off."""
+    records: int
+    """How many were taken off."""
+    effects: tuple[str, ...]
+    """Effects among them that had happened: they are asked for again, under the same idempotency keys."""
 
 
 def open_session_store(settings: Settings, *, url: str | None = None) -> Store:
@@ -44,8 +65,19 @@ def open_session_store(settings: Settings, *, url: str | None = None) -> Store:
 
 
 async def list_sessions(store: Store, *, limit: int = 100, before_ms: int | None = None) -> tuple[Summary, ...]:
-    """Return sessions, the last changed first; see `Store.sessions`."""
-    return tuple(Summary.from_head(head) for head in await store.sessions(limit=limit, before_ms=before_ms))
+    """Return sessions, the last changed first; see `Store.sessions`. Each is read, so that damage shows."""
+    several = asyncio.Semaphore(_READ_AT_ONCE)
+
+    async def summary(session: str) -> Summary | None:
+        async with several:
+            try:
+                return Summary.from_image(await store.load(session, strict=False))
+            except SessionNotFound:  # deleted meanwhile
+                return None
+
+    heads = await store.sessions(limit=limit, before_ms=before_ms)
+    found = await asyncio.gather(*(summary(head.session) for head in heads))
+    return tuple(each for each in found if each is not None)
 
 
 async def describe(store: Store, session: str) -> SessionView:
@@ -64,20 +96,24 @@ async def wake(store: Store, session: str) -> Wake:
 
     Raises:
         SessionNotFound: There is none.
-        SessionBlocked: A person has to settle a step first.
+        SessionBlocked: It is damaged, or a person has to settle a step first.
         SessionBusy: A worker runs it.
         InputError: No turn is under way.
     """
-    view = await describe(store, session)
+    image = await store.load(session, strict=False)
+    _require_whole(image)
+    view = view_session(image)
     turn = view.open_turn
+    is_blocked = view.summary.status == Status.BLOCKED
     if view.summary.lease_left_s > 0:
         _refuse_busy(session, view.summary.owner)
     if turn is None:
+        begin = f"""begin the next one: flashkit run ENDPOINT '{{"session_id": "{session}", ...}}'"""
         raise InputError(
             f"session {session!r} has no turn under way that could go on",
-            hint=f"""begin the next one: flashkit run ENDPOINT '{{"session_id": "{session}", ...}}'""",
+            hint=f"open it again: flashkit sessions rewind {session} --to last-good" if is_blocked else begin,
         )
-    if view.summary.status == Status.BLOCKED:
+    if is_blocked:
         _require_settled(view, turn)
         lease = await _take(store, session)
         await store.commit(lease, change=Change(status=Status.RUNNING, reason="", release=True))
@@ -96,8 +132,8 @@ async def bring_event(store: Store, session: str, name: str, value: Any) -> Wake
     view = await describe(store, session)
     event = {"name": name, "value": value, "id": f"event:{secrets.token_hex(8)}"}
     if view.open_turn is not None:
-        return Wake(view.endpoint, {"session_id": session, "event": event})
-    await store.post(session, str(event["id"]), orjson.dumps({"name": name, "value": value}))
+        return Wake(view.endpoint, {"session_id": session, "event": event}, _awaited(view.open_turn))
+    await store.post(session, str(event["id"]), orjson.dumps({"name": name, "value": value}), event=name)
     return None
 
 
@@ -172,6 +208,68 @@ async def fork(
     return await describe(store, new)
 
 
+async def quarantine(store: Store, session: str, *, reason: str | None = None) -> str:
+    """Let no worker run a session before a person has looked at it; its bytes stay as they are. Return the reason.
+
+    Args:
+        store: Where it is.
+        session: Its id.
+        reason: Why; by default what is damaged.
+
+    Raises:
+        SessionNotFound: There is none.
+        SessionBusy: A worker has it.
+    """
+    damage = (await store.load(session, strict=False)).damage
+    why = reason or (damage.report.message if damage else "a person wants to look at it")
+    reason = f"quarantined: {why}"
+    await store.commit(await _take(store, session), change=Change(status=Status.BLOCKED, reason=reason, release=True))
+    return reason
+
+
+async def rewind(store: Store, session: str, to: RewindPoint | None = None) -> Rewound:
+    """Let a session end at a point, from which the next job goes on; all of it as it was is kept as another session.
+
+    Steps that run again have the idempotency keys that they had, so endpoints and services that know these do
+    not repeat them.
+
+    Args:
+        store: Where it is.
+        session: Its id.
+        to: What stays; None for all that is whole.
+
+    Raises:
+        SessionNotFound: There is none.
+        SessionBusy: A worker has it.
+        InputError: There is no such step or turn.
+        SessionError: Nothing is whole.
+    """
+    before = await store.load(session, strict=False)
+    lease = await _take(store, session)
+    opened = Change(status=lease.head.status, reason=lease.head.reason, release=True)
+    try:
+        raw = await store.export(session)
+        salvage = Salvage(raw, namespace=store.namespace, keyring=store.keyring)
+        whole = salvage.end_at(to or RewindPoint())
+        copy = None
+        if _differ(raw, whole):
+            copy = await _set_aside(store, salvage, before)
+            await store.rewrite(lease, whole)
+        elif opened.status is Status.BLOCKED:
+            opened = replace(opened, status=whole.head.status, reason="")
+    except BaseException:
+        await store.commit(lease, change=opened)
+        raise
+    if copy is None:
+        await store.commit(lease, change=opened)
+    return Rewound(
+        view=await describe(store, session),
+        copy=copy,
+        records=raw.head.seq - whole.head.seq,
+        effects=_effects_after(before, whole.head.seq),
+    )
+
+
 async def state_after(store: Store, session: str, *, turn: int | None = None) -> dict[str, Any]:
     """Return a session's state, history, unread events and answer after a turn; None for the last one that is over.
 
@@ -192,7 +290,7 @@ async def state_after(store: Store, session: str, *, turn: int | None = None) ->
 
 
 async def diff(store: Store, first: tuple[str, int | None], second: tuple[str, int | None]) -> tuple[Difference, ...]:
-    """Return what differs between the states of two sessions, or of one session after two turns.
+    """Return what differs between the states of two sessions, or of one session after two turns; secrets are hidden.
 
     Args:
         store: Where they are.
@@ -200,7 +298,58 @@ async def diff(store: Store, first: tuple[str, int | None], second: tuple[str, i
         second: The other one.
     """
     before = await state_after(store, first[0], turn=first[1])
-    return tuple(compare(before, await state_after(store, second[0], turn=second[1])))
+    after = await state_after(store, second[0], turn=second[1])
+    return tuple(_without_secrets(each) for each in compare(before, after))
+
+
+def _without_secrets(found: Difference) -> Difference:
+    if not is_secret_path(found.path):
+        return replace(found, before=hide_in_value(found.before), after=hide_in_value(found.after))
+    before, after = (None if side is None else HIDDEN for side in (found.before, found.after))
+    return replace(found, before=before, after=after)
+
+
+def _require_whole(image: Image) -> None:
+    if isinstance(image.damage, RecordCorrupt):
+        session = image.head.session
+        raise SessionBlocked(
+            f"session {session!r} is damaged: {image.damage.report.message}",
+            hint=f"go back to what is whole: flashkit sessions rewind {session} --to last-good",
+        ) from image.damage
+    if image.damage is not None:
+        raise image.damage
+
+
+def _differ(raw: Raw, whole: Raw) -> bool:
+    kept = (whole.journal, whole.snapshot, whole.history)
+    place = (whole.head.seq, whole.head.last_crc, whole.head.snapshot_seq, whole.head.turn)
+    return kept != (raw.journal, raw.snapshot, raw.history) or place != (
+        raw.head.seq, raw.head.last_crc, raw.head.snapshot_seq, raw.head.turn,
+    )  # fmt: skip
+
+
+async def _set_aside(store: Store, salvage: Salvage, before: Image) -> str:
+    """Keep all the bytes as a session that no worker runs, and return its id."""
+    session = before.head.session
+    copy = f"{session[:_ID_CHARACTERS]}.aside-{secrets.token_hex(4)}"
+    reason = f"set aside when {session} was rewound"
+    if before.damage is not None:
+        reason += f": {before.damage.report.message}"
+    lease = await _take(store, copy)
+    try:
+        moved = salvage.moved_to(copy, lease.incarnation)
+        head = replace(moved.head, status=Status.BLOCKED, reason=reason)
+        await store.rewrite(lease, replace(moved, head=head))
+    except BaseException:
+        await store.delete(copy, force=True)
+        raise
+    return copy
+
+
+def _effects_after(image: Image, seq: int) -> tuple[str, ...]:
+    begun = {record.key for record in image.records if record.kind is Kind.INTENT}
+    done = [record.key for record in image.records if record.seq > seq and record.kind is Kind.RESULT]
+    return tuple(key for key in done if key in begun and not key.rpartition("/")[2].startswith(("event:", "call:")))
 
 
 def _require_settled(view: SessionView, turn: TurnView) -> None:
@@ -227,12 +376,19 @@ def _unknown_step(image: Image, step: str) -> Record:
     unknown = [each.key for each in steps if each.state is StepState.UNKNOWN]
     if turn is None or step not in unknown:
         raise InputError(
-            f"step {step!r} of session {session!r} is none whose outcome is unknown",
-            hint=f"those are: {', '.join(unknown)}" if unknown else "there are none: nothing is to be settled",
+            f"what came of step {step!r} of session {session!r} is not in question",
+            hint=f"these steps can be settled: {', '.join(unknown)}"
+            if unknown
+            else "none of its steps is to be settled",
         )
     intent = Memo.from_records(turn.records).steps[step].intent
     assert intent is not None  # noqa: S101 - only a step with one is unknown
     return intent
+
+
+def _awaited(turn: TurnView) -> tuple[str, ...]:
+    waiting = [step.key for step in turn.steps if step.kind == "event" and step.state is StepState.WAITING]
+    return tuple(key.rpartition("/")[2].partition("#")[0].removeprefix("event:") for key in waiting)
 
 
 async def _take(store: Store, session: str) -> Lease:

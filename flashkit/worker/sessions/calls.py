@@ -3,6 +3,10 @@
 The job's id goes into the journal as soon as the platform gave it. A worker that resumes the session finds
 it there and waits for that job. A job that the platform lost (its worker died, its result expired) is
 submitted again under the same idempotency key, within the retries and the time of the call.
+
+Time and retries are passed down: the platform gets what is left of the call's time as the job's limits, and the
+called endpoint gets the deadline and the retries that are left. A session that was called so gives its own calls no
+more than that. Deadlines are times of day, as they pass from one machine to the next.
 """
 
 from __future__ import annotations
@@ -13,30 +17,52 @@ import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from flashkit.client import Client, EndpointClient, JobHandle, JobState
 from flashkit.errors import FlashkitError, JobCancelled, JobFailed, JobNotFound, JobTimedOut, PlatformError
 from flashkit.handler import encode_json
-from flashkit.protocol import INPUT_ENVELOPE, JobStatus
-from flashkit.worker.sessions.records import Kind
-from flashkit.worker.sessions.turn import Ask, Turn
+from flashkit.protocol import INPUT_ENVELOPE, TTL_MS, JobStatus
+from flashkit.worker.sessions.records import Kind, Record
+from flashkit.worker.sessions.turn import Ask, Progress, Turn
 
 LOST_JOB_CODES: Final = frozenset({"worker_died", "job_dropped", "worker_start_failed", "setup_failed"})
 """Errors of the platform, not of the handler: the job may be submitted again."""
 _POLL_S: Final = (0.01, 1.0)
 _BACKOFF_S: Final = (0.2, 5.0)
 _LEAST_EXECUTION_TIMEOUT_MS: Final = 5_000
+_KEPT_AFTER_DEADLINE_MS: Final = 60_000
+"""A result that came in time is there this much longer, for a session that is resumed late."""
+
+
+@dataclass(slots=True)
+class Allowance:
+    """What is left to a turn whose job was itself called: until when, and how often its calls may be made again."""
+
+    deadline_ms: int | None = None
+    retries: int | None = None
+
+    def take_retry(self) -> bool:
+        """Use one retry up; False when there is none."""
+        if self.retries is None:
+            return True
+        is_left = self.retries > 0
+        self.retries -= is_left
+        return is_left
 
 
 class Caller:
     """Submits a session's jobs and waits for them."""
 
-    def __init__(self, client: Client, *, namespace: str, emit: Callable[[bytes], Awaitable[None]]) -> None:
+    def __init__(
+        self, client: Client, *, namespace: str, emit: Callable[[bytes], Awaitable[None]], allowance: Allowance
+    ) -> None:
         self._client = client
         self._namespace = namespace
+        self._allowance = allowance
         self.emit = emit
 
     def key_of(self, turn: Turn, ask: Ask) -> str:
@@ -59,58 +85,107 @@ class Caller:
         """Return the output of one job as JSON text, from the journal if it is there."""
         record = turn.done(ask)
         if record is None:
-            turn.check_leaving()
-            deadline = None if timeout is None else time.monotonic() + timeout
-            call = _Call(turn, ask, self._client.endpoint(endpoint), key or self.key_of(turn, ask), deadline)
+            turn.check_may_begin()
             started_ms, started = round(time.time() * 1000), time.monotonic()
-            output = encode_json(await call.run(data, retries=retries))
-            record = await turn.write_result(
-                ask, output, started_ms=started_ms, seconds=time.monotonic() - started, attempt=call.attempts
-            )
+            deadline_ms = self._deadline_of(turn, ask, None if timeout is None else started_ms + round(timeout * 1000))
+            key = key or self.key_of(turn, ask)
+            client, allowance = self._client.endpoint(endpoint), self._allowance
+            call = _Call(turn, ask, client, key, deadline_ms=deadline_ms, retries=retries, allowance=allowance)
+            try:
+                output = encode_json(await call.run(data))
+                record = await turn.write_result(
+                    ask, output, started_ms=started_ms, seconds=time.monotonic() - started, attempt=call.attempts
+                )
+            except Exception as exc:
+                seconds = time.monotonic() - started
+                turn.note_error(ask, exc, started_ms=started_ms, seconds=seconds, attempt=call.attempts)
+                raise
         return await turn.output_of(record)
+
+    def _deadline_of(self, turn: Turn, ask: Ask, deadline_ms: int | None) -> int | None:
+        """Return until when a call may take: what it had when it was begun, and no more than its turn has."""
+        progress = turn.memo.steps.get(ask.key)
+        begun = progress.attach.extra.get("deadline_ms") if progress and progress.attach else None
+        known = [each for each in (deadline_ms if begun is None else begun, self._allowance.deadline_ms) if each]
+        return min(known, default=None)
 
 
 class _Call:
-    """One call on its way: which job it is waiting for, and how much time is left."""
+    """One call on its way: which job it is waiting for, and how much time and how many retries are left."""
 
-    def __init__(self, turn: Turn, ask: Ask, endpoint: EndpointClient, key: str, deadline: float | None) -> None:
+    def __init__(
+        self,
+        turn: Turn,
+        ask: Ask,
+        endpoint: EndpointClient,
+        key: str,
+        *,
+        deadline_ms: int | None,
+        retries: int,
+        allowance: Allowance,
+    ) -> None:
         self._turn = turn
         self._ask = ask
         self._endpoint = endpoint
         self._key = key
-        self._deadline = deadline
-        self._lost_job: str | None = None
-        self.attempts = 0
+        self._deadline_ms = deadline_ms
+        self._deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000 - time.time()
+        self._retries = retries
+        self._allowance = allowance
+        progress = turn.memo.steps.get(ask.key) or Progress()
+        self._job = self._job_of(progress.attach)
+        self._lost_job = self._job_of(progress.failed_attach)
+        self.attempts = progress.attach.attempt if progress.attach else 1
 
-    async def run(self, data: Any, *, retries: int) -> Any:
+    async def run(self, data: Any) -> Any:
         """Return the job's output, submitting it again while that may help and there is time."""
-        progress = self._turn.memo.steps.get(self._ask.key)
-        job = self._endpoint.job(orjson.loads(progress.attach.output)["job"]) if progress and progress.attach else None
-        was_attached = job is not None
+        was_attached = self._job is not None
         while True:
-            self.attempts += 1
+            job = self._job
             try:
-                job = job or await self._submit(data)
+                self._job = job = job or await self._submit(data)
                 return (await self._wait(job)).result()
             except PlatformError as exc:  # a job that was submitted runs on: it is asked for again
-                if self.attempts > retries:
+                await self._retry_after(exc)
+            except JobCancelled as exc:
+                if not was_attached:
                     raise
-                await self._pause(exc)
-            except (JobNotFound, JobFailed, JobCancelled) as exc:
-                is_old = was_attached and not isinstance(exc, JobNotFound)  # how an earlier attempt ended
-                if self.attempts > retries or not (is_old or _may_help(exc)):
+                await self._pause(exc)  # an earlier attempt gave it up
+                self._job, self._lost_job, was_attached = None, job, False
+            except (JobNotFound, JobFailed) as exc:
+                if job is None or not _is_lost(exc, job):
                     raise
-                self._lost_job = job.id if job else None
-                job, was_attached = None, False
-                await self._pause(exc)
+                await self._retry_after(exc)
+                self._job, self._lost_job, was_attached = None, job, False
+
+    def _job_of(self, attach: Record | None) -> JobHandle | None:
+        return None if attach is None else self._endpoint.job(orjson.loads(attach.output)["job"])
 
     async def _submit(self, data: Any) -> JobHandle:
-        envelope = {"key": self._key, "instead_of": self._lost_job}
-        body = {**data, INPUT_ENVELOPE: envelope} if isinstance(data, dict) else data
         left = None if self._deadline is None else self._deadline - time.monotonic()
-        limit_ms = None if left is None else max(_LEAST_EXECUTION_TIMEOUT_MS, round(left * 1000))
-        job = await self._endpoint.run(body, execution_timeout_ms=limit_ms)
-        await self._turn.write(Kind.ATTACH, self._ask, orjson.dumps({"job": job.id, "endpoint": self._endpoint.name}))
+        if left is not None and left <= 0:
+            raise self._timed_out(None)
+        retries = self._retries - self.attempts + 1
+        envelope = {
+            "key": self._key,
+            "instead_of": self._lost_job.id if self._lost_job else None,
+            "deadline_ms": self._deadline_ms,
+            "retries": retries if self._allowance.retries is None else min(retries, self._allowance.retries),
+        }
+        body = {**data, INPUT_ENVELOPE: envelope} if isinstance(data, dict) else data
+        try:
+            async with asyncio.timeout(left):
+                limits = _limits_of(left)
+                job = await self._endpoint.run(body, execution_timeout_ms=limits.execution_ms, ttl_ms=limits.ttl_ms)
+        except TimeoutError as exc:
+            raise self._timed_out(None) from exc
+        output = orjson.dumps({"job": job.id, "endpoint": self._endpoint.name})
+        extra = {} if self._deadline_ms is None else {"deadline_ms": self._deadline_ms}
+        try:
+            await self._turn.write(Kind.ATTACH, self._ask, output, attempt=self.attempts, extra=extra)
+        except BaseException:
+            await _give_up(job)  # nobody would find it again
+            raise
         return job
 
     async def _wait(self, job: JobHandle) -> JobState:
@@ -125,25 +200,52 @@ class _Call:
                 pause = min(pause * 1.5, _POLL_S[1])
         except (asyncio.CancelledError, JobTimedOut):
             if not self._turn.goes_on_elsewhere:
+                self._turn.given_up_calls.add(self._ask.key)
                 await _give_up(job)
             raise
         if state.status is JobStatus.TIMED_OUT and self._deadline is not None:
             raise self._timed_out(job)
         return state
 
+    async def _retry_after(self, exc: FlashkitError) -> None:
+        """Return once the call may be tried again; raise why it failed if it may not."""
+        if self.attempts > self._retries or not self._allowance.take_retry():
+            raise exc
+        await self._pause(exc)
+        self.attempts += 1
+
     async def _pause(self, exc: FlashkitError) -> None:
         seconds = min(_BACKOFF_S[0] * 2 ** (self.attempts - 1), _BACKOFF_S[1]) * random.uniform(0.5, 1.5)  # noqa: S311
         if self._deadline is not None and time.monotonic() + seconds > self._deadline:
-            raise exc
+            raise self._timed_out(self._job) from exc
         await asyncio.sleep(seconds)
         self._turn.check_leaving()
 
-    def _timed_out(self, job: JobHandle) -> JobTimedOut:
+    def _timed_out(self, job: JobHandle | None) -> JobTimedOut:
+        name, session = self._endpoint.name, self._turn.session
+        what_becomes = "there was no time to submit its job" if job is None else "the job is being cancelled"
         return JobTimedOut(
-            f"endpoint {self._endpoint.name!r} gave session {self._turn.session!r} no result in time; "
-            "the job is being cancelled",
-            request_id=job.id,
+            f"endpoint {name!r} gave session {session!r} no result in time; {what_becomes}",
+            request_id=job.id if job else None,
         )
+
+
+class _JobLimits(NamedTuple):
+    """How the platform ends a job that nobody waits for any more."""
+
+    execution_ms: int | None = None
+    ttl_ms: int | None = None
+
+
+def _limits_of(left_s: float | None) -> _JobLimits:
+    if left_s is None:
+        return _JobLimits()
+    left_ms = round(left_s * 1000)
+    low, high = TTL_MS
+    return _JobLimits(
+        execution_ms=max(_LEAST_EXECUTION_TIMEOUT_MS, left_ms),
+        ttl_ms=max(low, min(high, left_ms + _KEPT_AFTER_DEADLINE_MS)),
+    )
 
 
 async def _give_up(job: JobHandle) -> None:
@@ -154,6 +256,10 @@ async def _give_up(job: JobHandle) -> None:
         return  # it ends by its own timeout
 
 
-def _may_help(exc: FlashkitError) -> bool:
-    """True when the job was lost on the way, not refused or failed by its handler."""
-    return isinstance(exc, JobNotFound) or exc.report.code in LOST_JOB_CODES
+def _is_lost(exc: FlashkitError, job: JobHandle) -> bool:
+    """True when the platform lost this job, which its handler neither refused nor failed.
+
+    A called session fails with the report of a job that it called, of which it has made all that it may.
+    """
+    is_its_own = exc.report.request_id in (None, job.id)
+    return isinstance(exc, JobNotFound) or (exc.report.code in LOST_JOB_CODES and is_its_own)

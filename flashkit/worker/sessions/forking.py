@@ -12,6 +12,7 @@ from flashkit.errors import InputError, SessionError
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
 from flashkit.worker.sessions.store import Change, Head, Image, Lease, Status, Store
 from flashkit.worker.sessions.timeline import FORK_KEY, TurnRecords, is_fork_marker, split_turns
+from flashkit.worker.sessions.turn import Memo
 
 UNCHANGED: Final = object()
 KEEPING_HINT: Final = "steps and states of past turns are kept under `flashkit dev`, or with FLASHKIT_KEEP_JOURNALS=1"
@@ -41,18 +42,18 @@ class Plan:
     turn: TurnRecords | None
     """The one that goes on in the copy; None when all of them are over."""
     is_whole: bool
+    state_version: int = 1
+    """Of the state after the session's first turn, if that is known; the turn itself begins without one."""
 
     def with_state(self, state: Any) -> Plan:
-        """Let the turn begin with another state.
-
-        Raises:
-            InputError: It is the session's first one, which begins without.
-        """
-        if not self.snapshots:
-            raise InputError("the first turn of a session begins without a state", hint="fork it at a later turn")
-        *earlier, last = self.snapshots
+        """Let the turn begin with another state."""
+        *earlier, last = self.snapshots or (Snapshot(orjson.dumps(self._beginning()), turn=0),)
         edited = replace(last, data=orjson.dumps({**orjson.loads(last.data), "state": state}))
         return replace(self, snapshots=(*earlier, edited))
+
+    def _beginning(self) -> dict[str, Any]:
+        """Return what a snapshot before the first turn has in it."""
+        return {"format": 1, "state_version": self.state_version, "history": [], "results": [], "events": []}
 
 
 async def plan_copy(store: Store, session: str, at: ForkPoint) -> Plan:
@@ -71,7 +72,8 @@ async def plan_copy(store: Store, session: str, at: ForkPoint) -> Plan:
         raise SessionError(
             f"the state before turn {plan.turn.number} of session {session!r} is gone", hint=KEEPING_HINT
         )
-    return replace(plan, snapshots=kept)
+    versions = [orjson.loads(each.data).get("state_version", 1) for each in snapshots]
+    return replace(plan, snapshots=kept, state_version=versions[0] if versions else 1)
 
 
 async def write_copy(store: Store, lease: Lease, plan: Plan) -> None:
@@ -88,8 +90,13 @@ async def write_copy(store: Store, lease: Lease, plan: Plan) -> None:
 
 
 def _blob_names(plan: Plan) -> set[str]:
-    """Return the blobs that a copy needs: large outputs of steps, and large answers beside snapshots."""
-    results = [result for each in plan.snapshots for result in orjson.loads(each.data).get("results", ())]
+    """Return the blobs that a copy needs: large outputs of steps, and large answers beside snapshots.
+
+    Of an earlier snapshot that is its own turn's answer: those before it are gone once the last snapshot has no use
+    for them.
+    """
+    *earlier, last = [orjson.loads(each.data).get("results", []) for each in plan.snapshots] or [[]]
+    results = [*(result for each in earlier for result in each[-1:]), *last]
     names = [record.blob for record in plan.records] + [result.get("blob") for result in results]
     return {name for name in names if name}
 
@@ -112,7 +119,7 @@ def _cut(image: Image, at: ForkPoint) -> Plan:
         return Plan(image.head, tuple(before), (), found, is_whole=False)
     end = next(record.seq for record in found.records if _is_step(record, at.step))
     kept = [record for record in found.records if record.seq < end]
-    done = {record.key for record in kept if record.kind is Kind.RESULT}
+    done = {key for key, step in Memo.from_records(kept).steps.items() if step.result or step.error}
     # A branch that was still under way at this point has no outcome here: it runs again, as a step of the copy.
     kept = [record for record in kept if record.kind is Kind.ANSWER or record.key in done]
     return Plan(image.head, (*before, *kept), (), found, is_whole=False)

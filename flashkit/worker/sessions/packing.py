@@ -7,7 +7,7 @@ import hashlib
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flashkit.errors import FlashkitError, RecordCorrupt, RecordKeyMissing, RecordTooNew
 from flashkit.worker.sessions.records import (
@@ -15,6 +15,7 @@ from flashkit.worker.sessions.records import (
     Kind,
     Place,
     Record,
+    Sealed,
     Snapshot,
     decode_record,
     decode_snapshot,
@@ -23,20 +24,19 @@ from flashkit.worker.sessions.records import (
     seal,
     unseal,
 )
-from flashkit.worker.sessions.refusals import require_size
-from flashkit.worker.sessions.store import Change, Head, Image, Lease, Limits, Status
+from flashkit.worker.sessions.refusals import damaged, require_size
+from flashkit.worker.sessions.store import Change, Head, Image, Lease, Limits, Status, Stored
 
 OWN_THREAD_FROM_BYTES: Final = 64 << 10
 """Compressing or encrypting more than this would hold up the event loop."""
-_PROGRESS: Final = frozenset(Kind) - {Kind.INTENT, Kind.TURN}
-"""What counts as progress; each attempt may begin a turn or an effect anew."""
+_BEGINNINGS: Final = frozenset((Kind.INTENT, Kind.TURN))
+"""What is no progress: each attempt may begin a turn or an effect anew."""
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(NamedTuple):
     """A commit as the store writes it."""
 
-    records: tuple[bytes, ...]
+    records: tuple[Sealed, ...]
     last_crc: int
     snapshot: bytes | None
     answers: tuple[tuple[str, bytes], ...]
@@ -47,7 +47,7 @@ class Packed:
     @property
     def size_bytes(self) -> int:
         """How much of it is data."""
-        return sum(map(len, self.records)) + len(self.snapshot or b"")
+        return sum(record.size_bytes for record in self.records) + len(self.snapshot or b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,60 +60,67 @@ class Packer:
 
     async def pack(self, lease: Lease, records: Sequence[Record], change: Change) -> Packed:
         """Return the bytes of a commit. Raises `PayloadTooLarge`."""
-        size = sum(len(record.output) for record in records) + len(change.snapshot.data if change.snapshot else b"")
-        self._require_sizes(records, change)
+        size = self._require_sizes(records, change)
         if size > OWN_THREAD_FROM_BYTES:
             return await asyncio.to_thread(self._pack, lease, records, change)
         return self._pack(lease, records, change)
 
     def _pack(self, lease: Lease, records: Sequence[Record], change: Change) -> Packed:
         place = Place(self.namespace, lease.session, lease.incarnation)
-        crc, sealed_records = lease.last_crc, []
+        crc, sealed_records, kinds = lease.last_crc, [], [record.kind for record in records]
         for seq, record in enumerate(records, lease.seq + 1):
-            data, crc = seal(place, record.kind, encode_record(record), seq=seq, previous=crc, keyring=self.keyring)
-            sealed_records.append(data)
+            sealed = seal(place, record.kind, *encode_record(record), seq=seq, previous=crc, keyring=self.keyring)
+            sealed_records.append(sealed)
+            crc = sealed.crc
         snapshot = None
         if change.snapshot is not None:
             seq, body = lease.seq + len(records), encode_snapshot(change.snapshot)
-            snapshot = seal(place, Kind.SNAPSHOT, body, seq=seq, previous=crc, keyring=self.keyring).data
+            snapshot = seal(place, Kind.SNAPSHOT, *body, seq=seq, previous=crc, keyring=self.keyring).data
         return Packed(
             records=tuple(sealed_records),
             last_crc=crc,
             snapshot=snapshot,
-            answers=tuple((name, self.seal_message(lease.session, name, body)) for name, body in change.answers),
+            answers=tuple([(name, self.seal_message(lease.session, name, body)) for name, body in change.answers]),
             fields=_fields(change),
             # A worker that ends a turn in order, if only with an error, has not died of it.
-            makes_progress=change.release or snapshot is not None or any(each.kind in _PROGRESS for each in records),
+            makes_progress=change.release or snapshot is not None or not _BEGINNINGS.issuperset(kinds),
         )
 
-    def _require_sizes(self, records: Sequence[Record], change: Change) -> None:
+    def _require_sizes(self, records: Sequence[Record], change: Change) -> int:
+        """Return how many bytes of data there are, each piece within its limit."""
+        size = 0
         for record in records:
-            require_size(f"the output of step {record.key!r}", record.output, self.limits.record_bytes)
+            size += len(record.output)
+            if len(record.output) > self.limits.record_bytes:
+                require_size(f"the output of step {record.key!r}", record.output, self.limits.record_bytes)
         if change.snapshot is not None:
+            size += len(change.snapshot.data)
             require_size("the session's state", change.snapshot.data, self.limits.snapshot_bytes)
         for name, body in change.answers:
             require_size(f"the answer to message {name!r}", body, self.limits.message_bytes)
+        return size
 
-    async def open_image(
-        self, head: Head, snapshot: bytes | None, entries: Sequence[tuple[int, bytes]], *, strict: bool
-    ) -> Image:
+    async def open_image(self, head: Head, stored: Stored, *, strict: bool) -> Image:
         """Return a session's data, verified; see `Store.load`."""
-        size = len(snapshot or b"") + sum(len(data) for _, data in entries)
+        size = len(stored.snapshot or b"") + sum(len(data) for _, data in stored.entries)
         if size > OWN_THREAD_FROM_BYTES:
-            image = await asyncio.to_thread(self._open_image, head, snapshot, entries)
+            image = await asyncio.to_thread(self._open_image, head, stored)
         else:
-            image = self._open_image(head, snapshot, entries)
+            image = self._open_image(head, stored)
+        if strict and isinstance(image.damage, RecordCorrupt):
+            raise damaged(head.session, image.damage)
         if strict and image.damage is not None:
             raise image.damage
         return image
 
-    def _open_image(self, head: Head, data: bytes | None, entries: Sequence[tuple[int, bytes]]) -> Image:
+    def _open_image(self, head: Head, stored: Stored) -> Image:
         snapshot: Snapshot | None = None
         records: list[Record] = []
         damage: FlashkitError | None = None
         try:
-            snapshot, crc_at_snapshot = self._open_snapshot(head, data)
-            self._open_records(head, snapshot, crc_at_snapshot, entries, records)
+            require_readable(head)
+            snapshot, crc_at_snapshot = self._open_snapshot(head, stored.snapshot)
+            self._open_records(head, snapshot, crc_at_snapshot, stored.entries, records)
         except (RecordCorrupt, RecordTooNew, RecordKeyMissing) as exc:
             damage = exc
         return Image(head, snapshot, tuple(records), damage)
@@ -203,23 +210,39 @@ class Packer:
 
 
 def make_head(session: str, fields: Mapping[str, Any], now_ms: int) -> Head:
-    """Return the head that a store's fields tell of (text, bytes or numbers); absent ones have their first value."""
+    """Return the head that a store's fields tell of (text, bytes or numbers); absent ones have their first value.
+
+    So have those that make no sense, and `Head.damage` names them: a list shows such a session along with others.
+    """
+    wrong: list[str] = []
 
     def number(name: str) -> int:
-        return int(fields.get(name) or 0)
+        try:
+            return int(fields.get(name) or 0)
+        except ValueError:
+            wrong.append(name)
+            return 0
 
     def text(name: str) -> str:
         value = fields.get(name) or b""
-        return value.decode() if isinstance(value, bytes) else str(value)
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
-    return Head(
+    def status() -> Status:
+        try:
+            return Status(text("status") or Status.IDLE)
+        except ValueError:
+            wrong.append("status")
+            return Status.BLOCKED
+
+    state, left_ms, due_ms = status(), max(0, number("until") - now_ms), number("due")
+    head = Head(
         session=session,
         incarnation=text("inc"),
-        status=Status(text("status") or Status.IDLE),
+        status=state,
         reason=text("err"),
         fence=number("fence"),
         owner=text("owner"),
-        lease_left_s=max(0, number("until") - now_ms) / 1000,
+        lease_left_s=left_ms / 1000,
         heartbeat=number("hb"),
         seq=number("seq"),
         last_crc=number("last"),
@@ -233,13 +256,46 @@ def make_head(session: str, fields: Mapping[str, Any], now_ms: int) -> Head:
         stored_bytes=number("jb") + number("sb") + number("hs") + number("bb"),
         created_ms=number("created"),
         updated_ms=number("updated"),
+        unread=number("unread"),
+        due_ms=due_ms,
+        is_due=(state is Status.RUNNING and not left_ms) or (state is Status.WAITING and 0 < due_ms <= now_ms),
     )
+    if not wrong:
+        return head
+    named = ", ".join(f"{name}={text(name)[:40]}" for name in dict.fromkeys(wrong))
+    return replace(head, damage=f"its head has values that make no sense: {named}")
+
+
+def require_readable(head: Head) -> None:
+    """Raise `RecordCorrupt` for a head with values that make no sense."""
+    if head.damage:
+        raise RecordCorrupt(
+            head.damage, hint=f"nothing can be brought back: flashkit sessions delete {head.session} --force"
+        )
+
+
+def rewritten_fields(head: Head) -> dict[str, str | int]:
+    """Return what `Store.rewrite` takes over of a head, by the names of `make_head`; sizes are the store's to count."""
+    numbers = {"seq": head.seq, "last": head.last_crc, "snap": head.snapshot_seq, "turn": head.turn}
+    return {**numbers, "status": head.status.value, "err": head.reason, "code": head.code, "due": head.due_ms}
 
 
 def make_lease(
-    prior: Head, owner: str, *, incarnation: str, fence: int, nonce: str, ttl_s: float, asked: float
+    prior: Head,
+    owner: str,
+    *,
+    incarnation: str,
+    fence: int,
+    nonce: str,
+    ttl_s: float,
+    asked: float,
+    stored: Stored | None,
 ) -> Lease:
-    """Return the lease that `acquire` got for a session that looked like `prior`."""
+    """Return the lease that `acquire` got for a session that looked like `prior`. Raises `RecordCorrupt`."""
+    try:
+        require_readable(prior)
+    except RecordCorrupt as exc:
+        raise damaged(prior.session, exc) from exc
     head = replace(prior, incarnation=incarnation, fence=fence, owner=owner, lease_left_s=ttl_s)
     return Lease(
         session=prior.session,
@@ -253,6 +309,7 @@ def make_lease(
         deadline=asked + ttl_s,
         pending=head.pending,
         head=head,
+        stored=stored,
     )
 
 
@@ -266,6 +323,12 @@ def _fields(change: Change) -> tuple[tuple[str, str | bytes | int], ...]:
         fields.append(("info", change.info))
     if change.code is not None:
         fields.append(("code", change.code))
+    if change.unread is not None:
+        fields.append(("unread", change.unread))
+    if change.awaits is not None:
+        fields.append(("awaits", change.awaits))
+    if change.due_ms is not None:
+        fields.append(("due", change.due_ms))
     if change.retain_s is not None:
         fields.append(("keep", round(change.retain_s * 1000)))
     return tuple(fields)

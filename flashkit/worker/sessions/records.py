@@ -66,7 +66,7 @@ class Kind(IntEnum):
     ATTACH = 3
     """A call's job was submitted; the output is its id and where it runs."""
     ERROR = 4
-    """A step failed for good; the output is the error's report."""
+    """A step failed and the handler went on, or what was known of it no longer counts: see `turn.Fate`."""
     INTERRUPT = 5
     """The session waits for an answer or event."""
     ANSWER = 6
@@ -79,9 +79,12 @@ class Kind(IntEnum):
     """A large value; not in the journal."""
     MESSAGE = 10
     """A message of the inbox or its answer; not in the journal."""
+    NOTE = 11
+    """What people should know of a step; nothing is replayed from it."""
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
+_COMPRESSED: Final = (Kind.SNAPSHOT, Kind.BLOB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +133,19 @@ class Place(NamedTuple):
 class Sealed(NamedTuple):
     """Bytes as they are stored, and their checksum, with which the next record is chained."""
 
-    data: bytes
+    parts: tuple[bytes, ...]
+    """The bytes in pieces, the header first: large ones go to the store without being copied together."""
     crc: int
+
+    @property
+    def data(self) -> bytes:
+        """The bytes in one piece."""
+        return b"".join(self.parts)
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes there are."""
+        return sum(map(len, self.parts))
 
 
 class Opened(NamedTuple):
@@ -212,26 +226,32 @@ class Keyring:
             raise RecordCorrupt(
                 f"a stored record does not open with key {number}: it was changed, moved, or that key is another one",
                 hint="compare the worker's keys with those of the worker that wrote the session",
+                details={"suspect": "keys"},
             ) from None
 
 
 def seal(
-    place: Place, kind: Kind, body: bytes, *, seq: int = 0, previous: int = 0, keyring: Keyring | None = None
+    place: Place, kind: Kind, *body: bytes, seq: int = 0, previous: int = 0, keyring: Keyring | None = None
 ) -> Sealed:
-    """Return the bytes to store for a body. Compresses large ones: call it in a thread for those."""
-    flags = 0
-    stored = body
-    if len(body) > COMPRESS_FROM_BYTES and kind in (Kind.SNAPSHOT, Kind.BLOB):
-        packed = zstd.compress(body, 1) if zstd else zlib.compress(body, 1)
-        if len(packed) < len(body):
-            stored, flags = packed, _ZSTD if zstd else _ZLIB
+    """Return the bytes to store for a body, which may come in pieces.
+
+    Compresses large snapshots and blobs: call it in a thread for those.
+    """
+    flags, size, stored = 0, sum(map(len, body)), body
+    if kind in _COMPRESSED and size > COMPRESS_FROM_BYTES:
+        whole = b"".join(body)
+        packed = zstd.compress(whole, 1) if zstd else zlib.compress(whole, 1)
+        if len(packed) < size:
+            stored, flags = (packed,), _ZSTD if zstd else _ZLIB
     if keyring is not None:
         flags |= _AES_GCM
-    header = _HEADER.pack(_MAGIC, FORMAT, 0, kind, flags, len(body), seq, previous)
+    header = _HEADER.pack(_MAGIC, FORMAT, 0, kind, flags, size, seq, previous)
     if keyring is not None:
-        stored = keyring.encrypt(stored, _binding(place, header))
-    crc = zlib.crc32(stored, zlib.crc32(header))
-    return Sealed(b"".join((header, _CRC.pack(crc), stored)), crc)
+        stored = (keyring.encrypt(b"".join(stored), _binding(place, header)),)
+    crc = zlib.crc32(header)
+    for part in stored:
+        crc = zlib.crc32(part, crc)
+    return Sealed((header + _CRC.pack(crc), *stored), crc)
 
 
 def unseal(place: Place, data: bytes, *, keyring: Keyring | None = None) -> Opened:
@@ -264,6 +284,7 @@ def unseal(place: Place, data: bytes, *, keyring: Keyring | None = None) -> Open
         raise RecordCorrupt(
             "a stored record is not encrypted, although this worker has keys",
             hint="set accept_plain in the keyring while sessions from before there were keys are in use",
+            details={"suspect": "keys"},
         )
     body = _unpack(stored, flags, raw_bytes)
     if len(body) != raw_bytes:
@@ -271,18 +292,12 @@ def unseal(place: Place, data: bytes, *, keyring: Keyring | None = None) -> Open
     return Opened(kind, seq, previous, crc, body)
 
 
-def crc_of(data: bytes) -> int:
-    """Return the checksum that a sealed record carries."""
-    crc: int = _CRC.unpack_from(data, _HEADER.size)[0]
-    return crc
-
-
-def encode_record(record: Record) -> bytes:
-    """Return a record's body."""
+def encode_record(record: Record) -> tuple[bytes, bytes]:
+    """Return a record's body: its first line, and the output as the caller encoded it."""
     known: dict[str, Any] = {"k": record.key, "s": record.started_ms, "t": record.seconds, "n": record.attempt}
     optional = {"a": record.digest, "b": record.blob, "c": record.code, "x": dict(record.extra)}
     known.update({name: value for name, value in optional.items() if value})
-    return orjson.dumps(known) + b"\n" + record.output
+    return orjson.dumps(known, option=orjson.OPT_APPEND_NEWLINE), record.output
 
 
 def decode_record(opened: Opened) -> Record:
@@ -306,9 +321,9 @@ def decode_record(opened: Opened) -> Record:
         raise RecordCorrupt(f"record {opened.seq} lacks what a record has: {exc!r}") from exc
 
 
-def encode_snapshot(snapshot: Snapshot) -> bytes:
-    """Return a snapshot's body."""
-    return orjson.dumps({"turn": snapshot.turn}) + b"\n" + snapshot.data
+def encode_snapshot(snapshot: Snapshot) -> tuple[bytes, bytes]:
+    """Return a snapshot's body: its first line, and the state as the caller encoded it."""
+    return orjson.dumps({"turn": snapshot.turn}, option=orjson.OPT_APPEND_NEWLINE), snapshot.data
 
 
 def decode_snapshot(opened: Opened) -> Snapshot:

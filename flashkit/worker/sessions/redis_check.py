@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from flashkit.errors import StoreMisconfigured, StoreUnavailable
+from flashkit.errors import StoreMisconfigured
 from flashkit.worker.sessions.redis_client import RedisClient, Script, redis_errors
 from flashkit.worker.sessions.store import StoreReport
 
@@ -46,7 +46,9 @@ class ServerFacts:
             return f"is {self.name}; sessions need 6.2 or newer", "update the server"
         if self._info.get("role") in ("slave", "replica"):
             return "is a read-only replica", "use the primary's address, or redis+sentinel:// to find it"
-        if self._policy.startswith("allkeys"):
+        if self._policy != "noeviction":
+            # Every key of a session has a lifetime, so volatile-* takes sessions just as allkeys-* does. One whose
+            # head is gone begins anew, and what must happen once happens again.
             return (
                 f"evicts keys when it is full (maxmemory-policy {self._policy}), sessions among them",
                 "CONFIG SET maxmemory-policy noeviction, or use a server of its own for sessions",
@@ -56,10 +58,6 @@ class ServerFacts:
     def warnings(self) -> tuple[str, ...]:
         """Return what may cost sessions, though it can be meant so."""
         found = []
-        if self._policy.startswith("volatile"):
-            found.append(
-                f"maxmemory-policy {self._policy} evicts sessions when memory is full, as they all have a lifetime"
-            )
         if not self.has_aof:
             found.append("appendonly is off: a crash of the server loses what it has not saved")
         elif not (self.can_wait_for_disk or self.syncs_every_write):
@@ -85,11 +83,9 @@ async def check_server(client: RedisClient, namespace: str, *, budget_s: float) 
     Raises:
         StoreMisconfigured: Sessions must not be kept there.
         StoreFull: It is full already.
-        StoreUnavailable: It does not answer.
+        StoreUnavailable: It does not answer, or takes too long to load its data.
     """
     info = await client.persist(lambda: _read_info(client), budget_s=budget_s)
-    if int(info.get("loading", 0)):
-        raise StoreUnavailable(f"the sessions' store at {client.shown_url} is still loading its data")
     facts = ServerFacts(info, await client.persist(lambda: _read_fsync_policy(client), budget_s=budget_s))
     if refusal := facts.refusal():
         reason, hint = refusal
@@ -101,13 +97,14 @@ async def check_server(client: RedisClient, namespace: str, *, budget_s: float) 
 
 
 async def _read_info(client: RedisClient) -> Mapping[str, Any]:
-    if not client.is_cluster:
-        info: Mapping[str, Any] = await client.raw.info()
-        return info
-    await client.raw.initialize()
-    node = client.raw.get_primaries()[0]
-    of_node: Mapping[str, Any] = await client.raw.info(target_nodes=node)
-    return of_node
+    if client.is_cluster:
+        await client.raw.initialize()
+        info: Mapping[str, Any] = await client.raw.info(target_nodes=client.raw.get_primaries()[0])
+    else:
+        info = await client.raw.info()
+    if int(info.get("loading", 0)):  # INFO is answered by then; what comes after it is not
+        raise redis_errors.BusyLoadingError("LOADING the server reads its data")
+    return info
 
 
 async def _read_fsync_policy(client: RedisClient) -> str | None:

@@ -13,22 +13,23 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from flashkit.errors import ConfigurationError, FlashkitError, StoreFull, StoreMisconfigured, StoreUnavailable
+from flashkit.worker.sessions.store import without_password
 
 try:
     import redis.asyncio as aioredis
     import redis.exceptions
     from redis.asyncio.cluster import ClusterNode, RedisCluster
+    from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
-    from redis.asyncio.sentinel import Sentinel
+    from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
     from redis.backoff import NoBackoff
 
-    from flashkit.worker.sessions.redis_lane import Lane, pack
+    from flashkit.worker.sessions.redis_lane import Lane, Word, pack, whole
 except ImportError as exc:
     raise ConfigurationError(
         "the sessions' store is a Redis, but the package redis is not installed",
@@ -46,11 +47,11 @@ SHORTEST_ATTEMPT_S: Final = 0.02
 ATTEMPT_S: Final = 5.0
 """A server that does not answer for this long is tried again on a new connection."""
 _MOST_CONNECTIONS: Final = 64
-_LANES: Final = 2
-"""One writes while the server answers the other."""
 _DEFAULT_SENTINEL_PORT: Final = 26_379
 _LUA: Final = Path(__file__).parent / "lua"
 
+FAILURES: Final = (redis_errors.RedisError, redis_errors.RedisClusterException, OSError)
+"""What calls raise; that of a Cluster none of whose servers answers is no RedisError."""
 _PASSING: Final = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
@@ -58,10 +59,24 @@ _PASSING: Final = (
     redis_errors.MasterDownError,
     redis_errors.ClusterDownError,
     redis_errors.TryAgainError,
+    redis_errors.RedisClusterException,
     OSError,
 )
 """Outages and failovers: worth another attempt."""
 _PASSING_WORDS: Final = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED")
+
+_TLS_HINTS: Final = (
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "name who signed its certificate with ?ssl_ca_certs=/path/to/ca.pem, and the host as the certificate does",
+    ),
+    ("WRONG_VERSION_NUMBER", "no TLS is spoken on this port: write redis:// instead of rediss://, or use its TLS port"),
+    ("CERTIFICATE_REQUIRED", "give a certificate of yours: ?ssl_certfile=/path/to/cert.pem&ssl_keyfile=/path/to/key"),
+    ("[SSL", "check the server's TLS and the ssl_ options of the URL"),
+)
+"""What to do about errors of TLS, by their words; no later attempt heals one."""
+_SSL_FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_SENTINEL_LOGIN: Final = ("sentinel_username", "sentinel_password")
 
 
 class NotDurable(Exception):
@@ -89,7 +104,7 @@ class RedisClient:
     """One server, Sentinel group or Cluster; nothing is connected before the first call."""
 
     def __init__(self, url: str, *, budget_s: float) -> None:
-        self.shown_url = _without_password(url)
+        self.shown_url = without_password(url)
         self.budget_s = budget_s
         attempt_s = min(ATTEMPT_S, budget_s / 4)
         self.confirm_ms = round(800 * attempt_s)
@@ -97,28 +112,27 @@ class RedisClient:
         self.raw: Any = _connect(url, self.shown_url, attempt_s=attempt_s)
         self.is_cluster = isinstance(self.raw, RedisCluster)
         self._lane_client: Any = None
-        self._lanes: list[Lane] = []
+        self._lane: Lane | None = None
         if not self.is_cluster:
             self._lane_client = _connect(url, self.shown_url, attempt_s=attempt_s, is_lane=True)
-            pool = self._lane_client.connection_pool
-            self._lanes = [Lane(pool, attempt_s=attempt_s) for _ in range(_LANES)]
+            self._lane = Lane(self._lane_client.connection_pool, attempt_s=attempt_s)
 
     async def close(self) -> None:
         """Close all connections."""
-        for lane in self._lanes:
-            await lane.close()
+        if self._lane is not None:
+            await self._lane.close()
         for client in filter(None, (self._lane_client, self.raw)):
             await client.aclose()
             manager = None if self.is_cluster else getattr(client.connection_pool, "sentinel_manager", None)
             for sentinel in manager.sentinels if manager else ():
                 await sentinel.aclose()
 
-    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
         """Return a script's answer, retrying within the budget. Raises `StoreUnavailable`."""
         started = time.monotonic()
         try:
             return await self._run_once(script, keys, arguments)
-        except (redis_errors.RedisError, OSError) as exc:
+        except FAILURES as exc:
             self._raise_lasting(exc)
             left = self.budget_s - (time.monotonic() - started)
             last = exc
@@ -129,7 +143,7 @@ class RedisClient:
         return await self.persist(lambda: self.raw.execute_command(*words))
 
     async def run_durably(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], confirm: Sequence[Any]
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Word], confirm: Sequence[Any]
     ) -> Any:
         """Run a script and, on the same connection, the command that waits for disk or replicas."""
         return await self.persist(lambda: self._run_confirmed(script, keys, arguments, confirm))
@@ -146,7 +160,7 @@ class RedisClient:
                 while True:
                     try:
                         return await attempt()
-                    except (redis_errors.RedisError, OSError, NotDurable) as exc:
+                    except (*FAILURES, NotDurable) as exc:
                         self._raise_lasting(exc)
                         last = exc
                     left = deadline - time.monotonic()
@@ -159,21 +173,21 @@ class RedisClient:
             last = last or exc
         raise self._unavailable(last) from last
 
-    async def _run_once(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def _run_once(self, script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
         try:
-            if not self._lanes:
-                return await self.raw.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
-            lane = min(self._lanes, key=_load_of)
-            count = b"*%d\r\n" % (3 + len(keys) + len(arguments))
-            return await lane.call(count + _pack_start(script.sha, tuple(keys)) + pack(arguments))
+            if self._lane is None:
+                words = map(whole, arguments)
+                return await self.raw.execute_command("EVALSHA", script.sha, len(keys), *keys, *words)
+            start = b"*%d\r\n%b" % (3 + len(keys) + len(arguments), _pack_start(script.sha, tuple(keys)))
+            return await self._lane.call([start, *pack(arguments)])
         except redis_errors.NoScriptError:  # a new server; EVAL also teaches it the script
-            return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+            return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *map(whole, arguments))
 
     async def _run_confirmed(
-        self, script: Script, keys: Sequence[str], arguments: Sequence[Any], confirm: Sequence[Any]
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Word], confirm: Sequence[Any]
     ) -> Any:
         async with self.raw.pipeline(transaction=False) as pipe:
-            pipe.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+            pipe.execute_command("EVAL", script.text, len(keys), *keys, *map(whole, arguments))
             pipe.execute_command(*confirm)
             reply, confirmed = await pipe.execute()
         count = confirmed[0] if isinstance(confirmed, list) else confirmed
@@ -184,6 +198,12 @@ class RedisClient:
     def _raise_lasting(self, exc: Exception) -> None:
         """Raise our error for what another attempt cannot heal; return for what it may."""
         text = str(exc)
+        if (tls := next((hint for words, hint in _TLS_HINTS if words in text), None)) is not None:
+            raise self._misconfigured(f"cannot be spoken to by TLS: {text}", tls) from exc
+        if isinstance(exc, MasterNotFoundError) and "AuthenticationError" in text:
+            service = text.partition(" : ")[0].rpartition("No master found for ")[2]
+            hint = "give the Sentinels' own password as ?sentinel_password=…"
+            raise self._misconfigured(f"cannot be found: the Sentinels of service {service} refused", hint) from exc
         is_login = isinstance(exc, (redis_errors.AuthenticationError, redis_errors.AuthorizationError))
         if is_login or "NOAUTH" in text or "unauthenticated" in text:
             raise self._refused(exc, "check user and password in the URL") from exc
@@ -199,23 +219,25 @@ class RedisClient:
         raise self._refused(exc, "is this a Redis >= 6.2 or a Valkey that nobody else writes fk1:* keys to?") from exc
 
     def _refused(self, exc: Exception, hint: str) -> FlashkitError:
-        return StoreMisconfigured(f"the sessions' store at {self.shown_url} refused a command: {exc}", hint=hint)
+        return self._misconfigured(f"refused a command: {exc}", hint)
+
+    def _misconfigured(self, what: str, hint: str) -> FlashkitError:
+        return StoreMisconfigured(f"the sessions' store at {self.shown_url} {what}", hint=hint)
 
     def _unavailable(self, last: Exception | None) -> StoreUnavailable:
+        is_tls = self.shown_url.startswith(("rediss", "valkeys"))
+        doubt = "; does this port speak TLS? redis:// is without" if is_tls else ""
         return StoreUnavailable(
             f"the sessions' store at {self.shown_url} could not be used within {self.budget_s:g} s: "
             f"{type(last).__name__}: {last}",
-            hint="what was acknowledged is kept; try again when the store is back",
+            hint=f"what was acknowledged is kept; try again when the store is back{doubt}",
         )
-
-
-_load_of: Final = attrgetter("load")
 
 
 @lru_cache(maxsize=4096)
 def _pack_start(sha: str, keys: tuple[str, ...]) -> bytes:
     """Return the part of a call that is the same for every call of a script on a session."""
-    return pack(("EVALSHA", sha, len(keys), *keys))
+    return b"".join(pack(("EVALSHA", sha, len(keys), *keys)))
 
 
 def _connect(url: str, shown_url: str, *, attempt_s: float, is_lane: bool = False) -> Any:
@@ -229,10 +251,12 @@ def _connect(url: str, shown_url: str, *, attempt_s: float, is_lane: bool = Fals
     }
     try:
         base, kind = _split_scheme(scheme)
+        _require_escaped_login(base, rest)
+        given = _read_query(base, kind, rest)
         if kind == "cluster":
-            return _connect_cluster(rest, options, is_tls=base == "rediss")
+            return _connect_cluster(rest, {**options, **given, "ssl": base == "rediss"})
         if kind == "sentinel":
-            return _connect_sentinel(rest, options, is_tls=base == "rediss")
+            return _connect_sentinel(rest, options, given, is_tls=base == "rediss")
         pool = aioredis.BlockingConnectionPool.from_url(
             f"{base}://{rest}", max_connections=_MOST_CONNECTIONS, timeout=attempt_s, **options
         )
@@ -253,31 +277,59 @@ def _split_scheme(scheme: str) -> tuple[str, str]:
     return base, kind
 
 
-def _connect_cluster(rest: str, options: dict[str, Any], *, is_tls: bool) -> RedisCluster:
+def _require_escaped_login(base: str, rest: str) -> None:
+    """Refuse a login that would be read as a part of the address, before an error shows it as that."""
+    if base != "unix" and set("/?#@") & set(rest.rpartition("@")[0]):
+        raise ValueError("in user and password, write / ? # @ as %2F %3F %23 %40")
+
+
+def _read_query(base: str, kind: str, rest: str) -> dict[str, Any]:
+    """Return the options behind the question mark, where they are ours to hand on; refuse what would be lost."""
+    _, _, query = rest.partition("?")
+    # redis-py reads a URL with one host; it knows the types of its options.
+    given: dict[str, Any] = dict(parse_url(f"{base}://localhost/?{query}"))
+    for name in ("connection_class", "host", "path"):
+        given.pop(name, None)
+    for name in _SSL_FILES:
+        if name in given and not Path(given[name]).exists():
+            raise ValueError(f"{name} names {given[name]!r}, which does not exist")
+    for name in given:
+        is_known = name.startswith("ssl_") or (kind == "sentinel" and name in _SENTINEL_LOGIN)
+        if kind and not is_known:
+            raise ValueError(f"{name} is not an option of {base}+{kind}://")
+        if kind and name.startswith("ssl_") and base != "rediss":
+            raise ValueError(f"{name} needs rediss+{kind}://")
+    return given
+
+
+def _connect_cluster(rest: str, options: dict[str, Any]) -> RedisCluster:
     login, hosts, _ = _split_address(rest)
-    options = {**options, **login, "ssl": is_tls}
+    options = {**options, **login}
     nodes = [ClusterNode(host, port or 6379) for host, port in hosts]
     options.pop("retry")  # the cluster client follows redirections by it
-    return RedisCluster(startup_nodes=nodes, **options)
+    # Slots that moved are learnt one by one: else the client closes all connections now and then, also those in use.
+    return RedisCluster(startup_nodes=nodes, reinitialize_steps=0, **options)
 
 
-def _connect_sentinel(rest: str, options: dict[str, Any], *, is_tls: bool) -> Any:
+def _connect_sentinel(rest: str, options: dict[str, Any], given: dict[str, Any], *, is_tls: bool) -> Any:
+    """Return a client that asks Sentinels for the primary; their own login is in `sentinel_password` of the query."""
+    own = {name: given.pop(f"sentinel_{name}") for name in ("username", "password") if f"sentinel_{name}" in given}
     login, hosts, path = _split_address(rest)
     service, _, database = path.partition("/")
     if not service:
         raise ValueError("the name of the service is missing after the hosts")
     addresses = [(host, port or _DEFAULT_SENTINEL_PORT) for host, port in hosts]
-    tls = {"ssl": True} if is_tls else {}
+    tls = {**given, "ssl": True} if is_tls else {}
     sentinel: Any = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has no annotations here
-        addresses, sentinel_kwargs={**options, **tls}, **login, **options, **tls
+        addresses, sentinel_kwargs={**options, **tls, **own}, **login, **options, **tls
     )
     return sentinel.master_for(service, db=int(database or 0))
 
 
 def _split_address(rest: str) -> tuple[dict[str, str], list[tuple[str, int | None]], str]:
     """Return login, hosts with ports, and path of `user:password@host:1,host:2/path`."""
-    netloc, _, path = rest.partition("/")
-    credentials, _, names = netloc.rpartition("@")
+    credentials, _, address = rest.partition("?")[0].rpartition("@")
+    names, _, path = address.partition("/")
     user, _, password = credentials.partition(":")
     pairs = {"username": unquote(user), "password": unquote(password)}
     hosts = []
@@ -286,10 +338,4 @@ def _split_address(rest: str) -> tuple[dict[str, str], list[tuple[str, int | Non
         if not parts.hostname:
             raise ValueError(f"{names!r} names no host")
         hosts.append((parts.hostname, parts.port))
-    return {key: value for key, value in pairs.items() if value}, hosts, path.partition("?")[0]
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    address, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{address.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+    return {key: value for key, value in pairs.items() if value}, hosts, path

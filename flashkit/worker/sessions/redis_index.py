@@ -1,4 +1,4 @@
-"""Which sessions there are, and which have lost their worker: sorted sets over all sessions of a namespace.
+"""Which sessions there are, and which to look at when: sorted sets over all sessions of a namespace.
 
 They are in other slots than the sessions, so no commit writes them. Changes are collected for a moment and
 sent together, best effort; heads are always read from the sessions themselves.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import zlib
+from collections import defaultdict
 from typing import Any, Final
 
 from flashkit.errors import FlashkitError
-from flashkit.worker.sessions.redis_client import RedisClient, redis_errors
+from flashkit.worker.sessions.redis_client import FAILURES, RedisClient
 
 log = logging.getLogger(__name__)
 
 _SHARDS: Final = 16
-_COLLECT_S: Final = 0.005
+_FIRST_S: Final = 0.005
+_COLLECT_S: Final = 0.05
+"""While changes go on coming, they are sent this often."""
 _LIFETIME_S: Final = 90 * 86_400
 _GONE: Final = -1
 
@@ -28,73 +31,85 @@ class SessionIndex:
     def __init__(self, client: RedisClient, namespace: str) -> None:
         self._client = client
         self._updated = [f"fk1:idx:{{{namespace}:{shard}}}" for shard in range(_SHARDS)]
-        self._running = [f"fk1:run:{{{namespace}:{shard}}}" for shard in range(_SHARDS)]
+        self._due = [f"fk1:run:{{{namespace}:{shard}}}" for shard in range(_SHARDS)]
         self._waiting: dict[tuple[str, str], int] = {}
         self._flushing: asyncio.Task[None] | None = None
+        # Keeps a read or the end from overtaking changes that are on their way.
+        self._sending = asyncio.Lock()
 
     def note_change(self, session: str, updated_ms: int) -> None:
         """Put a session down as changed."""
         self._waiting[self._updated[_shard(session)], session] = updated_ms
         self._flush_soon()
 
-    def note_lease(self, session: str, until_ms: int | None) -> None:
-        """Put a session down as running under a lease until then, or as at rest."""
-        self._waiting[self._running[_shard(session)], session] = _GONE if until_ms is None else until_ms
+    def note_due(self, session: str, at_ms: int | None) -> None:
+        """Put a session down whose lease or waiting ends then, or as at rest."""
+        self._waiting[self._due[_shard(session)], session] = _GONE if at_ms is None else at_ms
         self._flush_soon()
 
     def forget(self, session: str) -> None:
         """Take a session out that is gone."""
         shard = _shard(session)
         self._waiting[self._updated[shard], session] = _GONE
-        self._waiting[self._running[shard], session] = _GONE
+        self._waiting[self._due[shard], session] = _GONE
         self._flush_soon()
 
     async def latest(self, *, limit: int, before_ms: int | None) -> list[str]:
         """Return ids of sessions, the last changed first; with what this store has written itself."""
-        await self._flush_now()
+        await self._flush()
         highest = "+inf" if before_ms is None else f"({before_ms}"
         return await self._merge(self._updated, "ZREVRANGEBYSCORE", highest, "-inf", limit=limit, is_descending=True)
 
-    async def expired(self, *, limit: int) -> list[str]:
-        """Return ids of sessions whose lease was to end before now, the longest ago first."""
-        await self._flush_now()
-        seconds, _ = await self._client.command("TIME")
-        now_ms = int(seconds) * 1000 + 1000
-        return await self._merge(self._running, "ZRANGEBYSCORE", "-inf", now_ms, limit=limit, is_descending=False)
+    async def due(self, *, limit: int) -> list[str]:
+        """Return ids of sessions whose lease or waiting was to end before now, the longest ago first."""
+        await self._flush()
+        now_ms = await self.now_ms()
+        return await self._merge(self._due, "ZRANGEBYSCORE", "-inf", now_ms, limit=limit, is_descending=False)
+
+    async def now_ms(self) -> int:
+        """Return the server's time."""
+        seconds, microseconds = await self._client.command("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     async def close(self) -> None:
         """Send what still waits."""
-        await self._flush_now()
+        async with self._sending:
+            if self._flushing is not None:
+                self._flushing.cancel()
+            await self._send()
 
-    async def _flush_now(self) -> None:
-        if self._flushing is not None:
-            await asyncio.wait([self._flushing])
-        await self._flush()
+    async def _flush(self) -> None:
+        async with self._sending:
+            await self._send()
 
     def _flush_soon(self) -> None:
         if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.get_running_loop().create_task(self._flush_after_a_moment())
+            self._flushing = asyncio.get_running_loop().create_task(self._flush_for_a_while())
 
-    async def _flush_after_a_moment(self) -> None:
+    async def _flush_for_a_while(self) -> None:
+        await asyncio.sleep(_FIRST_S)
         while self._waiting:
-            await asyncio.sleep(_COLLECT_S)
             await self._flush()
+            await asyncio.sleep(_COLLECT_S)
 
-    async def _flush(self) -> None:
+    async def _send(self) -> None:
         waiting, self._waiting = self._waiting, {}
         if not waiting:
             return
+        scores: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        for (key, session), score in waiting.items():
+            scores[key][session] = score
         try:
             async with self._client.raw.pipeline(transaction=False) as pipe:
-                for (key, session), score in waiting.items():
-                    if score == _GONE:
-                        pipe.zrem(key, session)
-                    else:
-                        pipe.zadd(key, {session: score})
-                for key in {key for key, _ in waiting}:
+                for key, by_session in scores.items():
+                    gone = [session for session, score in by_session.items() if score == _GONE]
+                    if gone:
+                        pipe.zrem(key, *gone)
+                    if len(gone) < len(by_session):
+                        pipe.zadd(key, {session: score for session, score in by_session.items() if score != _GONE})
                     pipe.expire(key, _LIFETIME_S)
                 await pipe.execute(raise_on_error=False)
-        except (redis_errors.RedisError, OSError, FlashkitError) as exc:
+        except (*FAILURES, FlashkitError) as exc:
             log.debug("the index of sessions was not written: %r", exc)
 
     async def _merge(self, keys: list[str], *words: Any, limit: int, is_descending: bool) -> list[str]:

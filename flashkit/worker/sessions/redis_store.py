@@ -16,12 +16,12 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flashkit.errors import StoreMisconfigured
-from flashkit.worker.sessions.packing import Packed, Packer, make_head, make_lease
+from flashkit.worker.sessions.packing import Packed, Packer, make_head, make_lease, rewritten_fields
 from flashkit.worker.sessions.records import Keyring, Record, Snapshot
 from flashkit.worker.sessions.redis_check import ServerFacts, check_server
 from flashkit.worker.sessions.redis_client import RedisClient, read_script
@@ -50,7 +50,9 @@ from flashkit.worker.sessions.store import (
     Limits,
     Message,
     Posted,
+    Raw,
     Status,
+    Stored,
     StoreReport,
     require_session_id,
 )
@@ -61,11 +63,13 @@ _CLAIM: Final = read_script("claim", prelude=False)
 _COMMIT: Final = read_script("commit")
 _DELETE: Final = read_script("delete")
 _EMIT: Final = read_script("emit", prelude=False)
+_EXPORT: Final = read_script("export")
 _HEAD: Final = read_script("head")
 _LOAD: Final = read_script("load")
 _POST: Final = read_script("post")
 _RELEASE: Final = read_script("release")
 _RENEW: Final = read_script("renew")
+_REWRITE: Final = read_script("rewrite")
 
 _KEPT_EVENTS: Final = 1000
 _EVENTS_LIFETIME_MS: Final = 600_000
@@ -76,8 +80,7 @@ _NO_CHANGE: Final = Change()
 _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """A commit as it was sent."""
 
     seq: int
@@ -85,6 +88,14 @@ class _Call:
     last_crc: int
     arguments: tuple[Any, ...]
     size_bytes: int
+
+
+@dataclass(slots=True)
+class _Sent:
+    """The latest commits under one lease."""
+
+    calls: deque[_Call] = field(default_factory=deque)
+    size_bytes: int = 0
 
 
 class RedisStore:
@@ -95,11 +106,12 @@ class RedisStore:
     ) -> None:
         self.namespace = namespace
         self.limits = limits or Limits()
+        self.keyring = keyring
         self._client = client
         self._packer = Packer(namespace, keyring, self.limits)
         self._index = SessionIndex(client, namespace)
         self._facts: ServerFacts | None = None
-        self._sent: dict[str, deque[_Call]] = {}
+        self._sent: dict[str, _Sent] = {}
 
     def __repr__(self) -> str:
         return f"<sessions {self.namespace!r} at {self._client.shown_url}>"
@@ -124,6 +136,8 @@ class RedisStore:
         witness: int | None = None,
         max_attempts: int = 5,
         unblock: bool = False,
+        info: bytes = b"",
+        with_data: bool = False,
     ) -> Lease | Busy:
         """Take the session, or say who has it; see `Store.acquire`."""
         incarnation, nonce = secrets.token_hex(8), secrets.token_hex(8)
@@ -134,7 +148,7 @@ class RedisStore:
             keys,
             [
                 *(session, incarnation, nonce, owner, round(ttl_s * 1000), round(retain_s * 1000)),
-                *("" if witness is None else witness, max_attempts, int(unblock)),
+                *("" if witness is None else witness, max_attempts, int(unblock), info, int(with_data)),
             ],
         )
         match reply[0]:
@@ -143,7 +157,7 @@ class RedisStore:
                 return Busy(session, reply[2].decode(), left / 1000, int(reply[4]), int(reply[5]), int(reply[6]) / 1000)
             case b"BLOCKED":
                 raise blocked(session, reply[1].decode())
-        now, fence, fields = reply[1:]
+        now, fence, fields = reply[1:4]
         prior = make_head(session, _pairs(fields), now)
         lease = make_lease(
             prior,
@@ -153,9 +167,10 @@ class RedisStore:
             nonce=nonce,
             ttl_s=ttl_s,
             asked=asked,
+            stored=_stored(*reply[4:]) if with_data else None,
         )
         self._index.note_change(session, now)
-        self._index.note_lease(session, now + round(ttl_s * 1000))
+        self._index.note_due(session, now + round(ttl_s * 1000))
         return lease
 
     async def commit(self, lease: Lease, records: Sequence[Record] = (), change: Change | None = None) -> Lease:
@@ -168,29 +183,29 @@ class RedisStore:
         if reply[0] == b"SEQ":
             reply = await self._put_back(lease, call, change.durability, int(reply[1]), int(reply[2]))
         self._require_accepted(lease, reply)
-        self._remember(lease, call)
         if change.release:
             self._sent.pop(lease.nonce, None)
+        else:
+            self._remember(lease, call)
         if change.release or change.status is not None or change.snapshot is not None:
             self._index.note_change(lease.session, reply[1])
-            is_running = change.status in (None, Status.RUNNING)
-            until = reply[1] if change.release else reply[1] + round(lease.ttl_s * 1000)
-            self._index.note_lease(lease.session, until if is_running else None)
+            self._index.note_due(lease.session, _due_after(lease, change, now_ms=reply[1]))
         return replace(
             lease,
             seq=lease.seq + len(packed.records),
             last_crc=packed.last_crc,
             deadline=asked if change.release else asked + lease.ttl_s,
             pending=reply[2],
+            stored=None,
         )
 
     async def renew(self, lease: Lease) -> Lease:
         """Start the lease anew."""
         asked = time.monotonic()
-        arguments = [lease.incarnation, lease.fence, lease.nonce, round(lease.ttl_s * 1000)]
+        arguments = (lease.incarnation, lease.fence, lease.nonce, round(lease.ttl_s * 1000))
         reply = await self._client.run(_RENEW, self._keys(lease.session), arguments)
         self._require_accepted(lease, reply)
-        return replace(lease, deadline=asked + lease.ttl_s, pending=reply[2])
+        return replace(lease, deadline=asked + lease.ttl_s, pending=reply[2], stored=None)
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing happens if it was lost."""
@@ -199,21 +214,22 @@ class RedisStore:
             _RELEASE, self._keys(lease.session), [lease.incarnation, lease.fence, lease.nonce]
         )
         if reply[0] == b"OK":
-            self._index.note_lease(lease.session, reply[1])
+            self._index.note_due(lease.session, reply[1])
 
     async def head(self, session: str) -> Head | None:
         """Return what is known of a session, None when there is none."""
         now, fields = await self._client.run(_HEAD, self._keys(session), ())
         return make_head(session, _pairs(fields), now) if fields else None
 
-    async def load(self, session: str, *, strict: bool = True) -> Image:
+    async def load(self, session: str, *, strict: bool = True, lease: Lease | None = None) -> Image:
         """Return the session's data; see `Store.load`."""
+        if lease is not None and lease.stored is not None:
+            return await self._packer.open_image(lease.head, lease.stored, strict=strict)
         now, fields, snapshot, entries = await self._client.run(_LOAD, self._keys(session), ())
         if not fields:
             raise not_found(session)
         head = make_head(session, _pairs(fields), now)
-        numbered = [(int(name.partition(b"-")[0]), pair[1]) for name, pair in entries]
-        return await self._packer.open_image(head, snapshot, numbered, strict=strict)
+        return await self._packer.open_image(head, _stored(snapshot, entries), strict=strict)
 
     async def past(self, session: str) -> tuple[Snapshot, ...]:
         """Return the snapshots of earlier turns that were kept, oldest first."""
@@ -222,16 +238,54 @@ class RedisStore:
         stored = await self._client.command("HVALS", keys[3])
         return self._packer.open_past(session, (incarnation or b"").decode(), stored)
 
+    async def export(self, session: str) -> Raw:
+        """Return the session's data as stored."""
+        now, fields, snapshot, entries, history, blobs = await self._client.run(_EXPORT, self._keys(session), ())
+        if not fields:
+            raise not_found(session)
+        journal = tuple((int(name.partition(b"-")[0]), pair[1]) for name, pair in entries)
+        past = {int(turn): data for turn, data in _pairs(history).items()}
+        return Raw(make_head(session, _pairs(fields), now), journal, snapshot, past, _pairs(blobs))
+
+    async def rewrite(self, lease: Lease, raw: Raw) -> None:
+        """Put other data in the place of a session's own; see `Store.rewrite`."""
+        fields = rewritten_fields(raw.head)
+        reply = await self._client.run(
+            _REWRITE,
+            self._keys(lease.session),
+            [
+                *(lease.incarnation, lease.fence, lease.nonce, lease.seq, int(raw.snapshot is not None)),
+                *(len(fields), len(raw.history), len(raw.blobs)),
+                *(() if raw.snapshot is None else (raw.snapshot,)),
+                *(part for pairs in (fields, raw.history, raw.blobs) for pair in pairs.items() for part in pair),
+                *(part for pair in raw.journal for part in pair),
+            ],
+        )
+        self._require_accepted(lease, reply)
+        self._sent.pop(lease.nonce, None)
+        self._index.note_change(lease.session, reply[1])
+        self._index.note_due(lease.session, reply[1] if raw.head.status is Status.RUNNING else raw.head.due_ms or None)
+
     async def sessions(self, *, limit: int = 100, before_ms: int | None = None) -> list[Head]:
         """Return sessions, the last changed first."""
         names = await self._index.latest(limit=limit, before_ms=before_ms)
         heads = await self._heads(names)
         return sorted(heads, key=lambda head: (head.updated_ms, head.created_ms), reverse=True)
 
-    async def orphans(self, *, limit: int = 100) -> list[Head]:
-        """Return running sessions whose owner let the lease run out, the longest ago first."""
-        heads = await self._heads(await self._index.expired(limit=limit))
-        return [head for head in heads if head.status is Status.RUNNING and not head.is_held]
+    async def due(self, *, limit: int = 100) -> list[Head]:
+        """Return sessions that would go on if a job came, the longest due first; see `Store.due`."""
+        while True:
+            names = await self._index.due(limit=limit)
+            heads = await self._heads(names)
+            found = [head for head in heads if head.is_due]
+            if len(found) == len(names):
+                return found
+            now_ms = await self._index.now_ms()
+            for head in heads:
+                if not head.is_due:  # leases are renewed without a word to the index
+                    self._index.note_due(head.session, _due_of(head, now_ms))
+            if len(names) < limit:
+                return found
 
     async def delete(self, session: str, *, force: bool = False) -> bool:
         """Remove a session and all its data; see `Store.delete`."""
@@ -241,7 +295,9 @@ class RedisStore:
         self._index.forget(session)
         return bool(reply[0] == b"OK")
 
-    async def post(self, session: str, message_id: str, body: bytes, *, retain_s: float = 7 * DAY_S) -> Posted:
+    async def post(
+        self, session: str, message_id: str, body: bytes, *, event: str = "", retain_s: float = 7 * DAY_S
+    ) -> Posted:
         """Put a message into the session's inbox, once per id; see `Store.post`."""
         require_size(f"message {message_id!r}", body, self.limits.message_bytes)
         sealed = self._packer.seal_message(session, message_id, body)
@@ -249,7 +305,7 @@ class RedisStore:
         reply = await self._client.run(
             _POST,
             self._keys(session),
-            [session, secrets.token_hex(8), message_id, sealed, most, round(retain_s * 1000)],
+            [session, secrets.token_hex(8), message_id, sealed, most, round(retain_s * 1000), event],
         )
         if reply[0] == b"FULL":
             raise inbox_full(session, reply[1], most)
@@ -287,7 +343,7 @@ class RedisStore:
 
     async def claim(self, key: str, holder: str, *, lease_s: float = 60.0, keep_s: float = DAY_S) -> Claim:
         """Claim an idempotency key for a job, or learn who has it and what came out."""
-        arguments = ["claim", holder, round(lease_s * 1000), round(keep_s * 1000)]
+        arguments = ("claim", holder, round(lease_s * 1000), round(keep_s * 1000))
         reply = await self._client.run(_CLAIM, [self._claim_key(key)], arguments)
         result = self._packer.open_message(key, "claim", reply[2]) if reply[0] == b"DONE" else None
         return Claim(mine=reply[0] == b"MINE", holder=reply[1].decode(), result=result)
@@ -296,7 +352,7 @@ class RedisStore:
         """Write what came of a claimed key; False if it is no longer this holder's."""
         require_size("the result of an idempotent job", result, self.limits.record_bytes)
         sealed = self._packer.seal_message(key, "claim", result)
-        arguments = ["settle", holder, 0, round(keep_s * 1000), sealed]
+        arguments = ("settle", holder, 0, round(keep_s * 1000), sealed)
         return bool((await self._client.run(_CLAIM, [self._claim_key(key)], arguments))[0] == b"OK")
 
     async def unclaim(self, key: str, holder: str) -> bool:
@@ -335,20 +391,27 @@ class RedisStore:
         return [head for head in heads if head is not None]
 
     def _commit_arguments(self, lease: Lease, packed: Packed, change: Change) -> tuple[Any, ...]:
-        scalars = (
-            *(lease.incarnation, lease.fence, lease.nonce, lease.seq, round(lease.ttl_s * 1000)),
-            *(int(change.release), int(packed.makes_progress), packed.last_crc),
-            *(self.limits.session_bytes, self.limits.journal_records),
-            *(int(change.snapshot is not None), change.snapshot.turn if change.snapshot else 0),
-            *(int(change.trim), change.history, -1 if change.consumed is None else change.consumed),
-            *(len(packed.fields), len(packed.answers)),
+        records = [record.parts for record in packed.records]
+        first = (
+            f"{lease.incarnation} {lease.fence} {lease.nonce} {lease.seq} {round(lease.ttl_s * 1000)} "
+            f"{change.release:d} {packed.makes_progress:d} {packed.last_crc} "
+            f"{self.limits.session_bytes} {self.limits.journal_records} "
+        )
+        if change is _NO_CHANGE:
+            return (first + "0 0 1 0 -1 0 0 -1", *records)
+        turn = change.snapshot.turn if change.snapshot else 0
+        consumed = -1 if change.consumed is None else change.consumed
+        first += (
+            f"{change.snapshot is not None:d} {turn} {change.trim:d} {change.history} {consumed} "
+            f"{len(packed.fields)} {len(packed.answers)} {-1 if change.blobs is None else len(change.blobs)}"
         )
         return (
-            " ".join(map(str, scalars)),
+            first,
             *(() if packed.snapshot is None else (packed.snapshot,)),
             *(part for pair in packed.fields for part in pair),
             *(part for pair in packed.answers for part in pair),
-            *packed.records,
+            *(change.blobs or ()),
+            *records,
         )
 
     async def _send(self, lease: Lease, call: _Call, durability: Durability) -> Any:
@@ -380,15 +443,19 @@ class RedisStore:
         )
 
     def _remember(self, lease: Lease, call: _Call) -> None:
-        calls = self._sent.setdefault(lease.nonce, deque())
-        calls.append(call)
-        kept = sum(call.size_bytes for call in calls)
-        while len(calls) > 1 and (kept > _KEPT_CALLS_BYTES or len(calls) > self.limits.journal_records):
-            kept -= calls.popleft().size_bytes
+        sent = self._sent.get(lease.nonce)
+        if sent is None:
+            sent = self._sent[lease.nonce] = _Sent()
+        sent.calls.append(call)
+        sent.size_bytes += call.size_bytes
+        while len(sent.calls) > 1 and (
+            sent.size_bytes > _KEPT_CALLS_BYTES or len(sent.calls) > self.limits.journal_records
+        ):
+            sent.size_bytes -= sent.calls.popleft().size_bytes
 
     async def _put_back(self, lease: Lease, call: _Call, durability: Durability, seq: int, last_crc: int) -> Any:
         """Send again what the server forgot in a failover, if this worker knows all of it, and then the call."""
-        calls = [*self._sent.get(lease.nonce, ()), call]
+        calls = [*self._sent.get(lease.nonce, _Sent()).calls, call]
         start = next((at for at, sent in enumerate(calls) if (sent.seq, sent.last_crc) == (seq, last_crc)), None)
         if start is None:
             raise journal_lost(lease, seq)
@@ -434,6 +501,26 @@ def _key_part(name: str) -> str:
 
 def _pairs(flat: Sequence[bytes]) -> Mapping[str, bytes]:
     return {name.decode(): value for name, value in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _stored(snapshot: bytes | None, entries: Sequence[Any]) -> Stored:
+    return Stored(snapshot, [(int(name.partition(b"-")[0]), pair[1]) for name, pair in entries])
+
+
+def _due_after(lease: Lease, change: Change, *, now_ms: int) -> int | None:
+    """Return the time at which a session wants to be looked at after a commit, None when it is at rest."""
+    if change.status in (None, Status.RUNNING):
+        return now_ms if change.release else now_ms + round(lease.ttl_s * 1000)
+    if change.status is Status.WAITING:
+        return (lease.head.due_ms if change.due_ms is None else change.due_ms) or None
+    return None
+
+
+def _due_of(head: Head, now_ms: int) -> int | None:
+    """Return the time at which a session wants to be looked at that is not due."""
+    if head.status is Status.RUNNING:
+        return now_ms + round(head.lease_left_s * 1000)
+    return (head.due_ms or None) if head.status is Status.WAITING else None
 
 
 def _first_stream(reply: Any) -> Sequence[Any]:

@@ -6,6 +6,7 @@ from flashkit.errors import (
     InboxFull,
     JournalLost,
     PayloadTooLarge,
+    RecordCorrupt,
     SessionBlocked,
     SessionBusy,
     SessionFenced,
@@ -66,6 +67,22 @@ def blocked(session: str, reason: str) -> SessionBlocked:
     )
 
 
+def damaged(session: str, found: RecordCorrupt) -> RecordCorrupt:
+    """Return the error for a session in which damage was found."""
+    return RecordCorrupt(
+        f"session {session!r} is damaged: {found.report.message}",
+        hint=found.report.hint or f"go back to what is whole: flashkit sessions rewind {session} --to last-good",
+        details={**found.report.details, "session": session},
+    )
+
+
+def is_surely_damage(exc: BaseException, session: str) -> bool:
+    """True for damage in this session's data, unless another key or setting of the worker would explain it too."""
+    if not isinstance(exc, RecordCorrupt):
+        return False
+    return exc.report.details.get("session") == session and "suspect" not in exc.report.details
+
+
 def attempts_used_up(attempts: int, owner: str) -> str:
     """Return the reason for blocking a session whose workers keep dying."""
     return f"{attempts} workers in a row ended without progress; the last was {owner}"
@@ -84,7 +101,7 @@ def inbox_full(session: str, waiting: int, limit: int) -> InboxFull:
     """Return the error for a message too many."""
     return InboxFull(
         f"{waiting} messages wait in session {session!r}; the limit is {limit}",
-        hint="post it again later, under the same id",
+        hint="post it again later, under the same id; the event that the session waits for always has room",
         details={"waiting": waiting, "limit": limit},
     )
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import math
 import time
 import typing
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from typing import Any, Final, Generic, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Final, Generic, Literal, NamedTuple, ParamSpec, Protocol, TypeGuard, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from typing_extensions import TypeVar as TypingTypeVar
@@ -21,6 +22,7 @@ from flashkit.worker.sessions.budget import Ceilings
 from flashkit.worker.sessions.calls import Caller
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record
+from flashkit.worker.sessions.scope import running_step
 from flashkit.worker.sessions.store import Durability
 from flashkit.worker.sessions.turn import Ask, Suspend, Turn, encode_value, in_branch
 
@@ -30,7 +32,7 @@ StateT = TypingTypeVar("StateT", default=None)
 Output_co = TypeVar("Output_co", covariant=True)
 
 _UNCHANGED: Final = object()
-_result_adapters: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
+_result_types: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
 _effect_key: ContextVar[str] = ContextVar("flashkit_effect_key")
 
 
@@ -52,10 +54,9 @@ class Session(Generic[StateT]):
     """
 
     def __init__(self, turn: Turn, caller: Caller, *, state: Any, history: History, events: list[Record]) -> None:
-        self.state: StateT = state
-        """The model that the handler's annotation names; saved at the end of each turn."""
+        self._state: StateT = state
         self.history = history
-        """The conversation; saved at the end of each turn."""
+        """The conversation; saved at the end of each turn. It changes in the handler, not in the function of a step."""
         self._turn = turn
         self._caller = caller
         self._events = events
@@ -67,6 +68,27 @@ class Session(Generic[StateT]):
     def id(self) -> str:
         """The session's id."""
         return self._turn.session
+
+    @property
+    def state(self) -> StateT:
+        """The model that the handler's annotation names; saved at the end of each turn.
+
+        It changes in the handler: what a step's function changes is lost when the session is resumed, as the
+        function does not run again. A warning in the log names the step.
+        """
+        if step := running_step():
+            step.watch(self._state)
+        return self._state
+
+    @state.setter
+    def state(self, state: StateT) -> None:
+        if step := running_step():
+            raise SessionError(
+                f"session.state was set in the function of step {step.key!r}, which does not run again when the "
+                "session is resumed: the change would be lost",
+                hint="return the value from the step, and set the state in the handler",
+            )
+        self._state = state
 
     @property
     def turn(self) -> int:
@@ -90,9 +112,11 @@ class Session(Generic[StateT]):
         """Run `function(*args, **kwargs)` once in the life of the turn and return what it returned.
 
         Sync functions run in a thread. The result must have a JSON form; it comes back in the type that
-        the function's annotation declares, on the first run as on every later one. A step that raises is
-        not written down: it runs again when the session is resumed. If the worker dies while the function
-        runs, it runs again; for what must not happen twice there is `effect`.
+        the function's annotation declares, on the first run as on every later one. An error that the handler
+        catches is what came of the step, as soon as another step follows: it is raised again when the session
+        is resumed; see `catches` for errors of your own. A step whose error ends the turn runs again when the
+        turn is retried. If the worker dies while the function runs, it runs again; for what must not happen
+        twice there is `effect`.
 
         Args:
             name: Stable name of the step; the second use of a name in a turn becomes `name#2`.
@@ -103,7 +127,8 @@ class Session(Generic[StateT]):
         _require_step("step", name, function)
         ask = self._turn.ask(name, [args, kwargs])
         run = functools.partial(_run_function, function, *args, **kwargs)
-        return self._decoded(self._turn.once(ask, run, functools.partial(_encode_step, ask.key)), function)
+        returned = _Returned(ask.key)
+        return self._decoded(self._turn.once(ask, run, returned.encode), function, returned)
 
     def effect(
         self,
@@ -124,10 +149,11 @@ class Session(Generic[StateT]):
             name: Stable name of the step.
             function: What to run.
             *args: Its arguments.
-            once: Never run it a second time when a worker died inside it: ask `probe`, or stop with
-                `OutcomeUnknown` until a person has said what happened. False: run it again with the same key.
-            probe: Called with the key after such a death; what it returns is the step's result, None means
-                that the effect did not happen.
+            once: Never run it a second time when it was begun and did not return, because a worker died inside
+                it or its exception ended the turn: ask `probe`, or stop with `OutcomeUnknown` until a person
+                has said what happened. False: run it again with the same key.
+            probe: Called with the key in such a case; what it returns is the step's result, None means that the
+                effect did not happen.
             **kwargs: Its keyword arguments.
 
         Raises:
@@ -178,8 +204,10 @@ class Session(Generic[StateT]):
         Args:
             endpoint: The decorated function or class.
             *args: The job's arguments.
-            timeout: Seconds to wait, queue, cold start and retries included; then the job is cancelled.
-            retries: How often a job is submitted again that the platform lost or could not take.
+            timeout: Seconds to wait, queue, cold start, retries and restarts included; then the job is cancelled.
+                A session that was called itself waits no longer than whoever called it.
+            retries: How often a job is submitted again that the platform lost or could not take. The calls of
+                a called session share what its caller has left.
             idempotency_key: Identifies the work instead of its place in the session and its input.
             **kwargs: The job's keyword arguments.
 
@@ -206,7 +234,7 @@ class Session(Generic[StateT]):
         """
         path = self._turn.branch()
         async with _Group() as group:
-            tasks = [group.start(in_branch(call, path, index)) for index, call in enumerate(calls)]
+            tasks = [group.start(in_branch(self._turn, call, path, index)) for index, call in enumerate(calls)]
             await group.wait(all_of_them=partial)
         if partial:
             return [_result_or_error(task) for task in tasks]
@@ -232,13 +260,7 @@ class Session(Generic[StateT]):
         ask = self._turn.ask(f"event:{event}", None)
         record = self._turn.done(ask)
         if record is None:
-            arrived = next((answer for answer in self._events if answer.key == event), None)
-            if arrived is None:
-                record = await self._interrupt(ask, event, timeout)
-            else:
-                self._events.remove(arrived)
-                output = await self._turn.output_of(arrived)
-                record = await self._turn.write_result(ask, output, extra={"event": event})
+            record = await self._take_event(ask, event) or await self._interrupt(ask, event, timeout)
         if record.extra.get("timed_out"):
             raise TimeoutError(f"session {self.id!r} waited {timeout or 0:g} s for event {event!r}")
         return parse_json(await self._turn.output_of(record))
@@ -251,7 +273,10 @@ class Session(Generic[StateT]):
         cost_usd: float | object | None = _UNCHANGED,
         repeats: int | object | None = _UNCHANGED,
     ) -> None:
-        """Set ceilings for this turn; None takes one away. `BudgetExceeded` ends the turn that hits one.
+        """Set ceilings for this turn; None takes one away.
+
+        `BudgetExceeded` ends the turn that hits one, also if the handler catches it. The next turn begins with the
+        ceilings and counts of a new one.
 
         Args:
             steps: Steps and calls. 1,000 at first.
@@ -263,28 +288,48 @@ class Session(Generic[StateT]):
         given = {"steps": steps, "tokens": tokens, "cost_usd": cost_usd, "repeats": repeats}
         changed = {name: value for name, value in given.items() if value is not _UNCHANGED}
         for name, value in changed.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+            if value is not None and not (_is_number(value) and value > 0):
                 raise SessionError(f"session.budget({name}={value!r}) is not a ceiling", hint="give a number above 0")
         self._turn.budget.set_ceilings(Ceilings(**{**self._turn.budget.ceilings.to_dict(), **changed}))
 
     def spend(self, *, tokens: int = 0, cost_usd: float = 0.0) -> None:
-        """Report what the agent has used.
+        """Report what the agent has used, in the handler or in the function of a step.
 
         Raises:
             BudgetExceeded: It is more than this turn's ceiling.
+            SessionError: It is not an amount.
         """
-        self._turn.budget.spend(tokens=tokens, cost_usd=cost_usd)
+        for name, value in (("tokens", tokens), ("cost_usd", cost_usd)):
+            if not (_is_number(value) and math.isfinite(value) and value >= 0):
+                raise SessionError(f"session.spend({name}={value!r}) is not an amount", hint="give a number from 0 up")
+        self._turn.spend(tokens=tokens, cost_usd=cost_usd)
+
+    def catches(self, *errors: type[Exception]) -> None:
+        """Name exception classes of yours that the handler catches from steps, calls and effects.
+
+        What a step raised comes back from the journal when the session is resumed. The journal holds only the
+        names of its classes: Python's usual errors and flashkit's are known, and those that are named here.
+        Others come back as `StepError`.
+        """
+        for each in errors:
+            if not (isinstance(each, type) and issubclass(each, Exception)):
+                raise SessionError(f"session.catches({each!r}) does not name a class of exceptions")
+            self._turn.catches[each.__name__] = each
 
     @property
     def unread_events(self) -> list[Record]:
         """Events that came and that no `wait_for` has taken; they are kept for the next turn."""
         return self._events
 
-    async def _decoded(self, output: Awaitable[bytes], function: Callable[..., Any]) -> Any:
+    async def _decoded(
+        self, output: Awaitable[bytes], function: Callable[..., Any], returned: _Returned | None = None
+    ) -> Any:
         from pydantic_core import ValidationError
 
         text = await output
-        adapter = _result_adapter(function)
+        annotation, adapter = _result_type(function)
+        if returned is not None and returned.text is not None and (adapter is None or annotation is str):
+            return returned.text
         if adapter is None or text == b"null":
             return parse_json(text)
         try:
@@ -297,17 +342,20 @@ class Session(Generic[StateT]):
     ) -> bytes:
         turn = self._turn
         key = self._caller.key_of(turn, ask)
+        is_done = turn.done(ask) is not None
         progress = turn.memo.steps.get(ask.key)
-        has_begun = progress is not None and progress.intent is not None and progress.result is None
+        has_begun = progress is not None and progress.intent is not None and not is_done
         encode = functools.partial(_encode_step, ask.key)
         if has_begun and once:
             found = await _run_function(probe, key) if probe else None
             if found is not None:
                 return (await turn.write_result(ask, encode(found))).output
             if probe is None:
-                raise _outcome_unknown(turn.session, ask.key)
-        if progress is None or progress.result is None:
-            turn.check_leaving()
+                error = _outcome_unknown(turn.session, ask.key)
+                turn.end(error)
+                raise error
+        if not is_done:
+            turn.check_may_begin()
             durability = Durability.FSYNC if once else Durability.DEFAULT
             await turn.write(Kind.INTENT, ask, durability=durability)
 
@@ -320,6 +368,16 @@ class Session(Generic[StateT]):
 
         return await turn.once(ask, run_with_key, encode)
 
+    async def _take_event(self, ask: Ask, event: str) -> Record | None:
+        """Write down that the event came, if it did; also one that came while this turn was at work."""
+        self._events.extend(await self._turn.take_messages(unread=len(self._events)))
+        arrived = next((answer for answer in self._events if answer.key == event), None)
+        if arrived is None:
+            return None
+        self._events.remove(arrived)
+        output = await self._turn.output_of(arrived)
+        return await self._turn.write_result(ask, output, extra={**arrived.extra, "event": event})
+
     async def _interrupt(self, ask: Ask, event: str, timeout_s: float | None) -> Record:
         progress = self._turn.memo.steps.get(ask.key)
         since_ms = progress.intent.started_ms if progress and progress.intent else None
@@ -327,8 +385,11 @@ class Session(Generic[StateT]):
             # Written down, so that an event that comes after all does not change which way the handler went.
             return await self._turn.write_result(ask, b"null", extra={"timed_out": True})
         if since_ms is None:
-            await self._turn.write(Kind.INTENT, ask, started_ms=round(time.time() * 1000))
-        raise Suspend(event, timeout_s)
+            since_ms = round(time.time() * 1000)
+            await self._turn.write(Kind.INTENT, ask, started_ms=since_ms)
+            if record := await self._take_event(ask, event):
+                return record
+        raise Suspend(event, timeout_s, since_ms=since_ms)
 
 
 class _Group:
@@ -352,7 +413,7 @@ class _Group:
             if any(not isinstance(error, Suspend) for error in self._failures()):
                 break  # a branch that waits for an event lets the others finish
         failures = self._failures()
-        leaving = [error for error in failures if isinstance(error, HandBack | Suspend)]
+        leaving = sorted((error for error in failures if isinstance(error, HandBack | Suspend)), key=_time_to_leave)
         for error in leaving or ([] if all_of_them else failures):
             raise error
 
@@ -368,6 +429,11 @@ class _Group:
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
+
+
+def _time_to_leave(error: HandBack | Suspend) -> float:
+    """Order what ends the handler: of several events that are waited for, the first whose time is over counts."""
+    return (error.due_ms or float("inf")) if isinstance(error, Suspend) else 0
 
 
 def _result_or_error(task: asyncio.Task[Any]) -> Any:
@@ -411,9 +477,13 @@ def _require_step(method: str, name: object, function: object) -> None:
         )
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _outcome_unknown(session: str, key: str) -> OutcomeUnknown:
     return OutcomeUnknown(
-        f"session {session!r}: a worker died inside step {key!r}, so its effect may have happened or not",
+        f"session {session!r}: step {key!r} was begun and did not return, so its effect may have happened or not",
         hint=f"find out, then: flashkit sessions settle {session} {key} --result JSON (it happened) or --again",
         details={"session": session, "step": key},
     )
@@ -429,15 +499,44 @@ def _encode_step(key: str, result: Any) -> bytes:
         ) from exc
 
 
-def _result_adapter(function: Callable[..., Any]) -> Any:
-    """Return the adapter for what a function says it returns; made once, because that takes longer than a step."""
+class _Returned:
+    """A step's result on its way into the journal; a text comes back from there as it is, and is not read again."""
+
+    __slots__ = ("_key", "text")
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self.text: str | None = None
+
+    def encode(self, result: Any) -> bytes:
+        """Return the result as JSON text."""
+        if type(result) is str:
+            self.text = result
+        return _encode_step(self._key, result)
+
+
+class _ResultType(NamedTuple):
+    """What a function says it returns, and the adapter that makes it out of JSON; None where it says nothing."""
+
+    annotation: Any
+    adapter: Any
+
+
+def _result_type(function: Callable[..., Any]) -> _ResultType:
+    """Return what a function says it returns; found out once, because that takes longer than a step."""
     plain = getattr(function, "__func__", function)
     try:
-        if plain not in _result_adapters:
-            _result_adapters[plain] = output_adapter(_return_annotation(function))
-        return _result_adapters[plain]
+        if plain not in _result_types:
+            _result_types[plain] = _read_result_type(function)
+        known: _ResultType = _result_types[plain]
     except TypeError:  # a callable object that cannot be a key
-        return output_adapter(_return_annotation(function))
+        return _read_result_type(function)
+    return known
+
+
+def _read_result_type(function: Callable[..., Any]) -> _ResultType:
+    annotation = _return_annotation(function)
+    return _ResultType(annotation, output_adapter(annotation))
 
 
 def _return_annotation(function: Callable[..., Any]) -> Any:

@@ -22,6 +22,7 @@ CREATE TABLE IF NOT EXISTS head (
     posted INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, jb INTEGER NOT NULL DEFAULT 0,
     sb INTEGER NOT NULL DEFAULT 0, hs INTEGER NOT NULL DEFAULT 0, bb INTEGER NOT NULL DEFAULT 0,
     created INTEGER NOT NULL, updated INTEGER NOT NULL, keep INTEGER NOT NULL, expires INTEGER NOT NULL,
+    unread INTEGER NOT NULL DEFAULT 0, awaits TEXT NOT NULL DEFAULT '', due INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (ns, sid)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS head_expires ON head (expires);
 CREATE TABLE IF NOT EXISTS journal (ns TEXT, sid TEXT, seq INTEGER, data BLOB, PRIMARY KEY (ns, sid, seq));
@@ -37,6 +38,14 @@ CREATE INDEX IF NOT EXISTS event_session ON event (ns, sid, number);
 CREATE TABLE IF NOT EXISTS claim (ns TEXT, key TEXT, holder TEXT NOT NULL, until INTEGER NOT NULL, result BLOB,
     expires INTEGER NOT NULL, PRIMARY KEY (ns, key)) WITHOUT ROWID;
 """
+
+
+_LATER_COLUMNS: Final = {
+    "unread": "INTEGER NOT NULL DEFAULT 0",
+    "awaits": "TEXT NOT NULL DEFAULT ''",
+    "due": "INTEGER NOT NULL DEFAULT 0",
+}
+"""Columns of `head` that files of earlier versions lack."""
 
 
 class SqliteFile:
@@ -93,6 +102,7 @@ class SqliteFile:
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(_SCHEMA)
+            _add_columns(db)
         except sqlite3.Error:
             db.close()
             raise
@@ -106,3 +116,18 @@ class SqliteFile:
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR")):
             return StoreUnavailable(what, hint="another process holds the file, or the disk fails; try again")
         return StoreMisconfigured(what, hint="check the file and its folder; FLASHKIT_STATE names another one")
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    """Give `head` the columns that it lacks."""
+    if not _missing_columns(db):
+        return
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        for name in _missing_columns(db):  # another process may have added them meanwhile
+            db.execute(f"ALTER TABLE head ADD COLUMN {name} {_LATER_COLUMNS[name]}")
+
+
+def _missing_columns(db: sqlite3.Connection) -> list[str]:
+    present = {row["name"] for row in db.execute("PRAGMA table_info(head)")}
+    return [name for name in _LATER_COLUMNS if name not in present]

@@ -34,7 +34,9 @@ from flashkit.worker.sessions.store import (
     Limits,
     Message,
     Posted,
+    Raw,
     Status,
+    Stored,
     StoreReport,
     require_session_id,
 )
@@ -66,6 +68,7 @@ class SqliteStore:
     ) -> None:
         self.namespace = namespace
         self.limits = limits or Limits()
+        self.keyring = keyring
         self._packer = Packer(namespace, keyring, self.limits)
         self._file = SqliteFile(path, budget_s=budget_s)
         self._tables = Tables(self._file, namespace, self.limits, now_ms)
@@ -95,6 +98,8 @@ class SqliteStore:
         witness: int | None = None,
         max_attempts: int = 5,
         unblock: bool = False,
+        info: bytes = b"",
+        with_data: bool = False,
     ) -> Lease | Busy:
         """Take the session, or say who has it; see `Store.acquire`."""
         require_session_id(session)
@@ -111,6 +116,7 @@ class SqliteStore:
             witness=witness,
             max_attempts=max_attempts,
             unblock=unblock,
+            info=info,
         )
         if not taken:
             left_s = (found["until"] - now) / 1000
@@ -124,6 +130,7 @@ class SqliteStore:
             nonce=nonce,
             ttl_s=ttl_s,
             asked=asked,
+            stored=Stored(*(await self._run(self._tables.load, session))[1:]) if with_data else None,
         )
 
     async def commit(self, lease: Lease, records: Sequence[Record] = (), change: Change | None = None) -> Lease:
@@ -143,13 +150,14 @@ class SqliteStore:
             last_crc=packed.last_crc,
             deadline=asked if change.release else asked + lease.ttl_s,
             pending=pending,
+            stored=None,
         )
 
     async def renew(self, lease: Lease) -> Lease:
         """Start the lease anew."""
         asked = time.monotonic()
         pending = await self._run(self._tables.renew, lease)
-        return replace(lease, deadline=asked + lease.ttl_s, pending=pending)
+        return replace(lease, deadline=asked + lease.ttl_s, pending=pending, stored=None)
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing happens if it was lost."""
@@ -160,30 +168,43 @@ class SqliteStore:
         row = await self._run(self._tables.head, require_session_id(session))
         return make_head(session, row, self._now()) if row is not None else None
 
-    async def load(self, session: str, *, strict: bool = True) -> Image:
+    async def load(self, session: str, *, strict: bool = True, lease: Lease | None = None) -> Image:
         """Return the session's data; see `Store.load`."""
+        if lease is not None and lease.stored is not None:
+            return await self._packer.open_image(lease.head, lease.stored, strict=strict)
         row, snapshot, entries = await self._run(self._tables.load, require_session_id(session))
         head = make_head(session, row, self._now())
-        return await self._packer.open_image(head, snapshot, entries, strict=strict)
+        return await self._packer.open_image(head, Stored(snapshot, entries), strict=strict)
 
     async def past(self, session: str) -> tuple[Snapshot, ...]:
         """Return the snapshots of earlier turns that were kept, oldest first."""
         incarnation, stored = await self._run(self._tables.past, require_session_id(session))
         return self._packer.open_past(session, incarnation, stored)
 
+    async def export(self, session: str) -> Raw:
+        """Return the session's data as stored."""
+        row, snapshot, journal, history, blobs = await self._run(self._tables.export, require_session_id(session))
+        return Raw(make_head(session, row, self._now()), tuple(journal), snapshot, history, blobs)
+
+    async def rewrite(self, lease: Lease, raw: Raw) -> None:
+        """Put other data in the place of a session's own; see `Store.rewrite`."""
+        await self._run(self._tables.rewrite, lease, raw)
+
     async def sessions(self, *, limit: int = 100, before_ms: int | None = None) -> list[Head]:
         """Return sessions, the last changed first."""
         return self._heads(await self._run(self._tables.latest, limit, before_ms))
 
-    async def orphans(self, *, limit: int = 100) -> list[Head]:
-        """Return running sessions whose owner let the lease run out, the longest ago first."""
-        return self._heads(await self._run(self._tables.expired, limit))
+    async def due(self, *, limit: int = 100) -> list[Head]:
+        """Return sessions that would go on if a job came, the longest due first; see `Store.due`."""
+        return self._heads(await self._run(self._tables.due, limit))
 
     async def delete(self, session: str, *, force: bool = False) -> bool:
         """Remove a session and all its data; see `Store.delete`."""
         return await self._run(self._tables.delete, require_session_id(session), force=force)
 
-    async def post(self, session: str, message_id: str, body: bytes, *, retain_s: float = 7 * DAY_S) -> Posted:
+    async def post(
+        self, session: str, message_id: str, body: bytes, *, event: str = "", retain_s: float = 7 * DAY_S
+    ) -> Posted:
         """Put a message into the session's inbox, once per id; see `Store.post`."""
         require_size(f"message {message_id!r}", body, self.limits.message_bytes)
         sealed = self._packer.seal_message(require_session_id(session), message_id, body)
@@ -192,6 +213,7 @@ class SqliteStore:
             session,
             message_id,
             sealed,
+            event=event,
             incarnation=secrets.token_hex(8),
             retain_ms=round(retain_s * 1000),
         )

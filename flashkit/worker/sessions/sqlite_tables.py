@@ -10,8 +10,8 @@ import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from flashkit.worker.sessions.packing import Packed
-from flashkit.worker.sessions.records import crc_of
+from flashkit.worker.sessions.packing import Packed, rewritten_fields
+from flashkit.worker.sessions.records import Sealed
 from flashkit.worker.sessions.refusals import (
     attempts_used_up,
     blocked,
@@ -24,7 +24,7 @@ from flashkit.worker.sessions.refusals import (
     still_held,
 )
 from flashkit.worker.sessions.sqlite_file import SqliteFile
-from flashkit.worker.sessions.store import Change, Durability, Lease, Limits, Status
+from flashkit.worker.sessions.store import Change, Durability, Lease, Limits, Raw, Status
 
 _PARTS: Final = ("journal", "snapshot", "history", "inbox", "answer", "blob", "event", "head")
 _REMEMBERED_MESSAGES: Final = 64
@@ -62,6 +62,7 @@ class Tables:
         witness: int | None,
         max_attempts: int,
         unblock: bool,
+        info: bytes,
     ) -> tuple[bool, int, Row]:
         """Return whether the lease was taken, the time, and the head before that."""
         with self._file.transaction() as db:
@@ -84,6 +85,7 @@ class Tables:
                 ended = found.get("status") in (Status.DONE, Status.FAILED)
                 fields |= {"fence": found.get("fence", 0) + 1, "nonce": nonce, "owner": owner, "until": now + ttl_ms}
                 fields |= {"hb": found.get("hb", 0) + 1, "ttl": ttl_ms, "attempts": attempts + 1}
+                fields |= {"info": info} if info else {}
                 self._set(db, session, fields if ended else {**fields, "status": Status.RUNNING.value})
         if reason is not None:
             raise blocked(session, reason)
@@ -101,11 +103,15 @@ class Tables:
             if known and not _is_applied(head, packed, known):
                 raise journal_lost(lease, head["seq"])
             records = packed.records[known:]
-            sizes = self._sizes(db, head, records, packed.snapshot, change)
+            unused = self._unused_blobs(db, lease.session, change) if head["bb"] else {}
+            sizes = self._sizes(db, {**head, "bb": head["bb"] - sum(unused.values())}, records, packed.snapshot, change)
             place = (self._ns, lease.session)
             db.executemany(
                 "INSERT INTO journal VALUES (?, ?, ?, ?)",
-                [(*place, seq, data) for seq, data in enumerate(records, head["seq"] + 1)],
+                [(*place, seq, record.data) for seq, record in enumerate(records, head["seq"] + 1)],
+            )
+            db.executemany(
+                "DELETE FROM blob WHERE ns = ? AND sid = ? AND name = ?", [(*place, name) for name in unused]
             )
             if packed.snapshot is not None and change.snapshot is not None:
                 sizes |= self._write_snapshot(db, lease, head, packed.snapshot, change)
@@ -162,15 +168,58 @@ class Tables:
             rows = db.execute("SELECT data FROM history WHERE ns = ? AND sid = ?", (self._ns, session))
             return (head["inc"] if head else ""), [row["data"] for row in rows]
 
+    def export(
+        self, session: str
+    ) -> tuple[Row, bytes | None, list[tuple[int, bytes]], dict[int, bytes], dict[str, bytes]]:
+        """Return head, snapshot, journal, earlier snapshots and blobs as of one moment."""
+        place = (self._ns, session)
+        with self._file.transaction(is_read=True) as db:
+            head = self._head(db, session)
+            if head is None:
+                raise not_found(session)
+            snapshot = self._one(db, "SELECT data FROM snapshot WHERE ns = ? AND sid = ?", session)
+            journal = db.execute("SELECT seq, data FROM journal WHERE ns = ? AND sid = ? ORDER BY seq", place)
+            history = db.execute("SELECT turn, data FROM history WHERE ns = ? AND sid = ?", place)
+            blobs = db.execute("SELECT name, data FROM blob WHERE ns = ? AND sid = ?", place)
+            return head, snapshot, [tuple(row) for row in journal], dict(map(tuple, history)), dict(map(tuple, blobs))
+
+    def rewrite(self, lease: Lease, raw: Raw) -> None:
+        """Put other data in the place of a session's own, and give the lease back."""
+        place = (self._ns, lease.session)
+        with self._file.transaction(is_synced=True) as db:
+            head = self._require_mine(db, lease)
+            if head["seq"] != lease.seq:
+                raise journal_lost(lease, head["seq"])
+            for table in ("journal", "snapshot", "history"):
+                db.execute(f"DELETE FROM {table} WHERE ns = ? AND sid = ?", place)  # noqa: S608 - our own
+            db.executemany("INSERT INTO journal VALUES (?, ?, ?, ?)", [(*place, *pair) for pair in raw.journal])
+            if raw.snapshot is not None:
+                db.execute("INSERT INTO snapshot VALUES (?, ?, ?)", (*place, raw.snapshot))
+            history = [(*place, *pair) for pair in raw.history.items()]
+            db.executemany("INSERT INTO history VALUES (?, ?, ?, ?)", history)
+            blobs = [(*place, *pair) for pair in raw.blobs.items()]
+            db.executemany("INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?)", blobs)
+            now = self._now()
+            counted = "SELECT coalesce(sum(length(data)), 0) FROM blob WHERE ns = ? AND sid = ?"
+            sizes = {
+                "jb": sum(len(data) for _, data in raw.journal),
+                "sb": len(raw.snapshot or b""),
+                "hs": sum(map(len, raw.history.values())),
+                "bb": self._one(db, counted, lease.session),
+            }
+            state = {"until": 0, "hb": head["hb"] + 1, "attempts": 0, "updated": now, "expires": now + head["keep"]}
+            self._set(db, lease.session, {**state, **sizes, **rewritten_fields(raw.head)})
+
     def latest(self, limit: int, before_ms: int | None) -> list[Row]:
         """Return heads, the last changed first."""
         return self._heads(
             "updated < ? ORDER BY updated DESC, created DESC", 2**62 if before_ms is None else before_ms, limit
         )
 
-    def expired(self, limit: int) -> list[Row]:
-        """Return heads of running sessions without a lease."""
-        return self._heads("status = 'running' AND until <= ? ORDER BY until", self._now(), limit)
+    def due(self, limit: int) -> list[Row]:
+        """Return heads of running sessions without a lease, and of waiting ones whose time is over."""
+        at = "CASE status WHEN 'running' THEN until WHEN 'waiting' THEN nullif(due, 0) END"
+        return self._heads(f"{at} <= ? ORDER BY {at}", self._now(), limit)
 
     def delete(self, session: str, *, force: bool) -> bool:
         """Remove a session; False when there is none."""
@@ -183,7 +232,9 @@ class Tables:
             self._remove(db, session)
             return True
 
-    def post(self, session: str, message_id: str, body: bytes, *, incarnation: str, retain_ms: int) -> tuple[Row, Row]:
+    def post(
+        self, session: str, message_id: str, body: bytes, *, event: str, incarnation: str, retain_ms: int
+    ) -> tuple[Row, Row]:
         """Return the message's entry among the answers (without a body if it is new), and the head."""
         with self._file.transaction() as db:
             now = self._now()
@@ -193,8 +244,9 @@ class Tables:
             ).fetchone()
             if known is not None and head is not None:
                 return {"position": known["position"], "body": known["body"], "is_new": False}, head
-            waiting = head["posted"] - head["inbox"] if head else 0
-            if waiting >= self._limits.inbox_messages:
+            waiting = head["posted"] - head["inbox"] + head["unread"] if head else 0
+            is_awaited = bool(event) and head is not None and head["awaits"] == event
+            if waiting >= self._limits.inbox_messages and not is_awaited:
                 raise inbox_full(session, waiting, self._limits.inbox_messages)
             if head is None:
                 self._begin(db, session, incarnation, now=now, retain_ms=retain_ms, status=Status.IDLE)
@@ -205,6 +257,8 @@ class Tables:
             db.execute("DELETE FROM answer WHERE ns = ? AND sid = ? AND position <= ?", (self._ns, session, oldest))
             expires = now + (head["keep"] if head else retain_ms)
             self._set(db, session, {"posted": position, "updated": now, "expires": expires})
+            if is_awaited:  # it is there: the next one counts as any other
+                self._set(db, session, {"awaits": ""})
             return {"position": position, "body": None, "is_new": True}, self._head(db, session) or {}
 
     def inbox(self, session: str) -> list[tuple[int, str, bytes]]:
@@ -345,7 +399,7 @@ class Tables:
         self,
         db: sqlite3.Connection,
         head: Row,
-        records: Sequence[bytes],
+        records: Sequence[Sealed],
         snapshot: bytes | None,
         change: Change,
     ) -> dict[str, Any]:
@@ -356,15 +410,23 @@ class Tables:
             kept = self._one(db, "SELECT count(*) FROM journal WHERE ns = ? AND sid = ?", head["sid"])
             if kept + len(records) > limit:
                 raise journal_too_long(head["sid"], limit)
-        sizes = {"jb": 0 if trims else head["jb"] + sum(map(len, records)), "sb": head["sb"], "hs": head["hs"]}
+        added = sum(record.size_bytes for record in records)
+        sizes = {"jb": 0 if trims else head["jb"] + added, "sb": head["sb"], "hs": head["hs"], "bb": head["bb"]}
         if snapshot is not None:
             sizes["sb"] = len(snapshot)
             if _archives(head, change):
                 sizes["hs"] += head["sb"]
-        total = sum(sizes.values()) + head["bb"]
+        total = sum(sizes.values())
         if total > self._limits.session_bytes:
             raise session_too_large(head["sid"], total, self._limits.session_bytes)
         return sizes
+
+    def _unused_blobs(self, db: sqlite3.Connection, session: str, change: Change) -> dict[str, int]:
+        """Return names and sizes of what a change leaves unused, also of a worker that died before its record."""
+        if change.blobs is None or change.snapshot is None or not change.trim:
+            return {}
+        rows = db.execute("SELECT name, length(data) FROM blob WHERE ns = ? AND sid = ?", (self._ns, session))
+        return {name: size for name, size in rows if name not in change.blobs}
 
     def _write_snapshot(
         self, db: sqlite3.Connection, lease: Lease, head: Row, data: bytes, change: Change
@@ -413,7 +475,7 @@ def _is_mine(head: Row, lease: Lease) -> bool:
 
 def _is_applied(head: Row, packed: Packed, known: int) -> bool:
     """True when the journal ends with the first so many records of a commit, whose answer was lost then."""
-    return 0 < known <= len(packed.records) and head["last"] == crc_of(packed.records[known - 1])
+    return 0 < known <= len(packed.records) and head["last"] == packed.records[known - 1].crc
 
 
 def _archives(head: Row, change: Change) -> bool:

@@ -25,11 +25,11 @@ commit (`Change.consumed`), in the transaction that records what came of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from flashkit.errors import ConfigurationError, FlashkitError, InputError
 from flashkit.settings import Settings
@@ -79,7 +79,7 @@ class Limits:
     session_bytes: int = 32 << 20
     """Journal, snapshots and blobs of one session together, as stored."""
     inbox_messages: int = 32
-    """Messages that may wait."""
+    """Messages that may wait, together with the events that were taken in and that no turn has asked for."""
     journal_records: int = 1000
     """Records since the last snapshot that trimmed the journal."""
 
@@ -120,11 +120,27 @@ class Head:
     stored_bytes: int
     created_ms: int
     updated_ms: int
+    unread: int = 0
+    """Events that were taken in and that no turn has asked for yet."""
+    due_ms: int = 0
+    """Time of day at which whoever waits gives up; 0 where nobody waits, or for ever."""
+    is_due: bool = False
+    """It waits no longer, or its worker's lease is over in the middle of a turn: a job would let it go on."""
+    damage: str = ""
+    """What of all this makes no sense in the store, for people; else empty."""
 
     @property
     def is_held(self) -> bool:
         """True while a worker's lease lasts."""
         return self.lease_left_s > 0
+
+
+class Stored(NamedTuple):
+    """A session's data as the store has it: for `load` to open."""
+
+    snapshot: bytes | None
+    entries: Sequence[tuple[int, bytes]]
+    """Numbers and bytes of records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +162,8 @@ class Lease:
     """Messages that waited in the inbox when the last call returned."""
     head: Head = field(repr=False, compare=False)
     """The session as `acquire` found it, with this lease's owner and fence."""
+    stored: Stored | None = field(default=None, repr=False, compare=False)
+    """Its data as `acquire` found it, if that was asked for; gone with the next call that returns the lease anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +189,8 @@ class Change:
     """With a snapshot: drop the records that it stands for. False keeps them for timelines and forks."""
     history: int = 0
     """With a snapshot: how many earlier turns' snapshots stay readable."""
+    blobs: frozenset[str] | None = None
+    """With a snapshot that trims: names of the large values that are still used; the others are deleted."""
     status: Status | None = None
     reason: str | None = None
     consumed: int | None = None
@@ -179,6 +199,12 @@ class Change:
     """Message ids with the result that a repeated `post` of them is answered with."""
     info: bytes | None = None
     code: str | None = None
+    unread: int | None = None
+    """Events that were taken in and that no turn has asked for: they count as if they still waited."""
+    awaits: str | None = None
+    """The event that the session waits for: the next one of this name has room in any case. Empty for none."""
+    due_ms: int | None = None
+    """Time of day at which it waits no longer; 0 for never."""
     retain_s: float | None = None
     """From now on, seconds after its last change that the session is kept."""
     release: bool = False
@@ -202,6 +228,19 @@ class Image:
         """The records after the snapshot: what a resumed handler must not run again."""
         start = self.snapshot.seq if self.snapshot else 0
         return tuple(record for record in self.records if record.seq > start)
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A session's data as stored: sealed, whole or damaged."""
+
+    head: Head
+    journal: tuple[tuple[int, bytes], ...]
+    """Numbers and records, in order."""
+    snapshot: bytes | None
+    history: Mapping[int, bytes]
+    """Snapshots of earlier turns by turn."""
+    blobs: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +299,7 @@ class Store(Protocol):
 
     namespace: str
     limits: Limits
+    keyring: Keyring | None
 
     async def check(self, *, budget_s: float = 5.0) -> StoreReport:
         """Return what the store is, or raise `StoreMisconfigured` or `StoreUnavailable`; to be called at start."""
@@ -279,6 +319,8 @@ class Store(Protocol):
         witness: int | None = None,
         max_attempts: int = 5,
         unblock: bool = False,
+        info: bytes = b"",
+        with_data: bool = False,
     ) -> Lease | Busy:
         """Take the session, which begins if there is none, or say who has it.
 
@@ -291,6 +333,8 @@ class Store(Protocol):
                 take the session although the store's clock says that the lease lasts.
             max_attempts: Acquisitions without progress after which the session is blocked.
             unblock: Take a blocked session and count its attempts from zero.
+            info: Takes the place of `Head.info` with the lease; empty leaves it as it is.
+            with_data: Let the lease bring the session's data along, for `load`.
 
         Raises:
             SessionBlocked: It is blocked, or has just been for its attempts.
@@ -319,11 +363,12 @@ class Store(Protocol):
         """Return what is known of a session, None when there is none."""
         ...
 
-    async def load(self, session: str, *, strict: bool = True) -> Image:
+    async def load(self, session: str, *, strict: bool = True, lease: Lease | None = None) -> Image:
         """Return the session's data.
 
         Args:
             session: Its id.
+            lease: One that came with the data: it is opened, and the store is not asked.
             strict: Raise at damage. Otherwise what comes before it is returned, and `Image.damage` tells.
 
         Raises:
@@ -338,12 +383,35 @@ class Store(Protocol):
         """Return the snapshots of earlier turns that were kept, oldest first."""
         ...
 
+    async def export(self, session: str) -> Raw:
+        """Return the session's data as stored, without a look at whether it is whole.
+
+        Raises:
+            SessionNotFound: There is none.
+        """
+        ...
+
+    async def rewrite(self, lease: Lease, raw: Raw) -> None:
+        """Put other data in the place of a session's own, all or nothing, and give the lease back.
+
+        Journal, snapshot and earlier snapshots are those of `raw`; its blobs are added. Of its head, the
+        numbers that belong to them, status, reason and code are taken over.
+
+        Raises:
+            SessionFenced: Another worker has the session, or it was deleted.
+            JournalLost: It is not as the lease knows it.
+        """
+        ...
+
     async def sessions(self, *, limit: int = 100, before_ms: int | None = None) -> list[Head]:
         """Return sessions, the last changed first; `before_ms` is the last page's last `updated_ms`."""
         ...
 
-    async def orphans(self, *, limit: int = 100) -> list[Head]:
-        """Return running sessions whose owner let the lease run out, the longest ago first."""
+    async def due(self, *, limit: int = 100) -> list[Head]:
+        """Return sessions that would go on if a job came, the longest due first.
+
+        Those are running ones whose owner let the lease run out, and waiting ones whose time is over.
+        """
         ...
 
     async def delete(self, session: str, *, force: bool = False) -> bool:
@@ -354,8 +422,17 @@ class Store(Protocol):
         """
         ...
 
-    async def post(self, session: str, message_id: str, body: bytes, *, retain_s: float = 7 * DAY_S) -> Posted:
+    async def post(
+        self, session: str, message_id: str, body: bytes, *, event: str = "", retain_s: float = 7 * DAY_S
+    ) -> Posted:
         """Put a message into the session's inbox, once per id (of the last 64 and all that wait).
+
+        Args:
+            session: Its id; it begins if there is none.
+            message_id: The message's id.
+            body: The message.
+            event: The name of the event that it brings: one that the session waits for always has room.
+            retain_s: How long a new session is kept after its last change.
 
         Raises:
             InboxFull: Too many wait.
@@ -433,11 +510,25 @@ def open_store(
         from flashkit.worker.sessions.redis_store import open_redis_store
 
         return open_redis_store(url, namespace=namespace, keyring=keyring, limits=limits, budget_s=budget_s)
-    shown_url = f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"  # no password, also of a mistyped URL
     raise ConfigurationError(
-        f"{shown_url!r} is not a store for sessions",
+        f"{without_password(url)!r} is not a store for sessions",
         hint="write it as sqlite:///path/to/file.db, redis://host:6379/0, rediss://… or unix:///path/to/socket",
     )
+
+
+def without_password(url: str) -> str:
+    """Return a store's URL as it may be shown, also one that is written wrongly.
+
+    What stands before the last @ goes, and what stands behind a question mark: either may be secret.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, separator, rest = "", "", url
+    address, _, query = rest.partition("?")
+    shown = address.rpartition("@")[2]
+    if "@" in query:  # an unescaped ? in the password
+        shown = query.rpartition("@")[2].partition("?")[0]
+    return f"{scheme}{separator}{shown}"
 
 
 def open_settings_store(settings: Settings, *, url: str | None = None, budget_s: float = 30.0) -> Store:

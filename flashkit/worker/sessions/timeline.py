@@ -11,13 +11,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
 
+from flashkit.errors import RecordCorrupt
 from flashkit.worker.sessions.records import Kind, Record
+from flashkit.worker.sessions.redaction import hide_in_json
 from flashkit.worker.sessions.store import Head, Image, Status
 from flashkit.worker.sessions.turn import Memo, Progress
 
 PREVIEW_CHARACTERS: Final = 200
 FORK_KEY: Final = "fork"
 """Key of the record with which a forked session begins; it stands before every turn, so nothing replays it."""
+
+DAMAGED: Final = "damaged"
+"""Status of a session whose stored data is not whole."""
 
 StepKind = Literal["step", "call", "effect", "event"]
 
@@ -32,7 +37,7 @@ class StepState(StrEnum):
     UNKNOWN = "unknown"
     """Its worker ended inside it: the effect may have happened or not."""
     FAILED = "failed"
-    """A call without a result, in a turn that has ended."""
+    """It raised and the handler went on, or it is a call without a result in a turn that has ended."""
 
 
 class TurnState(StrEnum):
@@ -55,7 +60,7 @@ class Summary:
 
     session: str
     status: str
-    """As the store has it, but `interrupted` for a running one whose worker is gone."""
+    """As the store has it, but `interrupted` for a running one whose worker is gone, and `damaged`."""
     reason: str
     turn: int
     """The last one that was completed."""
@@ -70,13 +75,13 @@ class Summary:
     updated_ms: int
 
     @classmethod
-    def from_head(cls, head: Head) -> Summary:
+    def from_image(cls, image: Image) -> Summary:
         """Tell what a store knows of a session."""
-        is_interrupted = head.status is Status.RUNNING and not head.is_held
+        head, damage = image.head, image.damage
         return cls(
             session=head.session,
-            status=TurnState.INTERRUPTED.value if is_interrupted else head.status.value,
-            reason=head.reason,
+            status=DAMAGED if isinstance(damage, RecordCorrupt) else _status_of(head),
+            reason=head.reason if damage is None or damage.report.message in head.reason else damage.report.message,
             turn=head.turn,
             owner=head.owner,
             lease_left_s=head.lease_left_s,
@@ -110,8 +115,10 @@ class Step:
     """Of a call: the id of the job."""
     settled: bool
     """A person said what came of it."""
+    has_other_input: bool
+    """The code asked for it again with another input; what came of the first one was kept."""
     preview: str
-    """The beginning of its result's JSON text."""
+    """The beginning of its result's JSON text, or of what it raised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +195,7 @@ def view_session(image: Image) -> SessionView:
     ]
     marker = next((record for record in image.records if is_fork_marker(record)), None)
     return SessionView(
-        summary=Summary.from_head(image.head),
+        summary=Summary.from_image(image),
         forked_from=None if marker is None else str(marker.extra.get("fork")),
         turns=tuple(views),
         damage=None if image.damage is None else image.damage.report.message,
@@ -222,9 +229,14 @@ def step_kind(key: str, progress: Progress) -> StepKind:
 
 
 def preview_of(output: bytes) -> str:
-    """Return the beginning of a JSON text, cut with a mark."""
-    text = output[: 4 * PREVIEW_CHARACTERS].decode(errors="replace")
+    """Return the beginning of a JSON text, without secrets, cut with a mark."""
+    text = hide_in_json(output)[: 4 * PREVIEW_CHARACTERS].decode(errors="replace")
     return text if len(text) <= PREVIEW_CHARACTERS else text[: PREVIEW_CHARACTERS - 1] + "…"
+
+
+def _status_of(head: Head) -> str:
+    is_interrupted = head.status is Status.RUNNING and not head.is_held
+    return TurnState.INTERRUPTED.value if is_interrupted else head.status.value
 
 
 def _state_of(turn: TurnRecords, given_up: set[Any], *, image: Image, is_last: bool) -> TurnState:
@@ -270,33 +282,37 @@ def _view_turn(turn: TurnRecords, state: TurnState, *, is_held: bool) -> TurnVie
 
 def _view_step(key: str, progress: Progress, *, seq: int, is_over: bool, is_held: bool) -> Step:
     kind = step_kind(key, progress)
-    result = progress.result
-    shown = result or progress.attach or progress.intent
+    result, ended = progress.result, progress.result or progress.error
+    shown = progress.last
     return Step(
         key=key,
         kind=kind,
-        state=StepState.DONE if result else _open_state(kind, progress, is_over=is_over, is_held=is_held),
+        state=_step_state(kind, progress, is_over=is_over, is_held=is_held),
         seq=seq,
         started_ms=(shown.started_ms or None) if shown else None,
-        seconds=result.seconds if result else None,
+        seconds=ended.seconds if ended else None,
         size_bytes=len(result.output) if result and not result.blob else None,
         attempt=result.attempt if result else 1,
         code=shown.code if shown else "",
         blob=result.blob if result else None,
         job=_job_of(progress),
         settled=bool(result and result.extra.get("settled")),
-        preview=preview_of(result.output) if result and not result.blob else "",
+        has_other_input=progress.note is not None,
+        preview=preview_of(ended.output) if ended and not ended.blob else "",
     )
 
 
-def _open_state(kind: StepKind, progress: Progress, *, is_over: bool, is_held: bool) -> StepState:
+def _step_state(kind: StepKind, progress: Progress, *, is_over: bool, is_held: bool) -> StepState:
+    if progress.result is not None:
+        return StepState.DONE
+    if progress.error is not None:
+        return StepState.FAILED
     if is_held and not is_over:
         return StepState.WAITING if kind == "event" else StepState.RUNNING
     if kind == "effect":
         return StepState.UNKNOWN
     if kind == "call" and is_over:
         return StepState.FAILED
-    del progress
     return StepState.WAITING
 
 

@@ -70,12 +70,12 @@ class Writer:
             self._writing = asyncio.create_task(self._write_all())
         await entry.written  # nobody else awaits it: a step that is cancelled here leaves the write alone
 
-    async def close(self, *, change: Change | None = None) -> None:
-        """Write the last change and give the lease back; quietly, if the session is lost."""
+    async def close(self, *records: Record, change: Change | None = None) -> None:
+        """Write the last records and change and give the lease back; quietly, if the session is lost."""
         self._renewing.cancel()
         if self.broken is not None:
             return
-        await self.append(change=change or Change(release=True))
+        await self.append(*records, change=change or Change(release=True))
 
     async def abandon(self) -> None:
         """Give the lease back without writing anything."""
@@ -112,32 +112,21 @@ class Writer:
                 for entry in batch:  # one of them cannot be written; the others can
                     await self._write([entry], entry.records, entry.change)
                 return
-            self._fail(batch, exc)
+            if _is_lost(exc):
+                self._lose(exc, batch)
+            else:
+                _refuse(batch, exc)
         else:
             for entry in batch:
                 if not entry.written.done():
                     entry.written.set_result(None)
 
-    def _fail(self, batch: Sequence[_Entry], exc: FlashkitError) -> None:
-        if _is_lost(exc):
-            self._lose(exc)
-        for entry in batch:
-            if not entry.written.done():
-                entry.written.set_exception(exc)
-                entry.written.exception()  # looked at, also when the step that waits was cancelled meanwhile
-
-    def _lose(self, exc: FlashkitError) -> None:
+    def _lose(self, exc: FlashkitError, batch: Sequence[_Entry] = ()) -> None:
         self.broken = exc
         self._renewing.cancel()
         waiting, self._waiting = self._waiting, []
-        self._fail_rest(waiting, exc)
         self._on_lost()
-
-    def _fail_rest(self, waiting: Sequence[_Entry], exc: FlashkitError) -> None:
-        for entry in waiting:
-            if not entry.written.done():
-                entry.written.set_exception(exc)
-                entry.written.exception()
+        _refuse([*batch, *waiting], exc)
 
     async def _renew_for_ever(self) -> None:
         while True:
@@ -149,6 +138,14 @@ class Writer:
                 log.warning("session %s: %s", self._lease.session, exc)
                 self._lose(exc)
                 return
+
+
+def _refuse(entries: Sequence[_Entry], exc: FlashkitError) -> None:
+    """Let the steps know that wait for these entries."""
+    for entry in entries:
+        if not entry.written.done():
+            entry.written.set_exception(exc)
+            entry.written.exception()  # looked at, also when the step that waits was cancelled meanwhile
 
 
 def _is_lost(exc: FlashkitError) -> bool:

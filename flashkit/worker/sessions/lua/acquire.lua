@@ -1,4 +1,5 @@
--- ARGV: session, incarnation and nonce to use, owner, lease ms, retention ms, witness or '', most attempts, unblock 0/1
+-- ARGV: session, incarnation and nonce to use, owner, lease ms, retention ms, witness or '', most attempts, unblock 0/1,
+-- info or '', with data 0/1
 local now = now_ms()
 local found = redis.call('HMGET', KEYS[1],
   'inc', 'owner', 'until', 'hb', 'fence', 'ttl', 'status', 'err', 'attempts', 'keep')
@@ -29,5 +30,10 @@ end
 redis.call('HSET', KEYS[1], 'fence', tonumber(found[5] or 0) + 1, 'nonce', ARGV[3], 'owner', ARGV[4],
   'until', now + lease_ms, 'hb', tonumber(found[4] or 0) + 1, 'ttl', lease_ms, 'attempts', attempts + 1,
   'updated', now)
+if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'info', ARGV[10]) end
 keep(found[10] or ARGV[6])
-return {'OK', now, tonumber(found[5] or 0) + 1, head}
+local reply = {'OK', now, tonumber(found[5] or 0) + 1, head}
+if ARGV[11] == '1' then
+  reply[5], reply[6] = redis.call('GET', KEYS[3]), redis.call('XRANGE', KEYS[2], '-', '+')
+end
+return reply

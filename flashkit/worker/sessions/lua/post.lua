@@ -1,13 +1,15 @@
--- ARGV: session, incarnation to use, message id, body, most waiting, retention ms
+-- ARGV: session, incarnation to use, message id, body, most waiting, retention ms, name of the event or ''
 local now = now_ms()
-local meta = redis.call('HMGET', KEYS[1], 'inc', 'posted', 'inbox', 'status', 'keep')
+local meta = redis.call('HMGET', KEYS[1], 'inc', 'posted', 'inbox', 'status', 'keep', 'unread', 'awaits')
 local posted, inbox = tonumber(meta[2] or 0), tonumber(meta[3] or 0)
 local known = redis.call('HGET', KEYS[6], ARGV[3])
 if known then
   return {'KNOWN', now, known, posted - inbox, meta[4] or 'idle'}
 end
-if posted - inbox >= tonumber(ARGV[5]) then
-  return {'FULL', posted - inbox}
+local waiting = posted - inbox + tonumber(meta[6] or 0)
+local is_awaited = ARGV[7] ~= '' and meta[7] == ARGV[7]
+if waiting >= tonumber(ARGV[5]) and not is_awaited then
+  return {'FULL', waiting}
 end
 
 local number = posted + 1
@@ -19,6 +21,7 @@ if not meta[1] then
     'keep', ARGV[6], 'status', 'idle')
 end
 redis.call('HSET', KEYS[1], 'posted', number, 'updated', now)
+if is_awaited then redis.call('HSET', KEYS[1], 'awaits', '') end -- it is there: the next one counts as any other
 if redis.call('HLEN', KEYS[6]) > 96 then -- remember the last 64 and all that wait
   local oldest = math.min(number - 64, inbox)
   local answers = redis.call('HGETALL', KEYS[6])

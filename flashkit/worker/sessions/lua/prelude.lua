@@ -14,9 +14,10 @@ local function keep(ms)
   end
 end
 
--- Returns nil when the caller's lease is the present one, else the answer to give.
-local function fenced(mine_incarnation, mine_fence, mine_nonce)
-  local held = redis.call('HMGET', KEYS[1], 'inc', 'fence', 'nonce', 'owner')
+-- Returns nil when the caller's lease is the present one, else the answer to give. What is held may have been
+-- read along with other fields: then it is 'inc', 'fence', 'nonce' and 'owner', in this order and first.
+local function fenced(mine_incarnation, mine_fence, mine_nonce, held)
+  held = held or redis.call('HMGET', KEYS[1], 'inc', 'fence', 'nonce', 'owner')
   if held[1] == mine_incarnation and held[2] == mine_fence and held[3] == mine_nonce then
     return nil
   end

@@ -1,0 +1,69 @@
+"""Whether code runs inside of a step's function, and what it has used there.
+
+What happens in a step's function happens once: when the session is resumed, the step answers from its record and
+the function does not run. So what the function reports as used goes into the record, and what belongs to the
+session (its history, its state) must not change there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flashkit.handler import encode_json
+
+log = logging.getLogger(__name__)
+
+_scope: Final[ContextVar[StepScope | None]] = ContextVar("flashkit_step_scope", default=None)
+
+
+@dataclass(slots=True)
+class StepScope:
+    """The step whose function runs; shared with the thread that runs it."""
+
+    key: str
+    tokens: int = 0
+    cost_usd: float = 0.0
+    _watched: tuple[Any, bytes] | None = None
+    """The session's state, and what it was when the function first looked at it."""
+
+    @property
+    def spent(self) -> dict[str, Any]:
+        """What the record keeps of this."""
+        used = {"tokens": self.tokens, "cost_usd": self.cost_usd}
+        return {"spent": used} if any(used.values()) else {}
+
+    def watch(self, state: Any) -> None:
+        """Take note that the function looks at the session's state."""
+        if self._watched is None:
+            self._watched = state, encode_json(state)
+
+    def warn_of_changes(self, session: str) -> None:
+        """Warn if the state has changed since; only now, as a function that looks may change it afterwards."""
+        if self._watched is not None and encode_json(self._watched[0]) != self._watched[1]:
+            log.warning(
+                "session %s: the state changed while the function of step %r ran; what that function changes is lost "
+                "when the session is resumed: return it from the step, and change the state in the handler",
+                session,
+                self.key,
+            )
+
+
+def running_step() -> StepScope | None:
+    """Return the step inside of which this is called, None in the handler itself."""
+    return _scope.get()
+
+
+@contextmanager
+def enter_step(key: str) -> Iterator[StepScope]:
+    """Let what is called in here know that it runs in a step."""
+    scope = StepScope(key)
+    token = _scope.set(scope)
+    try:
+        yield scope
+    finally:
+        _scope.reset(token)
