@@ -386,7 +386,6 @@ def running_record(file: Path, url: str, store: DevStore) -> Iterator[None]:
                 hint="make room on the disk, or the folder writable",
             ) from exc
         yield
-        yield
 
 
 def worker_env(options: DevOptions, store: DevStore, environ: Mapping[str, str]) -> Mapping[str, str]:
