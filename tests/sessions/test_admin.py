@@ -275,7 +275,7 @@ async def test_only_a_step_whose_outcome_is_unknown_can_be_settled(store, worker
     await leave_open_payment(store, worker, "s1")
     with pytest.raises(InputError, match="'first'") as caught:
         await admin.settle(store, "s1", "first", result=1)
-    assert caught.value.report.hint == "those are: pay"
+    assert caught.value.report.hint == "these steps can be settled: pay"
     await worker.answer("j2", session_id="s2", question="a")
     with pytest.raises(InputError):
         await admin.settle(store, "s2", "first", result=1)

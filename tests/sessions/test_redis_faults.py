@@ -228,13 +228,13 @@ async def test_an_error_in_any_script_leaves_nothing_half_written(own_redis, mak
     assert (await keys_of(store), (await store.head("s")).seq) == (["a"], 1)
 
 
-@pytest.mark.parametrize("at", [*range(17), "too few values"])
+@pytest.mark.parametrize("at", [*range(18), "too few values"])
 async def test_a_call_with_a_broken_value_is_refused_before_the_first_write(redis_server, namespace, make_store, at):
     store = make_store(redis_server.url)
     lease = await store.commit(await store.acquire("s", "w"), [result("a")])
     words = [lease.incarnation, str(lease.fence), lease.nonce, "1", "15000", "0", "1", "7", "1000000", "1000",
-             "1", "2", "1", "1", "0", "1", "1"]  # fmt: skip
-    values = ["snapshot", "status", "done", "m", "answer", "record"]
+             "1", "2", "1", "1", "0", "1", "1", "1"]  # fmt: skip
+    values = ["snapshot", "status", "done", "m", "answer", "blob", "record"]
     if at == "too few values":
         values = values[:3]
     else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+
 import pytest
 
 from flashkit.errors import InboxFull
-from flashkit.worker.sessions.store import Change, Limits, Status
+from flashkit.worker.sessions.store import Change, Limits, Status, open_store
 
 MOST = Limits().inbox_messages
 
@@ -86,3 +89,17 @@ async def test_large_events_that_nobody_took_are_kept_for_a_later_turn_and_then_
     assert await worker.answer("j2", session_id="s", q="take") == MOST * 250_002
     async with lab.store() as store:
         assert (await store.export("s")).blobs == {}
+
+
+async def test_a_file_of_an_earlier_version_gets_what_it_lacks_and_keeps_its_sessions(make_store, namespace, tmp_path):
+    url = f"sqlite:///{tmp_path}/old.db"
+    old = open_store(url, namespace=namespace)
+    await old.release(await old.acquire("s", "w"))
+    await old.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as db:
+        for column in ("unread", "awaits", "due"):
+            db.execute(f"ALTER TABLE head DROP COLUMN {column}")
+    store = make_store(url)
+    assert (await store.head("s")).unread == 0
+    await store.post("s", "m", b"1", event="go")
+    assert [head.session for head in await store.due()] == ["s"]

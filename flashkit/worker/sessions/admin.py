@@ -16,11 +16,21 @@ import orjson
 from flashkit.errors import InputError, RecordCorrupt, SessionBlocked, SessionBusy, SessionNotFound
 from flashkit.settings import Settings
 from flashkit.worker.sessions.comparing import Difference, compare
-from flashkit.worker.sessions.forking import KEEPING_HINT, UNCHANGED, ForkPoint, plan_copy, turn_under_way, write_copy
+from flashkit.worker.sessions.forking import KEEPING_HINT, ForkPoint, plan_copy, turn_under_way, write_copy
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.redaction import HIDDEN, hide_in_value, is_secret_path
 from flashkit.worker.sessions.salvage import RewindPoint, Salvage
-from flashkit.worker.sessions.store import Busy, Change, Image, Lease, Raw, Status, Store, open_settings_store
+from flashkit.worker.sessions.store import (
+    UNCHANGED,
+    Busy,
+    Change,
+    Image,
+    Lease,
+    Raw,
+    Status,
+    Store,
+    open_settings_store,
+)
 from flashkit.worker.sessions.timeline import SessionView, StepState, Summary, TurnView, view_session
 from flashkit.worker.sessions.turn import Memo
 

@@ -10,13 +10,11 @@ import orjson
 
 from flashkit.errors import InputError, SessionError
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
-from flashkit.worker.sessions.store import Change, Head, Image, Lease, Status, Store
+from flashkit.worker.sessions.store import KEPT_SNAPSHOTS, Change, Head, Image, Lease, Status, Store
 from flashkit.worker.sessions.timeline import FORK_KEY, TurnRecords, is_fork_marker, split_turns
 from flashkit.worker.sessions.turn import Memo
 
-UNCHANGED: Final = object()
 KEEPING_HINT: Final = "steps and states of past turns are kept under `flashkit dev`, or with FLASHKIT_KEEP_JOURNALS=1"
-_KEPT_SNAPSHOTS: Final = 16
 _RECORDS_PER_COMMIT: Final = 16
 """They may have a megabyte each."""
 
@@ -84,7 +82,7 @@ async def write_copy(store: Store, lease: Lease, plan: Plan) -> None:
     for snapshot in plan.snapshots:
         part = [record for record in rest if record.seq <= snapshot.seq]
         rest = rest[len(part) :]
-        change = Change(snapshot=Snapshot(snapshot.data, snapshot.turn), trim=False, history=_KEPT_SNAPSHOTS)
+        change = Change(snapshot=Snapshot(snapshot.data, snapshot.turn), trim=False, history=KEPT_SNAPSHOTS)
         lease = await _append(store, lease, part, change)
     await _append(store, lease, rest, _last_change(plan))
 

@@ -43,6 +43,7 @@ from flashkit.worker.sessions.refusals import is_surely_damage
 from flashkit.worker.sessions.session import Session
 from flashkit.worker.sessions.state import declared_model, new_state, read_state, state_version
 from flashkit.worker.sessions.store import (
+    KEPT_SNAPSHOTS,
     Busy,
     Change,
     Image,
@@ -65,8 +66,6 @@ KEPT_RESULTS: Final = 16
 """Answers of the last turns that are kept for jobs that come a second time."""
 INLINE_ANSWER_BYTES: Final = 16 << 10
 """Larger answers are kept beside the snapshot, not in it."""
-KEPT_SNAPSHOTS: Final = 16
-"""States after earlier turns that are kept along with their steps, for forks and comparisons."""
 _MOST_TIME_TO_END_S: Final = 10.0
 _SHARE_OF_TIME_TO_END: Final = 0.2
 BUSY_POLL_S: Final = (0.02, 0.5)

@@ -23,7 +23,7 @@ from flashkit.worker.sessions.calls import Caller
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.scope import running_step
-from flashkit.worker.sessions.store import Durability
+from flashkit.worker.sessions.store import UNCHANGED, Durability
 from flashkit.worker.sessions.turn import Ask, Suspend, Turn, encode_value, in_branch
 
 P = ParamSpec("P")
@@ -31,7 +31,6 @@ T = TypeVar("T")
 StateT = TypingTypeVar("StateT", default=None)
 Output_co = TypeVar("Output_co", covariant=True)
 
-_UNCHANGED: Final = object()
 _result_types: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
 _effect_key: ContextVar[str] = ContextVar("flashkit_effect_key")
 
@@ -268,10 +267,10 @@ class Session(Generic[StateT]):
     def budget(
         self,
         *,
-        steps: int | object | None = _UNCHANGED,
-        tokens: int | object | None = _UNCHANGED,
-        cost_usd: float | object | None = _UNCHANGED,
-        repeats: int | object | None = _UNCHANGED,
+        steps: int | object | None = UNCHANGED,
+        tokens: int | object | None = UNCHANGED,
+        cost_usd: float | object | None = UNCHANGED,
+        repeats: int | object | None = UNCHANGED,
     ) -> None:
         """Set ceilings for this turn; None takes one away.
 
@@ -286,7 +285,7 @@ class Session(Generic[StateT]):
                 follow itself. 20 at first.
         """
         given = {"steps": steps, "tokens": tokens, "cost_usd": cost_usd, "repeats": repeats}
-        changed = {name: value for name, value in given.items() if value is not _UNCHANGED}
+        changed = {name: value for name, value in given.items() if value is not UNCHANGED}
         for name, value in changed.items():
             if value is not None and not (_is_number(value) and value > 0):
                 raise SessionError(f"session.budget({name}={value!r}) is not a ceiling", hint="give a number above 0")

@@ -36,6 +36,10 @@ from flashkit.settings import Settings
 from flashkit.worker.sessions.records import Keyring, Record, Snapshot
 
 DAY_S: Final = 86_400.0
+KEPT_SNAPSHOTS: Final = 16
+"""States after earlier turns that are kept along with their steps, for forks and comparisons."""
+UNCHANGED: Final = object()
+"""Stands for "as it is" where None is a value."""
 
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -6,7 +6,7 @@ trimmed are not there any more; `flashkit dev` keeps them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -323,9 +323,3 @@ def _job_of(progress: Progress) -> str | None:
         return None
     job = orjson.loads(progress.attach.output).get("job")
     return None if job is None else str(job)
-
-
-def last_turn(records: Sequence[Record]) -> TurnRecords | None:
-    """Return the turn that the journal ends with."""
-    turns = split_turns(records)
-    return turns[-1] if turns else None
