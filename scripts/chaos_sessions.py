@@ -337,8 +337,7 @@ async def measure(kills: int, minutes: float, seed: int) -> tuple[dict[str, floa
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/chaos", description=__doc__)
-    parser.add_argument("what", choices=["sessions"])
+    parser = argparse.ArgumentParser(prog="scripts/chaos sessions", description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=10, help="the run ends after this time, whatever was done")
     parser.add_argument("--seed", type=int, default=1)
