@@ -63,7 +63,7 @@ def test_a_wrong_command_line_exits_with_2_and_shows_the_usage(flashkit, tmp_pat
         (["xyz"], "No such command 'xyz'.\n"),
         (["sessions", "xyz"], "No such command 'xyz'.\n"),
         (["--versoin"], "No such option '--versoin'. Did you mean '--version'?"),
-        (["dev", "--prt", "1"], "No such option '--prt'. Did you mean '--port'?"),
+        (["dev", "--log-levl", "info"], "No such option '--log-levl'. Did you mean '--log-level'?"),
         (["sessions", "list", "--limt", "1"], "No such option '--limt'. Did you mean '--limit'?"),
     ],
 )
