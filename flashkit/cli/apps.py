@@ -122,13 +122,19 @@ def check_names(endpoints: Sequence[AppEndpoint]) -> None:
 
 
 async def _ask(app: Path) -> dict[str, Any]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "flashkit.worker", "--describe", app.name),
-        cwd=app.parent,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "flashkit.worker", "--describe", app.name),
+            cwd=app.parent,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except OSError as exc:
+        raise DefinitionError(
+            f"{app.name} cannot be imported in {app.parent}: {exc.strerror}",
+            hint="look whether the folder is still there",
+        ) from exc
     try:
         async with asyncio.timeout(DESCRIBE_TIMEOUT_SECONDS):
             stdout, stderr = await process.communicate()

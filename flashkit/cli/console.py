@@ -167,7 +167,7 @@ class Screen:
         """Print an error of the user's app, with its traceback when there is one."""
         trace = str(report.details.get("traceback") or "").rstrip()
         if trace:
-            self._print(Text(trace, style="dim"))
+            self._print(Text(_without_message(trace, report), style="dim"))
         self._print(Text(report.render(), style="red"))
 
     def clear(self) -> None:
@@ -330,6 +330,14 @@ def describe_change(event: CapacityEvent | ClockEvent) -> str:
 
 def _time_of_day(at: float | None) -> str:
     return datetime.fromtimestamp(time.time() if at is None else at).astimezone().strftime("%H:%M:%S")
+
+
+def _without_message(trace: str, report: ErrorReport) -> str:
+    """Return the traceback without its last line where the report begins with the same."""
+    above, _, last = trace.rpartition("\n")
+    name, _, message = last.partition(": ")
+    is_said = name.rpartition(".")[2] == report.type and report.message.startswith(message)
+    return above if is_said else trace
 
 
 def _indent(text: str) -> str:

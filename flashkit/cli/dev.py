@@ -103,7 +103,7 @@ class DevOptions:
 @click.option("--speed", default="1x", show_default=True, help="How fast the platform's clock goes: 60x.")
 @click.option(
     "--fault", "faults", multiple=True, metavar="RULE",
-    help="Make something go wrong: embed:error=0.1,latency=200ms±50ms.",
+    help="Make something go wrong: embed:error=0.1,latency=200ms±50ms; error: results are refused, and sent again.",
 )  # fmt: skip
 @click.option(
     "--random-seed", type=int, metavar="N", help="Meet the same faults, and give jobs the same ids, each time."

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 import orjson
 
+from flashkit.catalog import nearest_names
 from flashkit.emulator.events import (
     CapacityEvent,
     ClockEvent,
@@ -67,7 +68,7 @@ def local_settings(url: str | None) -> Settings:
     return Settings(base_url=base_url.rstrip("/"), api_key=settings.api_key)
 
 
-class LocalPlatform:
+class DevClient:
     """A platform that `flashkit dev` runs, until the end of the block."""
 
     def __init__(self, settings: Settings) -> None:
@@ -90,6 +91,22 @@ class LocalPlatform:
             FlashkitError: The platform cannot be reached, or refuses.
         """
         return expect_object(await self._transport.send(Request("GET", self._url(path, query), is_repeatable=True)))
+
+    async def check_endpoint(self, name: str) -> None:
+        """Refuse a name that no endpoint has, unless something happened to one that had it.
+
+        Raises:
+            InputError: It is unknown.
+        """
+        known = list(await self.get("/_/state"))
+        if name in known or (await self.get("/_/events", endpoint=name, last=1))["events"]:
+            return
+        near = nearest_names(name, known, limit=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise InputError(
+            f"there is no endpoint {name!r} on this platform",
+            hint=f"{meant}known endpoints: {', '.join(sorted(known)) or 'none'}",
+        )
 
     async def find_job(self, prefix: str | None, *, endpoint: str | None = None) -> Mapping[str, Any]:
         """Return the job whose id begins so, or the newest one.

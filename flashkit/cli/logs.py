@@ -39,9 +39,11 @@ async def show_logs(
     url: str | None,
 ) -> None:
     """Write the latest events, and those to come."""
-    from flashkit.cli.local_platform import LocalPlatform, local_settings
+    from flashkit.cli.local_platform import DevClient, local_settings
 
-    async with LocalPlatform(local_settings(url)) as platform:
+    async with DevClient(local_settings(url)) as platform:
+        if endpoint is not None:
+            await platform.check_endpoint(endpoint)
         if job_id is not None:
             job_id = str((await platform.find_job(job_id, endpoint=endpoint))["id"])
         wanted: dict[str, str | int | None] = {"endpoint": endpoint, "job": job_id, "last": count}

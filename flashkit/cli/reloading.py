@@ -2,7 +2,7 @@
 
 An endpoint is restarted when what it depends on (see `dependencies`) or its description differs from before, or
 when nobody can tell. All others keep their workers, with whatever those have loaded. An app that stops importing
-keeps its last good code, or nothing, until it is fixed.
+keeps the workers that run its last good code, or nothing, until it is fixed: new workers import the broken file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flashkit.cli.projects import project_folder
 from flashkit.cli.watching import FileKind, kind_of
 from flashkit.emulator.events import ReloadEvent
 from flashkit.emulator.server import Emulator
-from flashkit.errors import DefinitionError, ErrorReport
+from flashkit.errors import DefinitionError, ErrorReport, FlashkitError, InputError, describe_exception
 
 
 @dataclass(slots=True, eq=False)
@@ -93,22 +93,26 @@ class Apps:
         started = time.monotonic()
         files = tuple(_short_name(path, app.folder) for path in saved)
         before = {endpoint.name: endpoint for endpoint in app.endpoints}
-        earlier = app.dependencies
+        endpoints, earlier = app.endpoints, app.dependencies
         _forget_bytecode(saved)
         if not _may_matter(app, saved):
             return ReloadEvent(files, kept=tuple(sorted(before)))
         try:
             await self.load(app)
-        except DefinitionError as exc:
-            return ReloadEvent(files, kept=tuple(sorted(before)), error=exc.report)
-        restarted = {
-            endpoint.name
-            for endpoint in app.endpoints
-            if (old := before.get(endpoint.name)) and (is_other(old, endpoint) or is_touched(app, old, earlier, saved))
-        }
-        added, removed = app.names - before.keys(), before.keys() - app.names
-        changed = [endpoint.local for endpoint in app.endpoints if endpoint.name in restarted | added]
-        await emulator.replace(changed, removed=removed)
+            restarted = {
+                new.name
+                for new in app.endpoints
+                if (old := before.get(new.name)) and (is_other(old, new) or is_touched(app, old, earlier, saved))
+            }
+            added, removed = app.names - before.keys(), before.keys() - app.names
+            changed = [endpoint.local for endpoint in app.endpoints if endpoint.name in restarted | added]
+            await emulator.replace(changed, removed=removed)
+        except (FlashkitError, OSError) as exc:
+            app.endpoints, app.dependencies, app.problem = endpoints, earlier, describe_exception(exc)
+            if isinstance(exc, DefinitionError):  # what the platform refuses imports well
+                emulator.set_problem(before.keys(), app.problem)
+            return ReloadEvent(files, kept=tuple(sorted(before)), error=app.problem)
+        emulator.set_problem(app.names, None)
         return ReloadEvent(
             files,
             restarted=tuple(sorted(restarted)),
@@ -202,7 +206,8 @@ def describe_reload(event: ReloadEvent) -> str:
 
 def _parts(event: ReloadEvent) -> Iterator[str]:
     if event.error is not None:
-        yield f"does not import; {_quoted(event.kept)} keep the last good code" if event.kept else "does not import"
+        what = "is refused" if event.error.type == InputError.__name__ else "does not import"
+        yield f"{what}; running workers of {_quoted(event.kept)} keep the last good code" if event.kept else what
         return
     if event.restarted:
         yield f"restarted {_quoted(event.restarted)} ({event.seconds:.1f} s)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import pprint
 import re
@@ -34,19 +33,21 @@ def command(
     The beginning of the job's id is enough, as `flashkit dev` shows it; without JOB the newest one is taken. Jobs
     are known as long as the platform keeps them: 30 minutes after their end, those of /runsync 1 minute.
     """
-    asyncio.run(_replay(job_id, endpoint=endpoint, wait=wait, is_raw=is_raw, form=form, url=url))
+    from flashkit.cli.run import run_to_end
+
+    run_to_end(_replay(job_id, endpoint=endpoint, wait=wait, is_raw=is_raw, form=form, url=url))
     return 0
 
 
 async def _replay(
     job_id: str | None, *, endpoint: str | None, wait: float | None, is_raw: bool, form: str | None, url: str | None
 ) -> None:
-    from flashkit.cli.local_platform import LocalPlatform, local_settings
+    from flashkit.cli.local_platform import DevClient, local_settings
     from flashkit.cli.run import run_job, write_for_people, write_json_line
     from flashkit.errors import InputError
 
     settings = local_settings(url)
-    async with LocalPlatform(settings) as platform:
+    async with DevClient(settings) as platform:
         job = await platform.find_job(job_id, endpoint=endpoint)
     if "input" not in job:
         raise InputError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -16,6 +17,9 @@ import orjson
 from flashkit.errors import ConfigurationError, InputError
 from flashkit.http_routes import METHODS
 from flashkit.settings import Settings
+
+_IS_QUEUED = "not allowed for QB API"
+"""How Runpod refuses a request to an endpoint that has a queue."""
 
 
 @click.command("run")
@@ -40,7 +44,7 @@ def command(
 
     JSON is the handler's arguments by name: '{"question": "why is the sky blue?"}'. The job goes to the
     `flashkit dev` that runs in this folder or one above it, else to Runpod (RUNPOD_API_KEY). Ctrl-C
-    cancels the job.
+    or SIGTERM cancels the job.
 
     A load-balanced endpoint gets a request: flashkit run api GET /items/3, or POST /chat and the JSON body.
     """
@@ -60,8 +64,27 @@ def command(
         send = _stream_job(settings, endpoint, data, write)
     else:
         send = run_job(settings, endpoint, data, wait, write)
-    asyncio.run(send)
+    run_to_end(send)
     return 0
+
+
+def run_to_end(work: Coroutine[Any, Any, None]) -> None:
+    """Run the work; SIGTERM cancels it as Ctrl-C does.
+
+    Raises:
+        KeyboardInterrupt: Either came.
+    """
+
+    async def run() -> None:
+        task = asyncio.current_task()
+        if task is not None and sys.platform != "win32":
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        await work
+
+    try:
+        asyncio.run(run())
+    except asyncio.CancelledError as exc:
+        raise KeyboardInterrupt from exc
 
 
 async def _send_request(
@@ -78,11 +101,19 @@ async def _send_request(
 
     method, path = route[0].upper(), route[1]
     async with HttpClient(endpoint, settings) as client:
-        if is_streaming:
-            async with aclosing(client.stream(method, path, json=body)) as items:
-                await _write_items(items, write)
-            return
-        answer = (await client.request(method, path, json=body)).raise_for_status()
+        try:
+            if is_streaming:
+                async with aclosing(client.stream(method, path, json=body)) as items:
+                    await _write_items(items, write)
+                return
+            answer = (await client.request(method, path, json=body)).raise_for_status()
+        except InputError as exc:
+            if _IS_QUEUED not in exc.report.message:
+                raise
+            raise InputError(
+                f"endpoint {endpoint!r} takes jobs, not requests",
+                hint=f"""send the handler's arguments: flashkit run {endpoint} '{{"question": "hello"}}'""",
+            ) from exc
     is_json = answer.headers.get("Content-Type", "").startswith("application/json")
     write(answer.json() if is_json and answer.body else answer.text)
 

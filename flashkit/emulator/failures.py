@@ -77,6 +77,20 @@ def worker_start_failed(job: Job, ended: WorkerExit, *, failed_starts: int) -> s
     ).to_json()
 
 
+def app_broken(job: Job, ended: WorkerExit, problem: ErrorReport) -> str:
+    """Report a job that needed a new worker while the app does not import."""
+    return ErrorReport(
+        code="worker_start_failed",
+        type="JobFailed",
+        message=f"no new worker of endpoint {job.endpoint!r} comes up, as its app does not import: "
+        f"{problem.type}: {problem.message}",
+        where=problem.where,
+        hint=problem.hint or "repair the file, and send the job again",
+        details=ended.to_details(),
+        request_id=job.id,
+    ).to_json()
+
+
 def job_dropped(job: Job) -> str:
     """Report a job whose worker asks for work and says that it has none, but sent no result."""
     return ErrorReport(

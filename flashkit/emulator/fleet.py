@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from flashkit.emulator.jobs import Job, JobQueue
 from flashkit.emulator.scaling import Load, kept_workers
-from flashkit.errors import InputError
+from flashkit.errors import ErrorReport, InputError
 from flashkit.protocol import JobStatus
 from flashkit.spec import EndpointSpec
 
@@ -219,6 +219,8 @@ class Fleet:
     """Workers in a row that came to nothing: they ended before they had done anything without an error."""
     may_start_at: float | None = None
     """No worker is started before."""
+    problem: ErrorReport | None = None
+    """Why the app does not import any more, if it does not: what jobs fail with when a start fails."""
     submitted: int = 0
     retried: int = 0
     """Jobs put back into the queue, by `retry` or after a worker's death."""

@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 
 from flashkit.cli.apps import describe_apps
 from flashkit.cli.dev_store import open_dev_store
+from flashkit.cli.projects import USUAL_NAMES, find_app
 from flashkit.client import Client, EndpointClient, JobHandle, JobState
 from flashkit.emulator.events import Event, LogLine
 from flashkit.emulator.faults import parse_faults
@@ -127,7 +128,11 @@ class LocalPlatform:
         self._state = store.url
         found = await describe_apps(self._apps, env={**_WORKER_SETTINGS, "FLASHKIT_STATE": store.url})
         emulator = Emulator(
-            [endpoint.local for endpoint in found], state_dir=folder, on_event=self._take_event, **self._options
+            [endpoint.local for endpoint in found],
+            state_dir=folder,
+            on_event=self._take_event,
+            freeze_store=None if store.server_pid is None else store.freeze,
+            **self._options,
         )
         await stack.enter_async_context(emulator)
         settings = Settings(base_url=f"{emulator.url}/v2", api_key=self._options.get("api_key"))
@@ -281,7 +286,7 @@ class Faults:
         """Replace the rules.
 
         Raises:
-            InputError: A rule cannot be read.
+            InputError: A rule cannot be read, or is about a store of sessions that is not the platform's own.
         """
         faults = [fault for rule in rules for fault in parse_faults(rule)]
         self._backstage.call(lambda: self._backstage.emulator.faults.set(faults, seed=seed))
@@ -340,16 +345,16 @@ async def _next(parts: AsyncIterator[Any]) -> Any:
 
 
 def find_apps(names: Sequence[str], root: Path) -> list[Path]:
-    """Return the app files that a project's settings name, or the usual one.
+    """Return the app files that a project's settings name, or the one under a usual name.
 
     Raises:
         ConfigurationError: There is none.
     """
     if names:
         return [root / name for name in names]
-    for name in ("app.py", "main.py", "handler.py", "src/handler.py"):
-        if (root / name).is_file():
-            return [root / name]
+    if found := find_app(root):
+        return [found]
     raise ConfigurationError(
-        f"there is no app.py in {root}", hint="name the app in pyproject.toml: [tool.pytest.ini_options] flashkit_app"
+        f"there is no app in {root}: neither {', '.join(USUAL_NAMES)} nor one of them below src",
+        hint="name the app in pyproject.toml: [tool.pytest.ini_options] flashkit_app",
     )

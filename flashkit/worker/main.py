@@ -16,7 +16,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, Protocol
 
-from flashkit.errors import ConfigurationError, DefinitionError, FlashkitError, describe_exception, user_traceback
+from flashkit.errors import (
+    ConfigurationError,
+    DefinitionError,
+    FlashkitError,
+    describe_exception,
+    locate,
+    user_traceback,
+)
 from flashkit.handler import Contract, Definition
 from flashkit.http_routes import HttpDefinition
 from flashkit.settings import Settings
@@ -140,7 +147,8 @@ def describe(app: str) -> int:
         described = [_describe_endpoint(*item) for item in endpoints.items()]
         _print_json({"endpoints": described, "runpod_handler": False, "files": _loaded_files(Path.cwd())})
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever the user's module raises is reported
-        _print_json(describe_exception(exc, with_traceback=True).to_dict())
+        is_ours = isinstance(exc, FlashkitError) and locate(exc.__traceback__) is None  # no line of the user's in it
+        _print_json(describe_exception(exc, with_traceback=not is_ours).to_dict())
         return EXIT_IMPORT
     return 0
 

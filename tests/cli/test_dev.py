@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 from flashkit import __version__
+from flashkit.cli.apps import describe_app
+from flashkit.errors import DefinitionError
 
 HANDLERS = Path(__file__).parents[1] / "handlers"
 
@@ -349,7 +351,7 @@ def test_a_broken_save_shows_the_traceback_once_and_the_last_good_code_goes_on(p
     edit(project / "app.py", "import time\n", "import time\nimport no_such_module\n")
     shown = dev.wait_for("keep the last good code")
     assert shown.count("Traceback") == 1
-    assert "ModuleNotFoundError: No module named 'no_such_module'" in shown
+    assert shown.count("ModuleNotFoundError: No module named 'no_such_module'") == 1
     (project / "app.py").write_text(
         (project / "app.py").read_text().replace("import no_such_module\n", "").replace("hello", "salut")
     )
@@ -367,6 +369,52 @@ def test_an_app_that_is_broken_at_the_start_comes_up_when_it_is_fixed(project, s
     edit(project / "app.py", "import no_such_module\n", "")
     dev.wait_for("changed app.py: added `count`, `greet`")
     assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+
+
+def test_what_the_platform_refuses_is_shown_and_the_last_good_code_goes_on(project, start_dev, flashkit):
+    dev = start_dev(project)
+    good = (project / "app.py").read_text()
+    more = good + '\n\n@cpu_endpoint(name="more", env={"RUNPOD_INIT_TIMEOUT": "x"})\ndef more() -> int:\n    return 1\n'
+    for text in (more, good.replace("workers=(0, 2)", 'workers=(0, 2), env={"RUNPOD_INIT_TIMEOUT": "x"}')):
+        (project / "app.py").write_text(text)
+        shown = dev.wait_for("is refused; running workers of `count`, `greet` keep the last good code")
+        assert "InputError: RUNPOD_INIT_TIMEOUT='x' of endpoint" in shown
+        assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+    (project / "app.py").write_text(more.replace('"x"', '"60"'))
+    assert "added `more`" in dev.wait_for("changed app.py")
+    assert flashkit("run", "more", "{}", folder=project).out == "1\n"
+    assert "Traceback" not in dev.text
+
+
+def test_an_app_that_is_gone_is_said_once_and_runs_again_when_it_is_back(project, start_dev, flashkit):
+    dev = start_dev(project)
+    good = (project / "app.py").read_text()
+    (project / "app.py").unlink()
+    shown = dev.wait_for("keep the last good code")
+    assert shown.count("there is no file 'app.py'") == 1
+    assert "Traceback" not in shown
+    (project / "app.py").write_text(good)
+    dev.wait_for("changed app.py: `count`, `greet` kept warm")
+    assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+
+
+def test_jobs_that_need_a_new_worker_fail_with_what_is_wrong_until_the_app_is_repaired(project, start_dev, flashkit):
+    dev = start_dev(project)
+    good = (project / "app.py").read_text()
+    for _ in range(2):
+        (project / "app.py").write_text(good + 'raise SystemExit("not today")\n')
+        assert dev.wait_for("keep the last good code").count("SystemExit: not today") == 1
+        failed = flashkit("run", "greet", '{"name": "Ada"}', folder=project)
+        assert failed.code == 5
+        assert "as its app does not import: SystemExit: not today" in failed.err
+        (project / "app.py").write_text(good)
+        dev.wait_for("changed app.py")
+    assert "hello Ada" in flashkit("run", "greet", '{"name": "Ada"}', folder=project).out
+
+
+async def test_an_app_whose_folder_is_gone_does_not_import(tmp_path):
+    with pytest.raises(DefinitionError, match=r"app\.py cannot be imported in .*: No such file or directory"):
+        await describe_app(tmp_path / "gone" / "app.py", env={})
 
 
 def test_endpoints_come_and_go_with_the_code(project, start_dev, flashkit):

@@ -132,6 +132,10 @@ def test_run_sends_a_request_and_prints_the_answer(dev, flashkit, folder):
     wrong = run("GET", "/items/three")
     assert wrong.code != 0
     assert "`item_id` is 'three'" in wrong.err
+    unknown = run("GET", "/nope")
+    assert unknown.code == 2
+    assert "Not Found: GET /nope" in unknown.err
+    assert "hint: endpoint 'api' has GET /items/{item_id}, POST /add, GET /text" in unknown.err
     many = run("GET", "/text", "{}", "{}")
     assert many.code == 2
     assert "one JSON is enough" in many.err

@@ -96,6 +96,9 @@ def test_followed_logs_go_on_until_the_server_stops(project, start_dev, flashkit
         (["logs", "--job", "zzz"], 2, "there is no job 'zzz'"),
         (["logs", "-f", "--url", "http://127.0.0.1:1"], 1, "cannot connect to"),
         (["logs", "--url", "ftp://x"], 2, "is not an address"),
+        (["logs", "--endpoint", "gret"], 2, "there is no endpoint 'gret'"),
+        (["logs", "--endpoint", "gret"], 2, "did you mean 'greet'? known endpoints: count, greet"),
+        (["logs", "-f", "--endpoint", "zzz"], 2, "hint: known endpoints: count, greet"),
         (["replay", "zzz"], 2, "there is no job 'zzz'"),
     ],
 )

@@ -106,8 +106,17 @@ def test_an_address_that_is_none_is_refused(flashkit, tmp_path):
     assert "--url" in result.err
 
 
+def test_a_request_to_an_endpoint_with_a_queue_is_told_of_jobs(dev, flashkit, project):
+    for arguments in ((), ("--stream",)):
+        result = flashkit("run", "greet", "GET", "/x", *arguments, folder=project)
+        assert result.code == 2
+        assert "endpoint 'greet' takes jobs, not requests" in result.err
+        assert "flashkit run greet '{" in result.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("arguments", [(), ("--stream",)])
-def test_ctrl_c_cancels_the_job(dev, project, arguments):
+def test_ctrl_c_and_sigterm_cancel_the_job(dev, project, arguments, number):
     script = "from flashkit.cli import main; main()"
     job_input = '{"name": "Ada", "seconds": 30}'
     process = subprocess.Popen(
@@ -115,7 +124,7 @@ def test_ctrl_c_cancels_the_job(dev, project, arguments):
         cwd=project, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     dev.wait_for("about to greet Ada")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=10)
     assert process.returncode == 130
     assert "Traceback" not in err

@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+from flashkit.errors import ConfigurationError
+from flashkit.testing.platform import find_apps
+
 APP = """
 import asyncio, os
 from flashkit import cpu_endpoint
@@ -96,6 +99,15 @@ def test_the_app_is_named_in_the_settings(run_tests, pytester):
     (pytester.path / "src" / "mine.py").write_text(APP)
     tests = 'def test_it(platform):\n    assert platform.endpoints == ("shout", "letters")\n'
     run_tests(tests, settings="flashkit_app = src/mine.py").assert_outcomes(passed=1)
+
+
+def test_the_app_is_found_where_flashkit_dev_finds_it(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"there is no app in .*: neither app\.py"):
+        find_apps([], tmp_path)
+    (tmp_path / "src").mkdir()
+    app = tmp_path / "src" / "rp_handler.py"
+    app.write_text(APP)
+    assert find_apps([], tmp_path) == [app]
 
 
 def test_a_project_without_an_app_is_told(run_tests, pytester):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+from dataclasses import replace
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
@@ -157,17 +158,21 @@ class HttpApplication:
                 routes.append(Route(route.path, app, methods=[route.method]))
         mounts = sorted(zip(self.definition.mounts, self._lifespans, strict=True), key=lambda item: -len(item[0].path))
         routes += [Mount(mount.path, app=lifespan) for mount, lifespan in mounts]
-        router = Starlette(routes=routes, exception_handlers={HTTPException: _describe_route_error})
+        router = Starlette(routes=routes, exception_handlers={HTTPException: self._describe_route_error})
         router.router.redirect_slashes = False
         return router
 
-
-async def _describe_route_error(request: Request, exc: Exception) -> Response:
-    if not isinstance(exc, HTTPException):
-        raise exc
-    report = describe_http_exception(exc, request.headers.get("x-request-id", ""))
-    body = {"error": {**report.to_dict(), "message": f"{report.message}: {request.method} {request.url.path}"}}
-    return JSONResponse(body, exc.status_code, exc.headers)
+    async def _describe_route_error(self, request: Request, exc: Exception) -> Response:
+        if not isinstance(exc, HTTPException):
+            raise exc
+        known = [f"{route.method} {route.path}" for route in self.definition.routes]
+        known += [f"anything below {mount.path or '/'}" for mount in self.definition.mounts]
+        report = describe_http_exception(exc, request.headers.get("x-request-id", ""))
+        message = f"{report.message}: {request.method} {request.url.path}"
+        hint = f"endpoint {self.definition.spec.name!r} has {', '.join(known)}"
+        return JSONResponse(
+            {"error": replace(report, message=message, hint=hint).to_dict()}, exc.status_code, exc.headers
+        )
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, *, stage: Stage) -> None:
