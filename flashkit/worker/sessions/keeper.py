@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def keep(folder: Path, socket: Path, lock: int, command: list[str]) -> int:
         )
         try:
             (folder / PID).write_text(f"{server.pid}\n")
-            signal.signal(signal.SIGCHLD, _note_end)
+            signal.signal(signal.SIGCHLD, lambda _number, _frame: _note_end(server))
             with contextlib.suppress(ServerEnded):
                 if server.poll() is None:
                     fcntl.flock(users, fcntl.LOCK_EX)
@@ -72,8 +73,16 @@ def _leave(_number: int, _frame: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def _note_end(_number: int, _frame: object) -> NoReturn:
-    raise ServerEnded
+def _note_end(server: subprocess.Popen[bytes]) -> None:
+    """Stop waiting if the server has ended: the signal also comes when somebody freezes it or lets it go on.
+
+    Not by `poll`, whose lock the code that was interrupted may hold.
+    """
+    with contextlib.suppress(ChildProcessError):  # it is known already
+        pid, status = os.waitpid(server.pid, os.WNOHANG)
+        if pid:
+            server.returncode = os.waitstatus_to_exitcode(status)
+            raise ServerEnded
 
 
 def _die_with_parent() -> None:
