@@ -106,6 +106,9 @@ class PlatformDefaults:
     jobs are FAILED."""
     respawn_delay: float = 1.0
     """Undocumented: wait after a failed start; doubles with each one in a row, up to 30 s."""
+    unread_stream_bytes: int = 64_000_000
+    """Undocumented: partial outputs that nobody reads are kept up to this size for each job; beyond it the oldest are
+    dropped."""
     rate_limit_per_worker: float = 0.1
     """Undocumented: the share of a route's base rate limit that each running worker is worth; the larger counts."""
     request_wait: float = 120.0

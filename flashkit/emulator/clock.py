@@ -16,6 +16,7 @@ import asyncio
 import heapq
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -144,13 +145,15 @@ class Clock:
         async with self._advancing:  # two advances at once would each run into the other's time
             target = self.now() + seconds
             patient_until = time.monotonic() + patience
-            await self._settle(patient_until, spares_jobs=spares_jobs)
-            while (timer := self._first()) is not None and timer.when <= target:
-                self._rebase(max(timer.when, self.now()))
-                self._run_due()
+            try:
                 await self._settle(patient_until, spares_jobs=spares_jobs)
-            self._rebase(max(target, self.now()))
-            self._set_alarm()
+                while (timer := self._first()) is not None and timer.when <= target:
+                    self._rebase(max(timer.when, self.now()))
+                    self._run_due()
+                    await self._settle(patient_until, spares_jobs=spares_jobs)
+                self._rebase(max(target, self.now()))
+            finally:  # cancelled half-way, it has moved as well
+                self._set_alarm()
         self.on_change(seconds)
 
     async def _settle(self, patient_until: float, *, spares_jobs: bool) -> None:
@@ -169,13 +172,20 @@ class Clock:
         return self._timers[0] if self._timers else None
 
     def _run_due(self) -> None:
-        """Run what is due by now; what that sets anew for the same moment has its turn after a settling."""
-        due = []
+        """Run what is due by now; what that sets anew for the same moment has its turn after a settling.
+
+        Where one fails, those after it wait for the next turn.
+        """
+        due: deque[Timer] = deque()
         now = self.now()
         while (timer := self._first()) is not None and timer.when <= now:
             due.append(heapq.heappop(self._timers))
-        for timer in due:
-            timer.run()
+        try:
+            while due:
+                due.popleft().run()
+        finally:
+            for timer in due:
+                heapq.heappush(self._timers, timer)
 
     def _set_alarm(self) -> None:
         timer = self._first()

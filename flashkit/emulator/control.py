@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flashkit.emulator.admission import Admission
-from flashkit.emulator.answers import json_response
+from flashkit.emulator.answers import error_response, json_response
 from flashkit.emulator.bodies import decode_json, encode_json, read_body
 from flashkit.emulator.clock import Clock
 from flashkit.emulator.overview import JOBS_LIMIT, JobQuery, Mark, Overview
@@ -83,7 +83,7 @@ class ControlRoutes:
 
     def routes(self) -> list[Route]:
         """Return the routes for an ASGI application."""
-        controls = self._controls
+        controls, overview = self._controls, self._overview
         for_endpoints: dict[str, Control] = {"restart": controls.restart, "cold": controls.cool}
         for_workers: dict[str, Control] = {
             "kill": controls.kill_worker,
@@ -99,11 +99,11 @@ class ControlRoutes:
             Route("/_/clock", self._reading(self._clock), methods=["GET"]),
             Route("/_/clock", self._changing(self._move_clock), methods=["POST"]),
             *(
-                Route(f"/_/endpoints/{{name}}/{action}", self._doing(control), methods=["POST"])
+                Route(f"/_/endpoints/{{name}}/{action}", self._doing(control, overview.has_endpoint), methods=["POST"])
                 for action, control in for_endpoints.items()
             ),
             *(
-                Route(f"/_/workers/{{name}}/{action}", self._doing(control), methods=["POST"])
+                Route(f"/_/workers/{{name}}/{action}", self._doing(control, overview.has_worker), methods=["POST"])
                 for action, control in for_workers.items()
             ),
         ]
@@ -123,9 +123,15 @@ class ControlRoutes:
 
         return guarded
 
-    def _doing(self, control: Control) -> Answer:
+    def _doing(self, control: Control, is_there: Callable[[str], bool]) -> Answer:
         async def answer(request: Request) -> ASGIApp:
-            control(request.path_params["name"])
+            name = request.path_params["name"]
+            try:
+                control(name)
+            except InputError as exc:
+                if is_there(name):
+                    raise
+                return error_response(exc.report, status=404)
             return json_response({"done": True})
 
         return self._changing(answer)

@@ -16,10 +16,11 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.clock import Clock, Timer
 from flashkit.emulator.connections import WorkerConnections
-from flashkit.emulator.events import CapacityEvent, ClockEvent, Event, JobEvent, WorkerEvent, WorkerMoment
+from flashkit.emulator.events import CapacityEvent, ClockEvent, Event, JobEvent, LogLine, WorkerEvent, WorkerMoment
 from flashkit.emulator.failures import WorkerExit
 from flashkit.emulator.platform import (
     CapacityChanged,
+    ChunksDropped,
     DrainWorker,
     EnterPhase,
     FreezeWorker,
@@ -188,6 +189,7 @@ class Dispatcher:
             KillWorker: self._kill_worker,
             WakeWorker: self._wake_worker,
             JobChanged: self._job_changed,
+            ChunksDropped: self._chunks_dropped,
             SendWebhook: self._webhook_due,
             CapacityChanged: self._capacity_changed,
         }
@@ -338,6 +340,11 @@ class Dispatcher:
         self._starting[effect.worker_id] = self.clock.now()
         self._tell_of_worker(effect.endpoint, effect.worker_id, "thawing")
         self._processes.thaw(effect.worker_id)
+
+    def _chunks_dropped(self, effect: ChunksDropped) -> None:
+        job = effect.job
+        text = f"job {job.id} has too many partial outputs that nobody reads: /stream will be without the oldest"
+        self.tell(LogLine(job.endpoint, job.worker_id or "", job.id, "WARN", text))
 
     def _capacity_changed(self, effect: CapacityChanged) -> None:
         self.tell(CapacityEvent(effect.endpoint, effect.throttled, effect.capacity))

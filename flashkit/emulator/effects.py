@@ -84,6 +84,13 @@ class JobChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunksDropped:
+    """A job has more partial outputs than are kept for nobody: from now on the oldest are dropped."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
 class SendWebhook:
     """A job with a webhook came to its end."""
 
@@ -109,6 +116,7 @@ Effect = (
     | KillWorker
     | WakeWorker
     | JobChanged
+    | ChunksDropped
     | SendWebhook
     | CapacityChanged
 )

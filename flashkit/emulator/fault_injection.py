@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flashkit.emulator.answers import error_body, send_body
 from flashkit.emulator.connections import break_connection
 from flashkit.emulator.events import Event, FaultEvent, JobEvent
-from flashkit.emulator.faults import Fault, FaultKind, FaultPlan
+from flashkit.emulator.faults import Fault, FaultKind, FaultPlan, refuse_store_faults
 from flashkit.errors import ErrorReport
 from flashkit.protocol import JobStatus
 
@@ -150,7 +150,14 @@ class FaultInjector:
         return fault is not None
 
     def set(self, faults: Iterable[Fault], *, seed: int | None = None) -> None:
-        """Replace the rules; their windows begin now."""
+        """Replace the rules; their windows begin now.
+
+        Raises:
+            InputError: A rule is about the store of sessions, and that is not the platform's own.
+        """
+        faults = tuple(faults)
+        if self._freeze_store is None:
+            refuse_store_faults(faults)
         self.plan.set(faults, now=self._clock(), seed=seed)
         concerns_store = any(fault.kind is FaultKind.STORE for fault in self.plan.faults)
         if concerns_store and self._freeze_store is not None and self._store_watch is None:

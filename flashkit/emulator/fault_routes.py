@@ -29,10 +29,13 @@ def fault_routes(injector: FaultInjector, admission: Admission) -> list[Route]:
         data = decode_json(await read_body(request.receive, limit_bytes=_BODY_LIMIT_BYTES))
         if not isinstance(data, dict):
             raise InputError("the body is not a JSON object", hint='send {"faults": ["embed:error=0.1"]}')
-        faults, seed, is_enabled = read_fault_settings(data)
-        if "faults" in data:
-            injector.set(faults, seed=seed)
-        injector.plan.is_enabled = is_enabled
+        settings = read_fault_settings(data)
+        if settings.faults is not None:
+            injector.set(settings.faults, seed=settings.seed)
+        elif settings.seed is not None:
+            injector.plan.seed = settings.seed
+        if settings.is_enabled is not None:
+            injector.plan.is_enabled = settings.is_enabled
         return json_response(injector.plan.describe())
 
     async def remove(request: Request) -> Response:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flashkit.errors import InputError
 
@@ -22,6 +22,7 @@ FAULT_HEADER: Final = "X-Flashkit-Fault"
 """With it a request brings rules for its own job."""
 ANY_ENDPOINT: Final = "*"
 _LARGEST_DRAW: Final = 1 << 64
+_SETTINGS: Final = ("faults", "seed", "enabled")
 
 
 class FaultKind(StrEnum):
@@ -293,18 +294,53 @@ def read_job_faults(text: str | None) -> tuple[Fault, ...]:
     return faults
 
 
-def read_fault_settings(data: Mapping[str, Any]) -> tuple[tuple[Fault, ...], int | None, bool]:
-    """Return the rules, the seed and whether they hold, of a body that `PUT /_/faults` brings.
+def refuse_store_faults(faults: Iterable[Fault]) -> None:
+    """Refuse rules about a store of sessions that the platform has no power over.
 
     Raises:
-        InputError: The body is something else.
+        InputError: There is one.
     """
-    texts, seed, is_enabled = data.get("faults", []), data.get("seed"), data.get("enabled", True)
+    for fault in faults:
+        if fault.kind is FaultKind.STORE:
+            raise InputError(
+                f"the fault {fault!s} cannot strike: the store of sessions is not the platform's own",
+                hint="leave out --redis and FLASHKIT_STATE, and install redis-server or valkey-server",
+                details={"fault": fault.kind.value},
+            )
+
+
+class FaultSettings(NamedTuple):
+    """What a body of `PUT /_/faults` changes."""
+
+    faults: tuple[Fault, ...] | None
+    """None: the rules stay."""
+    seed: int | None
+    """None: the seed stays."""
+    is_enabled: bool | None
+    """None: they stay switched on or off; new rules are switched on."""
+
+
+def read_fault_settings(data: Mapping[str, Any]) -> FaultSettings:
+    """Return what a body that `PUT /_/faults` brings is to change.
+
+    Raises:
+        InputError: The body is something else, or changes nothing.
+    """
+    if unknown := sorted(data.keys() - _SETTINGS):
+        raise InputError(
+            f"the faults have no setting {unknown[0]!r}",
+            hint=f"there are {', '.join(_SETTINGS)}",
+            details={"field": unknown[0]},
+        )
+    if not data:
+        raise InputError("the body says nothing of faults", hint=f'send {{"faults": ["…"]}}, {_EXAMPLES}')
+    texts, seed, is_enabled = data.get("faults", []), data.get("seed"), data.get("enabled", "faults" in data or None)
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"faults={texts!r} is no list of rules", hint=f'send {{"faults": ["…"]}}, {_EXAMPLES}')
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise InputError(f"seed={seed!r} is not a whole number")
-    if not isinstance(is_enabled, bool):
+    if not isinstance(is_enabled, bool) and ("enabled" in data):
         raise InputError(f"enabled={is_enabled!r} is not true or false")
-    return tuple(fault for text in texts for fault in parse_faults(text)), seed, is_enabled
+    faults = tuple(fault for text in texts for fault in parse_faults(text))
+    return FaultSettings(faults if "faults" in data else None, seed, is_enabled)

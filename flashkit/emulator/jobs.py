@@ -7,12 +7,15 @@ by `generation`. Times are seconds of the clock that the platform is driven with
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from flashkit.protocol import JobStatus
+
+_CHUNK_BYTES: Final = 200
+"""About what a partial output takes besides its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,41 @@ class JobRequest:
     """Waits for a worker that runs anyway: never starts one, not even the first."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Other fields (`s3Config`, …), handed to the worker as they came."""
+
+
+class UnreadChunks:
+    """Partial outputs of a job that nobody has read yet: the latest ones, as far as the limit allows."""
+
+    def __init__(self) -> None:
+        self.has_dropped = False
+        """True when some were never read and are no more."""
+        self._chunks: deque[_Chunk] = deque()
+        self._size_bytes = 0
+
+    def add(self, value: Any, *, size_bytes: int, limit_bytes: int) -> None:
+        """Keep one; the oldest make room for it, and the latest stays however large it is."""
+        self._chunks.append(_Chunk(value, size_bytes + _CHUNK_BYTES))
+        self._size_bytes += size_bytes + _CHUNK_BYTES
+        while self._size_bytes > limit_bytes and len(self._chunks) > 1:
+            self._size_bytes -= self._chunks.popleft().size_bytes
+            self.has_dropped = True
+
+    @property
+    def values(self) -> list[Any]:
+        """The partial outputs, oldest first."""
+        return [chunk.value for chunk in self._chunks]
+
+    def take(self) -> list[Any]:
+        """Return them, and keep none."""
+        values = self.values
+        self._chunks.clear()
+        self._size_bytes = 0
+        return values
+
+
+class _Chunk(NamedTuple):
+    value: Any
+    size_bytes: int
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -64,8 +102,7 @@ class Job:
     has_output: bool = False
     error: str | None = None
     progress: Any = None
-    chunks: list[Any] = field(default_factory=list)
-    """Partial outputs that nobody has read yet."""
+    unread: UnreadChunks = field(default_factory=UnreadChunks)
     usage: Any = None
     """The latest partial output that counts tokens."""
     all_chunks_count: int = 0
@@ -114,7 +151,7 @@ class Job:
         self.started_at = self.finished_at = self.dropped_at = None
         self.worker_id = self.error = self.output = self.progress = None
         self.has_output = False
-        self.chunks = []
+        self.unread = UnreadChunks()
         self.usage = None
         self.all_chunks_count = 0
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from flashkit.emulator import failures
 from flashkit.emulator.effects import (
     CapacityChanged,
+    ChunksDropped,
     DrainWorker,
     Effect,
     EnterPhase,
@@ -198,9 +199,12 @@ class Lifecycle:
         job.dropped_at = None
         self._changed(job)
 
-    def add_chunk(self, job: Job, chunk: Any) -> None:
-        """Add a partial output."""
-        job.chunks.append(chunk)
+    def add_chunk(self, job: Job, chunk: Any, *, size_bytes: int) -> None:
+        """Add a partial output; the oldest that nobody reads make room for it."""
+        had_dropped = job.unread.has_dropped
+        job.unread.add(chunk, size_bytes=size_bytes, limit_bytes=self._defaults.unread_stream_bytes)
+        if job.unread.has_dropped and not had_dropped:
+            self._effects.append(ChunksDropped(job))
         if speaks_of_tokens(chunk):
             job.usage = chunk
         job.all_chunks_count += 1
@@ -518,12 +522,19 @@ class Lifecycle:
         fleet.may_start_at = now + min(delay, LONGEST_RESPAWN_DELAY)
 
     def _give_up_on_jobs(self, now: float, fleet: Fleet, ended: WorkerExit) -> None:
-        """Fail what waits once several workers in a row came to nothing: the next one would not fare better."""
-        if fleet.failed_starts < self._defaults.failed_starts or fleet.has_ready_worker:
+        """Fail what waits once several workers in a row came to nothing: the next one would not fare better.
+
+        Of an app that is known not to import, one is enough.
+        """
+        is_enough = fleet.problem is not None or fleet.failed_starts >= self._defaults.failed_starts
+        if not is_enough or fleet.has_ready_worker:
             return
         for job in list(fleet.queue):
             fleet.queue.remove(job)
-            error = failures.worker_start_failed(job, ended, failed_starts=fleet.failed_starts)
+            if fleet.problem is not None:
+                error = failures.app_broken(job, ended, fleet.problem)
+            else:
+                error = failures.worker_start_failed(job, ended, failed_starts=fleet.failed_starts)
             self._end(now, fleet, job, JobStatus.FAILED, error=error)
 
     def _take_back(self, now: float, fleet: Fleet, job: Job, ended: WorkerExit, *, is_blamed: bool) -> None:

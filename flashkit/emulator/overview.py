@@ -21,7 +21,7 @@ from flashkit.emulator.metrics import SERIES, Metrics
 from flashkit.emulator.platform import Job, Platform
 from flashkit.emulator.recorder import Filter, JobStory, Recorder, describe
 from flashkit.emulator.supervisor import LocalEndpoint
-from flashkit.errors import ErrorReport, FlashkitError, JobNotFound
+from flashkit.errors import ErrorReport, FlashkitError, InputError, JobNotFound
 
 JOBS_LIMIT: Final = 300
 """Jobs in a list and in the first message; later ones have a third of it at most."""
@@ -84,6 +84,18 @@ class Overview:
     def endpoints(self) -> dict[str, LocalEndpoint]:
         """The endpoints as they are now."""
         return dict(self._endpoints)
+
+    def has_endpoint(self, name: str) -> bool:
+        """True when there is an endpoint of this name."""
+        return name in self._platform.specs
+
+    def has_worker(self, worker_id: str) -> bool:
+        """True when there is a worker of this id."""
+        try:
+            self._platform.find_worker(worker_id)
+        except InputError:
+            return False
+        return True
 
     def everything(self) -> dict[str, Any]:
         """Return all there is, as the first message to a watcher."""

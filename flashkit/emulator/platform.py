@@ -29,6 +29,7 @@ from typing import Any
 from flashkit.catalog import nearest_names
 from flashkit.emulator.effects import (
     CapacityChanged,
+    ChunksDropped,
     DrainWorker,
     Effect,
     EnterPhase,
@@ -45,12 +46,13 @@ from flashkit.emulator.failures import WorkerExit
 from flashkit.emulator.fleet import ColdStart, Fleet, Worker, WorkerState
 from flashkit.emulator.jobs import Job, JobRequest
 from flashkit.emulator.lifecycle import INIT_TIMEOUT_VARIABLE, Lifecycle
-from flashkit.errors import InputError, JobNotFound
+from flashkit.errors import ErrorReport, InputError, JobNotFound
 from flashkit.protocol import JobStatus, PlatformDefaults
 from flashkit.spec import EndpointSpec
 
 __all__ = [
     "CapacityChanged",
+    "ChunksDropped",
     "ColdStart",
     "DrainWorker",
     "Effect",
@@ -68,6 +70,7 @@ __all__ = [
     "WakeWorker",
     "Worker",
     "WorkerState",
+    "check_spec",
     "random_id",
     "seeded_id",
 ]
@@ -128,7 +131,7 @@ class Platform:
         """
         if spec.name in self.specs:
             raise InputError(f"there is an endpoint {spec.name!r} already", hint="use replace_endpoint")
-        _check_init_timeout(spec)
+        check_spec(spec)
         fleet = self._fleets.setdefault(spec.name, Fleet(spec))
         fleet.reopen(spec)
         fleet.capacity = self._capacities.get(spec.name)
@@ -141,11 +144,25 @@ class Platform:
             InputError: There is no endpoint of this name, or its init timeout is no number.
         """
         fleet = self._fleet(spec.name)
-        _check_init_timeout(spec)
+        check_spec(spec)
         fleet.reopen(spec)
         for worker in [*fleet.frozen.values(), *fleet.active.values()]:
             self._lifecycle.drain(now, fleet, worker)
         self._lifecycle.scale(now, fleet)
+
+    def set_problem(self, now: float, name: str, problem: ErrorReport | None) -> None:
+        """Say why new workers of this endpoint cannot come up, or that nothing is known to be in their way.
+
+        With a problem, jobs fail with it as soon as a start fails; without one, starts are tried anew at once.
+
+        Raises:
+            InputError: There is no endpoint of this name.
+        """
+        fleet = self._fleet(name)
+        fleet.problem = problem
+        if problem is None:
+            fleet.reopen(fleet.spec)
+            self._lifecycle.scale(now, fleet)
 
     def set_cold_start(self, name: str, cold_start: ColdStart) -> None:
         """Let new workers of this endpoint spend time before their process starts; it may be yet to come."""
@@ -269,9 +286,7 @@ class Platform:
             InputError: There is no such endpoint.
             JobNotFound: As `job`.
         """
-        job = self.job(now, endpoint, job_id)
-        chunks, job.chunks = job.chunks, []
-        return chunks
+        return self.job(now, endpoint, job_id).unread.take()
 
     def cancel(self, now: float, endpoint: str, job_id: str) -> Job:
         """End the job as CANCELLED, with a stop signal if it runs; a finished one stays as it is.
@@ -406,11 +421,13 @@ class Platform:
             self._lifecycle.show_progress(job, value)
         return job is not None
 
-    def partial(self, now: float, endpoint: str, worker_id: str, job_id: str, chunk: Any) -> bool:
-        """Add a partial output to a running job; False when the job is not this worker's (any more)."""
+    def partial(
+        self, now: float, endpoint: str, worker_id: str, job_id: str, chunk: Any, *, size_bytes: int = 0
+    ) -> bool:
+        """Add a partial output of this size to a running job; False when the job is not this worker's (any more)."""
         job = self._job_of(endpoint, worker_id, job_id)
         if job is not None:
-            self._lifecycle.add_chunk(job, chunk)
+            self._lifecycle.add_chunk(job, chunk, size_bytes=size_bytes)
         return job is not None
 
     def stop_signals(self, now: float, endpoint: str, worker_id: str) -> list[str]:
@@ -589,7 +606,12 @@ class Platform:
         return self._lifecycle.drain_effects()
 
 
-def _check_init_timeout(spec: EndpointSpec) -> None:
+def check_spec(spec: EndpointSpec) -> None:
+    """Refuse a description with which no worker can be run.
+
+    Raises:
+        InputError: Its init timeout is no number.
+    """
     value = spec.env.get(INIT_TIMEOUT_VARIABLE)
     if value is None:
         return

@@ -37,11 +37,11 @@ from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.events import Event, ignore
 from flashkit.emulator.fault_injection import FaultInjector
 from flashkit.emulator.fault_routes import fault_routes
-from flashkit.emulator.faults import parse_faults
+from flashkit.emulator.faults import parse_faults, refuse_store_faults
 from flashkit.emulator.load_balancing.entry import LoadBalancing
 from flashkit.emulator.metrics import Metrics
 from flashkit.emulator.overview import Overview
-from flashkit.emulator.platform import ColdStart, Job, JobRequest, Platform, random_id, seeded_id
+from flashkit.emulator.platform import ColdStart, Job, JobRequest, Platform, check_spec, random_id, seeded_id
 from flashkit.emulator.recorder import Recorder
 from flashkit.emulator.routes import ClientRoutes, RouteOptions
 from flashkit.emulator.supervisor import LocalEndpoint, Supervisor
@@ -79,7 +79,8 @@ class Emulator:
         faults: Rules of `faults.parse_faults` for what is to go wrong; `emulator.faults.set` changes them.
         seed: What chance depends on: jobs get the same ids, and the same jobs meet the same faults. Without one,
             ids are random.
-        freeze_store: Makes the store of sessions stop answering, or answer again, for the fault `redis=down`.
+        freeze_store: Makes the store of sessions stop answering, or answer again, for the fault `redis=down`, which
+            is refused without it.
         clock: The platform's time; real by default. `emulator.clock` sets its speed and moves it on.
         flashboot: Freeze idle workers of endpoints that want FlashBoot instead of stopping them. Off by default:
             a frozen worker keeps its memory on this machine.
@@ -131,6 +132,8 @@ class Emulator:
             defaults, allow_remote_webhooks=allow_remote_webhooks, has_rate_limits=has_rate_limits
         )
         self._initial_faults = [fault for text in faults for fault in parse_faults(text)]
+        if freeze_store is None:
+            refuse_store_faults(self._initial_faults)
         self._seed = seed or 0
         self._cold_start = cold_start
         self._capacity = capacity
@@ -226,7 +229,12 @@ class Emulator:
             endpoints: Changed ones, whose queued jobs stay, running ones finish, and workers start anew,
                 and ones that were not there before.
             removed: Names of endpoints that are no more; their queued jobs are cancelled.
+
+        Raises:
+            InputError: One is described in a way that the platform refuses; nothing was changed.
         """
+        for local in endpoints:
+            check_spec(local.spec)
         for name in removed:
             if self._supervisor.endpoints.pop(name, None) is not None:
                 self.dispatcher.apply(self.platform.remove_endpoint, name)
@@ -239,6 +247,14 @@ class Emulator:
                 self._apply_options(name)
             change = self.platform.replace_endpoint if is_known else self.platform.add_endpoint
             self.dispatcher.apply(change, local.spec)
+
+    def set_problem(self, names: Collection[str], problem: ErrorReport | None) -> None:
+        """Say why the app of these endpoints does not import any more, or that it does again.
+
+        Jobs that need a new worker fail with the problem; without one, workers are started anew at once.
+        """
+        for name in self.platform.specs.keys() & names:
+            self.dispatcher.apply(self.platform.set_problem, name, problem)
 
     def _apply_options(self, name: str) -> None:
         """Give a new endpoint what the options say of it."""

@@ -262,24 +262,28 @@ class Supervisor:
                 exit_code = await self._run_process(worker)
         except (OSError, ValueError) as exc:  # a value that no program can be given is a ValueError
             self._take_line(worker, f"the worker could not be started: {exc}".encode())
-        finally:
+        except Exception:  # noqa: BLE001
+            # The boundary of a process: whatever went wrong here, the worker is over, and its log is to say so.
+            _log.exception("worker %s could not be run", worker.worker_id)
+            self._take_line(worker, b"the worker could not be run: the platform's log has the traceback")
+        finally:  # in every case: nobody else finds out that a worker will never come
             del self._workers[worker.worker_id]
-        self._on_exit(worker.endpoint, worker.worker_id, exit_code=exit_code, log_tail=tuple(worker.tail))
+            self._on_exit(worker.endpoint, worker.worker_id, exit_code=exit_code, log_tail=tuple(worker.tail))
 
     async def _run_process(self, worker: _Worker) -> int:
         read_end, write_end = os.pipe()
         try:
             process = await self._spawn(worker, output=write_end)
-        except (OSError, ValueError):
+        except BaseException:
             os.close(read_end)
             raise
         finally:
             os.close(write_end)
         worker.process = process
-        self._reaper.add(process.pid)
-        worker.send_wanted_signal()
         reading = asyncio.ensure_future(self._read_output(worker, read_end))
         try:
+            self._reaper.add(process.pid)
+            worker.send_wanted_signal()
             exit_code = await process.wait()
         finally:
             worker.kill()

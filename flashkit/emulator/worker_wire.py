@@ -195,7 +195,8 @@ class WorkerWire:
         except InputError as exc:
             await self._refuse_result(call, exc)
             return
-        self._dispatcher.apply(self._platform.partial, call.endpoint, call.worker_id, call.job_id, chunk)
+        whose = call.endpoint, call.worker_id, call.job_id
+        self._dispatcher.apply(self._platform.partial, *whose, chunk, size_bytes=len(body))
         await call.answer(200, _OK)
 
     async def _ping(self, call: _Call) -> None:

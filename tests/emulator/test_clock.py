@@ -157,3 +157,35 @@ async def test_a_speed_must_be_one(speed):
         Clock(speed=speed)
     with pytest.raises(InputError, match="no speed"):
         Clock().set_speed(speed)
+
+
+async def test_timers_go_on_after_an_advance_that_was_cancelled_half_way():
+    clock = Clock(start=0.0)
+    clock.call_at(1_000, lambda: None)
+    done = asyncio.Event()
+    clock.call_at(1_001, done.set)
+    clock.is_quiet = lambda *, spares_jobs: clock.now() < 1_000  # held up once the first timer has run
+    advancing = asyncio.ensure_future(clock.advance(1_000.1, patience=60))
+    while clock.now() < 1_000:
+        await asyncio.sleep(0.01)
+    advancing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await advancing
+    await asyncio.wait_for(done.wait(), 60)  # the alarm of before would ring in a quarter of an hour
+
+
+async def test_a_timer_that_fails_takes_no_others_with_it():
+    clock = Clock(speed=0, start=0.0)
+    seen = []
+
+    def fail():
+        raise ZeroDivisionError
+
+    clock.call_at(5, fail)
+    for name in "ab":
+        clock.call_at(5, lambda name=name: seen.append(name))
+    with pytest.raises(ZeroDivisionError):
+        await clock.advance(5)
+    assert seen == []
+    await clock.advance(0)
+    assert seen == ["a", "b"]

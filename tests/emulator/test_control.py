@@ -271,3 +271,18 @@ async def test_streams_end_with_the_emulator(tmp_path, make_endpoint, worker_env
 async def read_to_the_end(url):
     async with open_stream(url) as stream:
         return [event async for event in stream]
+
+
+@pytest.mark.parametrize("path", ["endpoints/nope/cold", "endpoints/nope/restart", "workers/nope/kill"])
+async def test_what_is_not_there_cannot_be_told_to_do_anything(http, emulator, path):
+    answer = await http("POST", f"{emulator.url}/_/{path}")
+    assert answer.status == 404
+    assert "'nope'" in answer.error["message"]
+
+
+async def test_a_worker_that_is_there_may_still_refuse(http, emulator, wait_until):
+    await submit(http, emulator)
+    await wait_until(lambda: emulator.platform.workers("quiet"))
+    worker = emulator.platform.workers("quiet")[0]
+    answer = await http("POST", f"{emulator.url}/_/workers/{worker.id}/thaw")
+    assert answer.status == 400

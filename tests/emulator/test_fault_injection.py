@@ -9,7 +9,7 @@ import pytest
 
 from flashkit.emulator.events import FaultEvent, WorkerEvent
 from flashkit.emulator.server import Emulator, LocalEndpoint
-from flashkit.errors import ErrorReport
+from flashkit.errors import ErrorReport, InputError
 from flashkit.protocol import PlatformDefaults
 from flashkit.spec import EndpointSpec, Kind, WorkerBounds
 
@@ -149,6 +149,11 @@ async def test_the_store_is_frozen_in_its_window_and_thawed(start_emulator, wait
     assert states == [True, False, True, False]
 
 
+def test_a_store_that_is_not_the_platform_s_own_cannot_be_down(tmp_path):
+    with pytest.raises(InputError, match=r"redis=down@1s cannot strike: .* not the platform's own"):
+        Emulator([], state_dir=tmp_path, faults=["kill=0.1", "redis=down@1s"])
+
+
 async def test_rules_are_shown_changed_and_taken_away(emulator, http, set_faults, runsync):
     shown = await set_faults("behave:kill=0.1,oom=5%", "429=1@10s-20s", seed=9)
     assert shown == {
@@ -160,10 +165,15 @@ async def test_rules_are_shown_changed_and_taken_away(emulator, http, set_faults
     assert off.body["enabled"] is False
     assert off.body["faults"] == shown["faults"]
     assert (await http("GET", f"{emulator.url}/_/faults")).body == off.body
+    seeded = await http("PUT", f"{emulator.url}/_/faults", json={"seed": 4})
+    assert seeded.body == {**off.body, "seed": 4}
     assert (await http("DELETE", f"{emulator.url}/_/faults")).body["faults"] == []
 
 
-@pytest.mark.parametrize("body", [[], {"faults": ["kill=often"]}, {"faults": 3}, {"seed": "x"}])
+@pytest.mark.parametrize(
+    "body",
+    [[], {}, {"faults": ["kill=often"]}, {"faults": 3}, {"seed": "x"}, {"rules": ["kill=1"]}, {"faults": "redis=down"}],
+)
 async def test_rules_that_make_no_sense_change_nothing(emulator, http, set_faults, body):
     before = await set_faults("kill=0.5")
     answer = await http("PUT", f"{emulator.url}/_/faults", json=body)

@@ -137,7 +137,11 @@ def test_a_request_cannot_bring_rules_about_the_platform() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"faults": [1]}, {"faults": {"a": 1}}, {"faults": "kill=1", "seed": "x"}, {"faults": "", "enabled": 1}]
+    "body",
+    [
+        *({"faults": [1]}, {"faults": {"a": 1}}, {"faults": "kill=1", "seed": "x"}, {"faults": "", "enabled": 1}),
+        *({}, {"rules": ["kill=1"]}, {"faults": "kill=1", "enable": False}, {"enabled": None}, {"faults": None}),
+    ],
 )
 def test_settings_of_the_wrong_shape_are_refused(body: dict[str, object]) -> None:
     with pytest.raises(InputError):
@@ -150,3 +154,6 @@ def test_settings_are_read() -> None:
         3,
         True,
     )
+    assert read_fault_settings({"faults": "", "enabled": False}) == ((), None, False)
+    assert read_fault_settings({"enabled": False}) == (None, None, False)
+    assert read_fault_settings({"seed": 7}) == (None, 7, None)

@@ -7,6 +7,7 @@ from platform_world import DEFAULTS, World, make_spec, report_of
 
 from flashkit.emulator import lifecycle
 from flashkit.emulator.platform import (
+    ChunksDropped,
     JobChanged,
     JobRequest,
     KillWorker,
@@ -16,7 +17,7 @@ from flashkit.emulator.platform import (
     WorkerState,
 )
 from flashkit.errors import InputError, JobNotFound
-from flashkit.protocol import JobStatus
+from flashkit.protocol import JobStatus, PlatformDefaults
 from flashkit.spec import WorkerBounds
 
 # ---------------------------------------------------------------------- a job's way
@@ -104,6 +105,31 @@ def test_stream_reading_consumes_partial_outputs():
     assert world.platform.read_stream(world.now, "tool", job.id) == ["c"]
     assert world.platform.read_stream(world.now, "tool", job.id) == []
     assert job.all_chunks_count == 3
+
+
+def test_partial_outputs_that_nobody_reads_are_kept_up_to_a_size():
+    world = World(defaults=PlatformDefaults(unread_stream_bytes=10_000))
+    worker, job = world.running_job()
+
+    def send(chunk, size_bytes):
+        assert world.platform.partial(world.now, "tool", worker.id, job.id, chunk, size_bytes=size_bytes)
+
+    for chunk in range(100):
+        send(chunk, 1_800)
+    assert [effect.job for effect in world.effects(ChunksDropped)] == [job]
+    assert world.platform.read_stream(world.now, "tool", job.id) == [95, 96, 97, 98, 99]
+    send("larger than all", 20_000)
+    assert world.platform.read_stream(world.now, "tool", job.id) == ["larger than all"]
+    assert job.all_chunks_count == 101
+
+
+def test_partial_outputs_that_are_read_in_time_are_never_dropped():
+    world = World(defaults=PlatformDefaults(unread_stream_bytes=10_000))
+    worker, job = world.running_job()
+    for chunk in range(100):
+        world.platform.partial(world.now, "tool", worker.id, job.id, chunk, size_bytes=9_000)
+        assert world.platform.read_stream(world.now, "tool", job.id) == [chunk]
+    assert not world.effects(ChunksDropped)
 
 
 def test_progress_after_the_result_is_ignored():

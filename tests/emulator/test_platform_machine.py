@@ -617,7 +617,7 @@ class PlatformMachine(RuleBasedStateMachine):
                     self.platform.job(self.now, "e", model.id)
                 continue
             job = self.platform.job(self.now, "e", model.id)
-            assert (job.status, job.attempt, job.chunks) == (model.status, model.attempt, model.unread)
+            assert (job.status, job.attempt, job.unread.values) == (model.status, model.attempt, model.unread)
             assert model.owner is None or job.worker_id == model.owner
             if job.error and job.error != "broken":
                 assert ErrorReport.from_job_error(job.error).request_id == job.id

@@ -28,7 +28,7 @@ def test_jobs_of_a_crashed_worker_go_back_to_the_front_in_their_order():
     world.platform.partial(world.now, "tool", worker.id, jobs[0].id, "unread")
     world.exit(worker, -9)
     assert [job.status for job in jobs] == [JobStatus.IN_QUEUE] * 4
-    assert jobs[0].chunks == []
+    assert jobs[0].unread.values == []
     (start,) = world.effects(StartWorker)
     (successor,) = world.workers
     assert start.worker_id == successor.id

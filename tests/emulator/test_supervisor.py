@@ -97,6 +97,7 @@ async def test_a_worker_that_cannot_be_imported_fails_waiting_jobs_with_its_last
         ({"command": ("no-such-program",)}, "no-such-program"),
         ({"cwd": Path("/no/such/folder")}, "/no/such/folder"),
         ({"env": {"TOKEN": "a\0b"}}, "null byte"),
+        ({"env": {"TOKEN": 3}}, "the platform's log has the traceback"),
     ],
 )
 async def test_a_worker_that_cannot_be_started_fails_waiting_jobs_with_the_reason(
