@@ -13,7 +13,7 @@ from flashkit.emulator.platform import (
     WakeWorker,
     WorkerState,
 )
-from flashkit.errors import InputError, JobNotFound
+from flashkit.errors import ErrorReport, InputError, JobNotFound
 from flashkit.protocol import JobStatus, PlatformDefaults
 from flashkit.spec import ScalerType, WorkerBounds
 
@@ -191,6 +191,23 @@ def test_a_worker_that_comes_up_ends_the_row_of_failed_starts():
     job = world.submit()
     world.exit(world.workers[0], 1)
     assert job.status is JobStatus.IN_QUEUE
+
+
+def test_with_a_known_problem_one_failed_start_is_enough_and_its_end_starts_anew_at_once():
+    world = World(workers=WorkerBounds(0, 1))
+    problem = ErrorReport("handler_error", "no module", type="ImportError", where="app.py:1 in <module>")
+    world.platform.set_problem(world.now, "tool", problem)
+    for _ in range(DEFAULTS.failed_starts + 1):
+        job = world.submit()
+        world.pass_time(30)
+        world.exit(world.workers[0], 1)
+        assert job.status is JobStatus.FAILED
+        assert "does not import: ImportError: no module" in str(job.error)
+    job = world.submit()
+    assert world.workers == ()
+    world.platform.set_problem(world.now, "tool", None)
+    world.exit(world.workers[0], 1)
+    assert job.status is JobStatus.IN_QUEUE, "the row of failed starts began anew"
 
 
 def test_a_worker_that_fails_before_its_first_job_delays_the_next_start():
