@@ -167,7 +167,8 @@ def _ignore(block: Block) -> None:
 
 
 def _normal_lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.strip().splitlines()]
+    """Return the lines with columns set off alike: a terminal gets spaces where a pipe gets tabs."""
+    return [re.sub(r"(?<=\S)(?: {2,}|\t)", "  ", line.rstrip()) for line in text.strip().splitlines()]
 
 
 def _matches(expected: list[str], printed: list[str]) -> bool:
