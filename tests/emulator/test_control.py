@@ -189,8 +189,8 @@ async def test_workers_and_endpoints_are_acted_on(http, emulator, wait_until):
     await act("endpoints/quiet/cold")
     worker = await fresh_worker(worker)
     await act("endpoints/quiet/restart")
-    assert "no-such" in (await act("workers/no-such/kill", 400)).error["message"]
-    assert "quiet" in (await act("endpoints/quite/cold", 400)).error["hint"]
+    assert "no-such" in (await act("workers/no-such/kill", 404)).error["message"]
+    assert "quiet" in (await act("endpoints/quite/cold", 404)).error["hint"]
     await act(f"workers/{worker}/explode", 404)
 
 
