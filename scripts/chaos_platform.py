@@ -8,7 +8,10 @@ stops, jobs run out, and everything is counted:
 - accounted: of these, COMPLETED, FAILED, CANCELLED, or TIMED_OUT (time to live included). Must be all of them.
 - webhooks_missing: jobs that named a webhook, came to an end, and were never reported to it, although the receiver
   refuses none of them twice. Must be 0.
+- unknown_ids: ids that `/run` and `/runsync` answered with and that no event told of. Must be 0.
+- requests_sent, requests_answered: to a load-balanced endpoint; an error is an answer too. Must be equal.
 - leaked_processes: children of the emulator that are there after its end. Must be 0.
+- orphans: processes with another parent whose command line or environment names our state folder. Must be 0.
 - leaked_fds: file descriptors open after the load minus those before it, with no worker running. Must be 0.
 - rss_growth_mb: resident memory after the load minus that after the first fifth of it.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -51,6 +55,8 @@ DEFAULTS = PlatformDefaults(
 DRAIN_SECONDS = 90.0
 SETTLE_SECONDS = 30.0
 _CLIENT = aiohttp.ClientTimeout(total=30)
+_REQUEST = aiohttp.ClientTimeout(total=150)
+"""Longer than a request waits for a worker."""
 
 
 @dataclass
@@ -141,12 +147,17 @@ class Client:
     chance: random.Random
     surprises: Counter[str]
     to_be_told: set[str]
+    ids: set[str]
+    requests: Counter[str]
 
     async def act_until(self, end: float, pause_s: float) -> None:
         while time.monotonic() < end:
             act = self.chance.choices(
-                [self.poll, self.sync, self.stream, self.cancel, self.retry, self.hang_up, self.rubbish, self.purge],
-                [40, 20, 10, 10, 5, 8, 6, 1],
+                [
+                    *(self.poll, self.sync, self.stream, self.cancel, self.retry, self.hang_up, self.rubbish),
+                    *(self.purge, self.request),
+                ],
+                [40, 20, 10, 10, 5, 8, 6, 1, 20],
             )[0]
             try:
                 await act()
@@ -170,7 +181,10 @@ class Client:
         async with self.http.post(f"{self.url}/v2/{path}", json=body, timeout=_CLIENT) as answer:
             if answer.status not in (200, 429, 500, 404):
                 self.surprises[f"POST {path.partition('/')[2].partition('/')[0]} {answer.status}"] += 1
-            return await answer.json() if answer.status == 200 else None
+            job = await answer.json() if answer.status == 200 else None
+        if job is not None and path.partition("/")[2].startswith("run"):
+            self.ids.add(job["id"])
+        return job
 
     async def get(self, path: str) -> dict | None:
         async with self.http.get(f"{self.url}/v2/{path}", timeout=_CLIENT) as answer:
@@ -225,6 +239,15 @@ class Client:
         async with self.http.post(f"{self.url}/v2/{path}", data=body) as answer:
             assert answer.status in (400, 404, 429, 500), answer.status
 
+    async def request(self) -> None:
+        self.requests["sent"] += 1
+        path = self.chance.choice(["add?a=1&b=2", "add?a=1&b=2", "add?a=x", "nowhere"])
+        async with self.http.get(f"{self.url}/lb/routes/{path}", timeout=_REQUEST) as answer:
+            await answer.read()
+            self.requests["answered"] += 1
+            if answer.status not in (200, 404, 422, 400):
+                self.surprises[f"request {answer.status}"] += 1
+
     async def purge(self) -> None:
         await self.post("slow/purge-queue")
 
@@ -232,9 +255,11 @@ class Client:
 async def soak(seconds: float, seed: int, clients: int) -> dict[str, float]:
     ledger, surprises = Ledger(), Counter()
     process = psutil.Process()
-    endpoints = [*map(flashkit_endpoint, ("quick", "slow", "stream", "moody")), plain_endpoint()]
+    endpoints = [*map(flashkit_endpoint, ("quick", "slow", "stream", "moody", "routes")), plain_endpoint()]
     rss: list[float] = []
     to_be_told: set[str] = set()
+    ids: set[str] = set()
+    requests: Counter[str] = Counter()
     receiver = Receiver(random.Random(seed))
     with tempfile.TemporaryDirectory(prefix="chaos-platform-") as folder:
         emulator = Emulator(
@@ -249,15 +274,17 @@ async def soak(seconds: float, seed: int, clients: int) -> dict[str, float]:
         async with receiver.listening(), emulator:
             fds_before = process.num_fds()
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+                chances = [random.Random(f"{seed}/{number}") for number in range(clients)]
                 crowd = [
-                    Client(emulator.url, receiver.url, http, random.Random(f"{seed}/{number}"), surprises, to_be_told)
-                    for number in range(clients)
+                    Client(emulator.url, receiver.url, http, chance, surprises, to_be_told, ids, requests)
+                    for chance in chances
                 ]
                 await load(crowd, ledger, rss, seconds=seconds)
             await drain(emulator, ledger)
             fds_after = await settled_fds(process, fds_before)
             health = {name: emulator.platform.health(name)["jobs"] for name in emulator.platform.specs}
         left = process.children(recursive=True)
+        orphans = find_orphans(Path(folder), besides=left)
     statuses = ledger.by_status
     print(f"jobs {dict(statuses)}, faults {dict(ledger.faults)}, workers {dict(ledger.workers)}", file=sys.stderr)
     print(f"surprises {dict(surprises)}, still open {ledger.open}, health {health}", file=sys.stderr)
@@ -269,12 +296,28 @@ async def soak(seconds: float, seed: int, clients: int) -> dict[str, float]:
         "workers_started": ledger.workers["starting"],
         "webhooks": len(receiver.told),
         "webhooks_missing": len(to_be_told - receiver.told),
+        "unknown_ids": len(ids - ledger.latest.keys()),
+        "requests_sent": requests["sent"],
+        "requests_answered": requests["answered"],
         "leaked_processes": len(left),
+        "orphans": len(orphans),
         "leaked_fds": fds_after - fds_before,
         "rss_growth_mb": rss[-1] - rss[len(rss) // 5],
         "rss_mb": rss[-1],
         "minutes": seconds / 60,
     }
+
+
+def find_orphans(folder: Path, *, besides: list[psutil.Process]) -> list[psutil.Process]:
+    """Return processes that were ours and have another parent now: each worker's HOME is below the state folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid == os.getpid() or process in besides:
+                continue
+            if str(folder) in " ".join([*process.cmdline(), *process.environ().values()]):
+                found.append(process)
+    return found
 
 
 async def load(crowd: list[Client], ledger: Ledger, rss: list[float], *, seconds: float) -> None:

@@ -11,6 +11,14 @@ from flashkit import cpu_endpoint
 
 CPU = "cpu3c-2-4"
 
+routes = cpu_endpoint(name="routes", cpu=CPU, workers=(0, 2), idle_timeout=2, execution_timeout_ms=5_000, concurrency=8)
+
+
+@routes.get("/add")
+async def add(a: int, b: int) -> int:
+    """Answer a request."""
+    return a + b
+
 
 @cpu_endpoint(cpu=CPU, workers=(0, 2), concurrency=8, idle_timeout=2, execution_timeout_ms=5_000)
 async def quick(n: int) -> int:
