@@ -294,3 +294,15 @@ async def test_a_websocket_that_is_fed_and_never_read_is_held_back(start_emulato
         assert memory() - before < 2 * ROOM_BYTES
         assert (await http("GET", f"{emulator.url}/lb/live/pid")).status == 200
         socket._response.connection.transport.abort()
+
+
+async def test_partial_outputs_that_nobody_reads_are_dropped_with_a_word(start_emulator, make_endpoint, http, events):
+    defaults = PlatformDefaults(unread_stream_bytes=1_000)
+    emulator = await start_emulator(make_endpoint("unread", "streaming"), defaults=defaults, on_event=events)
+    job = (await http("POST", f"{emulator.url}/v2/unread/runsync", json={"input": {"count": 20}})).body
+    assert job["status"] == "COMPLETED"
+    (line,) = [line for line in events.lines("unread") if "that nobody reads" in line.text]
+    assert (line.job_id, line.level, line.worker_id) == (job["id"], "WARN", job["workerId"])
+    left = (await http("GET", f"{emulator.url}/v2/unread/stream/{job['id']}")).body["stream"]
+    assert 0 < len(left) < 6
+    assert left[-1] == {"output": {"number": 19}}
