@@ -27,7 +27,8 @@ async def failure(lab: Lab, endpoint: str, job_input: dict[str, Any]) -> JobFail
 
 def worker_processes(lab: Lab) -> list[psutil.Process]:
     """Return the processes of the emulator's workers."""
-    return [child for child in psutil.Process().children() if "flashkit.worker" in " ".join(child.cmdline())]
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "flashkit.worker" in " ".join(child.cmdline())]
 
 
 async def test_every_way_of_losing_a_job_ends_in_a_clear_failure(interpreter: str, lab: Lab) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -269,7 +270,10 @@ class EmbeddedServer:
 
     def _last_words(self) -> str:
         lines = (self._folder / "server.log").read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "it wrote nothing to its log"
+        if lines:
+            return lines[-1]
+        is_full = shutil.disk_usage(self._folder).free == 0  # then there was no room for a word in the log either
+        return os.strerror(errno.ENOSPC) if is_full else "it wrote nothing to its log"
 
 
 def _in_wheels() -> Iterator[ServerBinary]:
