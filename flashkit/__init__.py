@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from flashkit.catalog import DataCenter, GpuPool, GpuType
     from flashkit.client import Client, JobHandle
     from flashkit.decorators import cpu_endpoint, embedding_endpoint, gpu_endpoint, orchestrator_endpoint
-    from flashkit.endpoint import Endpoint
+    from flashkit.endpoint import Endpoint, EngineEndpoint
+    from flashkit.engines import VLLM, Embedding, ScriptedLLM
     from flashkit.errors import (
         ConfigurationError,
         DefinitionError,
+        EngineDied,
+        EngineError,
+        EngineRefusal,
         ErrorReport,
         FlashkitError,
         HandlerError,
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
         StepError,
     )
     from flashkit.settings import Settings
-    from flashkit.spec import EndpointSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
+    from flashkit.spec import EndpointSpec, EngineSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
     from flashkit.worker.job import JobContext, current_job
     from flashkit.worker.main import serve
     from flashkit.worker.sessions import Session, effect_key
@@ -44,27 +48,34 @@ _HOMES = {
     "catalog": ("DataCenter", "GpuPool", "GpuType"),
     "client": ("Client", "JobHandle"),
     "decorators": ("cpu_endpoint", "embedding_endpoint", "gpu_endpoint", "orchestrator_endpoint"),
-    "endpoint": ("Endpoint",),
+    "endpoint": ("Endpoint", "EngineEndpoint"),
+    "engines": ("VLLM", "Embedding", "ScriptedLLM"),
     "errors": (
-        "ConfigurationError", "DefinitionError", "ErrorReport", "FlashkitError", "HandlerError", "InputError",
-        "JobCancelled", "JobError", "JobFailed", "JobNotFound", "JobTimedOut", "OutputError", "PlatformError",
-        "SessionError", "StepError",
+        "ConfigurationError", "DefinitionError", "EngineDied", "EngineError", "EngineRefusal", "ErrorReport",
+        "FlashkitError", "HandlerError", "InputError", "JobCancelled", "JobError", "JobFailed", "JobNotFound",
+        "JobTimedOut", "OutputError", "PlatformError", "SessionError", "StepError",
     ),
     "settings": ("Settings",),
-    "spec": ("EndpointSpec", "Kind", "NetworkVolume", "ScalerType", "Weights", "WorkerBounds"),
+    "spec": ("EndpointSpec", "EngineSpec", "Kind", "NetworkVolume", "ScalerType", "Weights", "WorkerBounds"),
     "worker.job": ("JobContext", "current_job"),
     "worker.main": ("serve",),
     "worker.sessions": ("Session", "effect_key"),
 }  # fmt: skip
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - in plain order, VLLM among the rest
     "Client",
     "ConfigurationError",
     "DataCenter",
     "DefinitionError",
+    "Embedding",
     "Endpoint",
     "EndpointSpec",
+    "EngineDied",
+    "EngineEndpoint",
+    "EngineError",
+    "EngineRefusal",
+    "EngineSpec",
     "ErrorReport",
     "FlashkitError",
     "GpuPool",
@@ -83,10 +94,12 @@ __all__ = [
     "OutputError",
     "PlatformError",
     "ScalerType",
+    "ScriptedLLM",
     "Session",
     "SessionError",
     "Settings",
     "StepError",
+    "VLLM",
     "Weights",
     "WorkerBounds",
     "__version__",

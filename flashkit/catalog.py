@@ -185,6 +185,8 @@ IDLE_TIMEOUT_SECONDS = Range(1, 3_600)
 """REST v1 and v2 endpoint schema."""
 VOLUME_SIZE_GB = Range(10, 4_096)
 """REST v2 network volume schema."""
+ENGINE_CONCURRENCY = 64
+"""Chosen: most jobs that a worker with an engine takes at a time; the engine takes no more than fit its memory."""
 
 
 def resolve_gpus(names: Iterable[str]) -> tuple[GpuType | GpuPool, ...]:

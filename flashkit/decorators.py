@@ -14,18 +14,20 @@ import inspect
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, Final, Never, ParamSpec, Protocol, TypeVar, overload
 
 from flashkit import catalog
 from flashkit.catalog import DataCenter, GpuPool, GpuType
-from flashkit.endpoint import Endpoint
+from flashkit.endpoint import Endpoint, EngineEndpoint
+from flashkit.engines import Embedding
+from flashkit.engines.requests import answer_request
 from flashkit.errors import DefinitionError
-from flashkit.handler import define
+from flashkit.handler import Definition, define
 from flashkit.http_endpoint import HttpEndpoint
 from flashkit.http_routes import HttpDefinition
-from flashkit.spec import EndpointSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
+from flashkit.spec import EndpointSpec, EngineSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,17 +83,6 @@ class SessionDecorator(Protocol):
     ) -> Endpoint[Concatenate[First, P], Coroutine[Any, Any, R], P, R]: ...
 
 
-class EmbeddingDecorator(Protocol):
-    """Turns a function with an `embed` parameter into an endpoint without it."""
-
-    @overload
-    def __call__(
-        self, target: Callable[P, Coroutine[Any, Any, R]], /
-    ) -> Endpoint[P, Coroutine[Any, Any, R], ..., R]: ...
-    @overload
-    def __call__(self, target: Callable[P, R], /) -> Endpoint[P, R, ..., R]: ...
-
-
 def cpu_endpoint(
     *,
     name: str | None = None,
@@ -140,9 +131,13 @@ def cpu_endpoint(
     return _decorator(Kind.CPU, options)
 
 
+@overload
+def gpu_endpoint(*, engine: EngineSpec, **options: Any) -> EngineEndpoint: ...
+@overload
 def gpu_endpoint(
     *,
     gpu: GpuOption = (),
+    engine: None = None,
     name: str | None = None,
     gpu_count: int = 1,
     workers: WorkersOption = (0, 3),
@@ -157,20 +152,44 @@ def gpu_endpoint(
     scaler_value: int = 4,
     flashboot: bool = True,
     **unknown: Never,
-) -> EndpointDecorator:
+) -> EndpointDecorator: ...
+def gpu_endpoint(
+    *,
+    gpu: GpuOption = (),
+    engine: EngineSpec | None = None,
+    name: str | None = None,
+    gpu_count: int = 1,
+    workers: WorkersOption = (0, 3),
+    idle_timeout: int = 5,
+    execution_timeout_ms: int | None = None,
+    concurrency: int | None = None,
+    datacenter: DataCenterOption = None,
+    volume: VolumeOption = None,
+    env: Mapping[str, str] | None = None,
+    min_cuda_version: str | None = None,
+    scaler_type: str | None = None,
+    scaler_value: int = 4,
+    flashboot: bool = True,
+    **unknown: Never,
+) -> EndpointDecorator | EngineEndpoint:
     """Make a GPU endpoint of a function or class, or a web API by `.get("/path")` and the like.
 
     A class is built once per worker. It may have `setup()`, `warmup()` and `teardown()`; the method named `run`
     (or the only public one) handles jobs.
 
+    With an engine, the endpoint is complete without a function: it answers OpenAI requests, chats and prompts. A
+    handler that is decorated gets the loaded engine as its parameter `engine`.
+
     Args:
         gpu: GPU types or pools in order of preference; enum members, device names or fragments ("A100").
+        engine: A model to load before the first job: `VLLM(Weights("org/name"))`.
         name: Name in URLs; by default the function's or class's name with dashes.
         gpu_count: GPUs per worker.
         workers: (min, max), or only max.
         idle_timeout: Seconds without a job or request until a worker above min stops.
         execution_timeout_ms: Milliseconds one job may run, 600,000 by default; one request, 330,000 at most.
-        concurrency: Jobs that one worker runs at the same time, 1 by default; requests, 32.
+        concurrency: Jobs that one worker runs at the same time, 1 by default; requests, 32; with an engine as many
+            as it has memory for, 64 at most.
         datacenter: Where workers may run; anywhere by default.
         volume: Network volume or volumes, mounted at /runpod-volume.
         env: Environment variables of the worker.
@@ -193,18 +212,19 @@ def gpu_endpoint(
         (<GpuType.NVIDIA_A100_80GB_PCIe: 'NVIDIA A100 80GB PCIe'>,)
     """
     options = dict(locals())
-    return _decorator(Kind.GPU, options)
+    return _decorator(Kind.GPU, options) if engine is None else _engine_endpoint(Kind.GPU, options)
 
 
 def embedding_endpoint(
     *,
-    weights: Weights,
+    weights: Weights | None = None,
+    engine: EngineSpec | None = None,
     gpu: GpuOption = (),
     name: str | None = None,
     workers: WorkersOption = (0, 3),
     idle_timeout: int = 5,
     execution_timeout_ms: int = 600_000,
-    concurrency: int = 1,
+    concurrency: int | None = None,
     datacenter: DataCenterOption = None,
     volume: VolumeOption = None,
     env: Mapping[str, str] | None = None,
@@ -213,19 +233,21 @@ def embedding_endpoint(
     scaler_value: int = 4,
     flashboot: bool = True,
     **unknown: Never,
-) -> EmbeddingDecorator:
+) -> EngineEndpoint:
     """Make an embedding endpoint: the handler's parameter `embed` is the loaded model.
 
-    `await embed(texts)` gives a float32 array of shape (texts, dimensions) with rows of length 1.
+    `await embed(texts)` gives a float32 array of shape (texts, dimensions) with rows of length 1. Texts of jobs that
+    run at the same time share batches. Without a handler the endpoint answers OpenAI's embedding requests.
 
     Args:
         weights: The sentence-embedding model.
+        engine: `Embedding(weights, ...)` instead, where the model needs options.
         gpu: GPU types or pools in order of preference.
         name: Name in URLs; by default the function's name with dashes.
         workers: (min, max), or only max.
         idle_timeout: Seconds without a job until a worker above min stops.
         execution_timeout_ms: Milliseconds one job may run.
-        concurrency: Jobs that one worker runs at the same time.
+        concurrency: Jobs that one worker runs at the same time, 64 by default.
         datacenter: Where workers may run; anywhere by default.
         volume: Network volume or volumes, mounted at /runpod-volume.
         env: Environment variables of the worker.
@@ -245,7 +267,7 @@ def embedding_endpoint(
         <embedding endpoint 'vectors' (texts: list[str])>
     """
     options = dict(locals())
-    return _decorator(Kind.EMBEDDING, options)  # type: ignore[return-value]  # the protocol states the types
+    return _engine_endpoint(Kind.EMBEDDING, options)
 
 
 def orchestrator_endpoint(
@@ -307,19 +329,45 @@ def orchestrator_endpoint(
 
 def _decorator(kind: Kind, options: dict[str, Any]) -> EndpointDecorator:
     place = _caller()
-    try:
-        _refuse_unknown(kind, options.pop("unknown"), options)
-        values = _spec_values(options)
-    except DefinitionError as exc:
-        raise _at(exc, place) from None
+    values = _checked_values(kind, options, place)
 
     def make_endpoint(target: Any) -> Endpoint[..., Any, ..., Any]:
-        named = values | {"name": values["name"] or _default_name(target)}
-        definition = define(target, EndpointSpec(kind=kind, **named))
+        definition = _define(kind, values, target)
         _require_session(definition.spec, definition.function)
         return Endpoint(definition)
 
     return EndpointDecorator(make_endpoint, place, _Http(kind, values, place))
+
+
+def _engine_endpoint(kind: Kind, options: dict[str, Any]) -> EngineEndpoint:
+    place = _caller()
+    values = _checked_values(kind, options, place)
+
+    def make_endpoint(target: Any) -> Endpoint[..., Any, ..., Any]:
+        try:
+            return Endpoint(_define(kind, values, target))
+        except DefinitionError as exc:
+            raise _at(exc, place) from None
+
+    try:
+        # Without a name it can only be used as a decorator; `engine` is then what it is called meanwhile.
+        definition = replace(_define(kind, {**values, "name": values["name"] or "engine"}, answer_request), where=place)
+    except DefinitionError as exc:
+        raise _at(exc, place) from None
+    return EngineEndpoint(definition, make_endpoint)
+
+
+def _define(kind: Kind, values: Mapping[str, Any], target: Any) -> Definition:
+    named = {**values, "name": values["name"] or _default_name(target)}
+    return define(target, EndpointSpec(kind=kind, **named))
+
+
+def _checked_values(kind: Kind, options: dict[str, Any], place: str) -> dict[str, Any]:
+    try:
+        _refuse_unknown(kind, options.pop("unknown"), options)
+        return _spec_values(options)
+    except DefinitionError as exc:
+        raise _at(exc, place) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +421,10 @@ def _spec_values(options: dict[str, Any]) -> dict[str, Any]:
     values["volumes"] = _as_tuple(options["volume"] or ())
     values["workers"] = WorkerBounds.from_option(options["workers"])
     values["env"] = options["env"] or {}
+    if (weights := values.pop("weights", None)) is not None:
+        values["engine"] = _embedding_of(weights, options["engine"])
+    if values.get("engine") is not None:
+        values.setdefault("concurrency", catalog.ENGINE_CONCURRENCY)
     if options.get("cpu") is not None:
         values["cpu"] = catalog.resolve_cpu(options["cpu"])
     if options.get("min_cuda_version") is not None:
@@ -380,6 +432,18 @@ def _spec_values(options: dict[str, Any]) -> dict[str, Any]:
     if options["scaler_type"] is not None:
         values["scaler_type"] = _scaler_type(options["scaler_type"])
     return values
+
+
+def _embedding_of(weights: Any, engine: EngineSpec | None) -> EngineSpec:
+    if engine is not None:
+        raise DefinitionError(
+            "weights= and engine= both name a model", hint="write engine=Embedding(weights, ...) alone"
+        )
+    if not isinstance(weights, Weights):
+        raise DefinitionError(
+            f"weights={weights!r} has the wrong type", hint='write weights=Weights("organisation/name")'
+        )
+    return Embedding(weights)
 
 
 def _scaler_type(option: str) -> ScalerType:

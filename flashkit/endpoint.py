@@ -8,10 +8,11 @@ or Runpod.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
+from flashkit.errors import DefinitionError
 from flashkit.handler import Contract, Definition
 from flashkit.spec import EndpointSpec
 
@@ -22,6 +23,8 @@ CallP = ParamSpec("CallP")
 JobP = ParamSpec("JobP")
 CallR = TypeVar("CallR", covariant=True)
 Output = TypeVar("Output", covariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Endpoint(Generic[CallP, CallR, JobP, Output]):
@@ -88,6 +91,37 @@ class Endpoint(Generic[CallP, CallR, JobP, Output]):
     def decode(self, data: Any) -> Output:
         """Return a job's JSON output in the type that the handler declares."""
         return self.contract.decode_output(data)  # type: ignore[no-any-return]  # validated into the declared type
+
+
+class EngineEndpoint(Endpoint[..., Any, ..., Any]):
+    """An endpoint that is its engine, answering requests; as a decorator, it makes one of a handler that uses it."""
+
+    def __init__(self, definition: Definition, make_endpoint: Callable[[Any], Endpoint[..., Any, ..., Any]]) -> None:
+        super().__init__(definition)
+        self._make_endpoint = make_endpoint
+
+    @overload
+    def __call__(self, target: Callable[P, AsyncIterator[R]], /) -> Endpoint[P, AsyncIterator[R], ..., list[R]]: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, target: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Endpoint[P, Coroutine[Any, Any, R], ..., R]: ...
+    @overload
+    def __call__(self, target: type[R], /) -> Endpoint[..., R, ..., Any]: ...
+    @overload
+    def __call__(self, target: Callable[P, R], /) -> Endpoint[P, R, ..., R]: ...
+    def __call__(self, target: Any, /) -> Any:
+        """Return the endpoint whose handler gets the loaded engine as its parameter `engine`, or `embed`."""
+        return self._make_endpoint(target)
+
+    def _refuse_route(self, path: str = "/") -> NoReturn:
+        raise DefinitionError(
+            f"endpoint {self.name!r} cannot be load-balanced by the route {path!r}: an engine answers jobs from a queue",
+            hint="its OpenAI routes are there already, below /openai/v1; make others in a cpu_endpoint that calls it",
+            where=self.definition.where,
+        )
+
+    get = post = put = patch = delete = websocket = mount = _refuse_route
 
 
 class SpawnedJob(Generic[Output]):

@@ -12,6 +12,9 @@ The tree is split by what the catcher does next:
     │   ├── HandlerExit           it called sys.exit()
     │   ├── StepError             a session's step failed before a restart, with an error of a class that is not known
     │   └── SetupError            setup() or warmup() failed, so the worker takes no jobs
+    ├── EngineError           a model's engine could not answer
+    │   ├── EngineRefusal         it refused the request: fix it; `details` has the HTTP `status` and the `body`
+    │   └── EngineDied            it died or hung, and its worker with it: retry, another worker takes over
     ├── SessionError          the journal and the code disagree, or the session cannot be used
     │   ├── BudgetExceeded        it used more steps, tokens or money than it may, or runs in circles
     │   ├── ReplayMismatch        the code asks for other steps than its journal holds: see both in the message
@@ -250,6 +253,24 @@ class SetupError(HandlerError):
     """`setup()` or `warmup()` failed, so this worker cannot take jobs."""
 
     code = "setup_failed"
+
+
+class EngineError(FlashkitError):
+    """A model's engine could not answer."""
+
+    code = "engine_error"
+
+
+class EngineRefusal(EngineError):
+    """The engine refused the request; `details` has the `status` and the `body` of its answer."""
+
+    code = "engine_refusal"
+
+
+class EngineDied(EngineError):
+    """The engine died or hung while it had the request; the same request can be sent again."""
+
+    code = "engine_died"
 
 
 class SessionError(FlashkitError):

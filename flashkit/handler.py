@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from flashkit.catalog import nearest_names
+from flashkit.engines.requests import EXAMPLES, answer_request
 from flashkit.errors import DefinitionError, InputError, OutputError
 from flashkit.spec import EndpointSpec, Kind
 
-INJECTED: Mapping[Kind, str] = {Kind.ORCHESTRATOR: "session", Kind.EMBEDDING: "embed"}
-"""Parameter that the worker fills in, by kind of endpoint; callers never send it."""
 LIFECYCLE_METHODS = ("setup", "warmup", "teardown")
 _EXAMPLE_DEPTH = 5
 """Types that contain themselves have no complete example."""
@@ -71,9 +70,14 @@ class Definition:
         return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
     @property
+    def is_engine(self) -> bool:
+        """True when there is no handler of the user's: the engine answers the jobs."""
+        return self.function is answer_request
+
+    @property
     def injected(self) -> str | None:
-        """Name of the parameter that the worker fills in, if the handler has it."""
-        name = INJECTED.get(self.spec.kind)
+        """Name of the parameter that the worker fills in, if the handler has it: `session`, `embed` or `engine`."""
+        name = injected_name(self.spec)
         return name if name in inspect.signature(self.function).parameters else None
 
     @property
@@ -112,6 +116,15 @@ class Definition:
             if parameter.kind is parameter.VAR_KEYWORD:
                 arguments.update(arguments.pop(parameter.name, {}))
         return arguments
+
+
+def injected_name(spec: EndpointSpec) -> str | None:
+    """Return the parameter that workers of such an endpoint fill in; callers never send it."""
+    if spec.kind is Kind.ORCHESTRATOR:
+        return "session"
+    if spec.engine is None:
+        return None
+    return "embed" if spec.engine.type == "embedding" else "engine"
 
 
 def define(target: Callable[..., Any], spec: EndpointSpec) -> Definition:
@@ -262,6 +275,9 @@ class Contract:
         """Return an `input` that has the right shape, made from the required parameters."""
         from pydantic.errors import PydanticInvalidForJsonSchema
 
+        engine = self._definition.spec.engine
+        if self._definition.is_engine and engine is not None:
+            return dict(EXAMPLES.get(engine.type, {}))
         try:
             schema = self._input_adapter.json_schema()
         except PydanticInvalidForJsonSchema:

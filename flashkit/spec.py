@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
@@ -42,12 +42,49 @@ class Weights:
 
     name: str
     revision: str | None = None
+    """A commit, tag or branch. A copy of another one is passed over; without one, any copy will do."""
+    _: KW_ONLY
+    allow: tuple[str, ...] = ()
+    """Files to download, as patterns such as `*.json`; by default all but the same weights in other formats."""
+    ignore: tuple[str, ...] = ()
+    """Files to leave out, as patterns; goes before `allow`."""
+    s3: str | None = None
+    """`s3://bucket/prefix` below which they are as `organisation/name/`, instead of FLASHKIT_WEIGHTS_S3."""
+    path: str | None = None
+    """The folder that holds them. Nothing else is looked at."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", self.name):
+        if not isinstance(self.name, str) or not _REPOSITORY.fullmatch(self.name) or ".." in self.name:
             raise DefinitionError(
                 f"Weights({self.name!r}) is not a repository name", hint="write it as 'organisation/name'"
             )
+        if self.revision is not None and (not _REVISION.fullmatch(self.revision) or ".." in self.revision):
+            raise DefinitionError(
+                f"Weights({self.name!r}, revision={self.revision!r}) is not a revision",
+                hint="give a commit, a tag or a branch, or leave it out",
+            )
+        for option in ("allow", "ignore"):
+            object.__setattr__(self, option, _patterns(self, option))
+        if self.s3 is not None and not _S3_PLACE.fullmatch(self.s3):
+            raise DefinitionError(
+                f"Weights({self.name!r}, s3={self.s3!r}) is not a place in S3", hint="write it as 's3://bucket/prefix'"
+            )
+        if self.path is not None and not self.path.strip():
+            raise DefinitionError(f"Weights({self.name!r}, path={self.path!r}) is not a folder")
+
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*/[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_REVISION = re.compile(r"[\w.+-]+(/[\w.+-]+)*")
+_S3_PLACE = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[^\s]*)?")
+
+
+def _patterns(weights: Weights, option: str) -> tuple[str, ...]:
+    value = getattr(weights, option)
+    if isinstance(value, str) or not all(isinstance(pattern, str) and pattern for pattern in value):
+        raise DefinitionError(
+            f"Weights({weights.name!r}, {option}={value!r}) are no patterns", hint=f'write {option}=("*.json",)'
+        )
+    return tuple(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +105,26 @@ class NetworkVolume:
             )
         if self.datacenter is not None:
             object.__setattr__(self, "datacenter", catalog.resolve_datacenter(self.datacenter))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """A model that a worker loads before its first job: `VLLM(...)`, `Embedding(...)` or `ScriptedLLM(...)`."""
+
+    type: str
+    """Which engine: `vllm`, `embedding` or `scripted`."""
+    weights: Weights | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The engine's own options, as plain JSON values."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", dict(self.options))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build an engine from the JSON of `EndpointSpec.to_dict()`."""
+        weights = data.get("weights")
+        return cls(data["type"], Weights(**weights) if weights else None, data.get("options", {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +182,8 @@ class EndpointSpec:
     """Jobs that one worker runs at the same time."""
     volumes: tuple[NetworkVolume, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    weights: Weights | None = None
+    engine: EngineSpec | None = None
+    """The model that a worker loads before its first job."""
     load_balanced: bool = False
     """Requests go straight to HTTP servers in the workers; there is no queue and there are no jobs."""
 
@@ -133,6 +191,11 @@ class EndpointSpec:
         for check in _CHECKS:
             check(self)
         object.__setattr__(self, "env", dict(self.env))  # later changes of the caller's own mapping are not ours
+
+    @property
+    def weights(self) -> Weights | None:
+        """The weights of the endpoint's engine."""
+        return self.engine.weights if self.engine else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as plain JSON values."""
@@ -148,7 +211,7 @@ class EndpointSpec:
         values["workers"] = WorkerBounds(**values.get("workers", {}))
         values["scaler_type"] = ScalerType(values.get("scaler_type", ScalerType.QUEUE_DELAY))
         values["volumes"] = tuple(NetworkVolume(**volume) for volume in values.get("volumes", ()))
-        values["weights"] = Weights(**values["weights"]) if values.get("weights") else None
+        values["engine"] = EngineSpec.from_dict(values["engine"]) if values.get("engine") else None
         return cls(**values)
 
 
@@ -206,7 +269,7 @@ def _check_timeouts(spec: EndpointSpec) -> None:
 def _check_types(spec: EndpointSpec) -> None:
     for option, value, allowed, example in (
         ("env", spec.env, Mapping, 'env={"LOG_LEVEL": "debug"}'),
-        ("weights", spec.weights, Weights | None, 'weights=Weights("organisation/name")'),
+        ("engine", spec.engine, EngineSpec | None, 'engine=VLLM(Weights("organisation/name"))'),
         *(("volume", volume, NetworkVolume, 'volume=NetworkVolume("models", size=50)') for volume in spec.volumes),
     ):
         if not isinstance(value, allowed):
@@ -231,6 +294,19 @@ def _check_volumes(spec: EndpointSpec) -> None:
                 f"{', '.join(spec.datacenters)}",
                 hint="a volume is reachable in its own data centre only: make the two agree",
             )
+
+
+def _check_engine(spec: EndpointSpec) -> None:
+    if spec.kind is Kind.EMBEDDING and (spec.engine is None or spec.engine.type != "embedding"):
+        raise DefinitionError(
+            f"embedding endpoint {spec.name!r} has no embedding model",
+            hint='write weights=Weights("organisation/name") or engine=Embedding(Weights("organisation/name"))',
+        )
+    if spec.engine is not None and spec.load_balanced:
+        raise DefinitionError(
+            f"load-balanced endpoint {spec.name!r} cannot have an engine: engines answer jobs from a queue",
+            hint="leave the routes out: the engine's OpenAI routes are below /openai/v1 of the endpoint",
+        )
 
 
 def _check_load_balancing(spec: EndpointSpec) -> None:
@@ -258,5 +334,5 @@ def _check_load_balancing(spec: EndpointSpec) -> None:
 
 _CHECKS = (
     _check_name, _check_compute, _check_counts, _check_timeouts, _check_types, _check_env, _check_volumes,
-    _check_load_balancing,
+    _check_engine, _check_load_balancing,
 )  # fmt: skip

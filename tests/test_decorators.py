@@ -7,8 +7,11 @@ import pytest
 
 import flashkit
 from flashkit import (
+    VLLM,
     DefinitionError,
+    Embedding,
     Endpoint,
+    EngineSpec,
     GpuPool,
     GpuType,
     Kind,
@@ -191,8 +194,6 @@ def test_an_option_that_cannot_work_is_refused_before_the_function_is_seen(decor
     ("decorator", "options", "target", "message"),
     [
         (gpu_endpoint, {}, shout, "pins no GPU"),
-        (embedding_endpoint, {"weights": Weights("a/b")}, vectors, "pins no GPU"),
-        (embedding_endpoint, {"weights": "a/b", "gpu": "L4"}, vectors, "weights='a/b'"),
         (cpu_endpoint, {"name": "Not A Name"}, shout, "cannot be an endpoint's name"),
         (cpu_endpoint, {"env": {"A": 1}}, shout, "is not a string"),
         (cpu_endpoint, {"env": ["A=1"]}, shout, "has the wrong type"),
@@ -209,6 +210,43 @@ def test_a_function_that_does_not_fit_is_refused_where_it_is_decorated(decorator
     error = _refused(decorator(**options), target)
     assert message in str(error)
     assert error.report.where.startswith("test_decorators.py:")
+
+
+@pytest.mark.parametrize(
+    ("decorator", "options", "message"),
+    [
+        (embedding_endpoint, {"weights": Weights("a/b")}, "pins no GPU"),
+        (embedding_endpoint, {"weights": "a/b", "gpu": "L4"}, "weights='a/b'"),
+        (embedding_endpoint, {"gpu": "L4"}, "has no embedding model"),
+        (embedding_endpoint, {"gpu": "L4", "engine": VLLM(Weights("a/b"))}, "has no embedding model"),
+        (embedding_endpoint, {"weights": Weights("a/b"), "engine": Embedding(Weights("a/b"))}, "both name a model"),
+        (gpu_endpoint, {"engine": VLLM(Weights("a/b"))}, "pins no GPU"),
+        (gpu_endpoint, {"engine": "vllm", "gpu": "L4"}, "engine='vllm'"),
+    ],
+)
+def test_a_model_that_cannot_work_is_refused_where_it_is_declared(decorator, options, message):
+    error = _refused(decorator, **options)
+    assert message in str(error)
+    assert error.report.where.startswith("test_decorators.py:")
+
+
+def test_an_engine_alone_is_an_endpoint():
+    llm = gpu_endpoint(name="llm", gpu="A100", engine=VLLM(Weights("a/b"), max_model_len=8192))
+    assert isinstance(llm, Endpoint)
+    assert llm.definition.is_engine
+    assert llm.definition.where.startswith("test_decorators.py:")
+    assert llm.spec.engine == EngineSpec("vllm", Weights("a/b"), {"max_model_len": 8192})
+    assert llm.contract.example_input()["prompt"]
+
+
+def test_a_handler_gets_the_engine_that_callers_never_send():
+    @gpu_endpoint(gpu="A100", engine=VLLM(Weights("a/b")))
+    async def summarise(text: str, engine) -> str:
+        return f"{engine}: {text}"
+
+    assert (summarise.name, summarise.definition.injected) == ("summarise", "engine")
+    assert summarise.definition.signature == "(text: str)"
+    assert not summarise.definition.is_engine
 
 
 def test_a_sync_function_with_a_session_is_refused():

@@ -105,6 +105,7 @@ def test_options_that_need_a_queue_are_refused(options, words):
 def test_agents_and_embeddings_have_no_routes():
     vectors = embedding_endpoint(name="vectors", gpu="L4", weights=flashkit.Weights("a/b"))
     assert "cannot be load-balanced" in refused(vectors.get, "/").message
+    assert "cannot be load-balanced" in refused(vectors.mount).message
 
 
 @pytest.mark.parametrize(

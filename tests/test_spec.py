@@ -7,7 +7,7 @@ import pytest
 
 from flashkit.catalog import DataCenter, GpuPool, GpuType
 from flashkit.errors import DefinitionError
-from flashkit.spec import EndpointSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
+from flashkit.spec import EndpointSpec, EngineSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
 
 
 def _spec(**options):
@@ -36,7 +36,7 @@ FULL = EndpointSpec(
     concurrency=3,
     volumes=(NetworkVolume("models", size=50, datacenter=DataCenter.US_GA_2),),
     env={"LOG_LEVEL": "debug"},
-    weights=Weights("organisation/name", revision="abc"),
+    engine=EngineSpec("embedding", Weights("organisation/name", revision="abc"), {"max_batch_tokens": 8192}),
 )
 
 
@@ -171,7 +171,7 @@ def test_the_platforms_own_variables_are_refused(name):
 
 
 @pytest.mark.parametrize(
-    "options", [{"env": ["A=1"]}, {"env": "A=1"}, {"weights": "organisation/name"}, {"volumes": ("models",)}]
+    "options", [{"env": ["A=1"]}, {"env": "A=1"}, {"engine": "organisation/name"}, {"volumes": ("models",)}]
 )
 def test_an_option_of_the_wrong_type_is_refused_with_an_example(options):
     refusal = _refusal(_spec, **options)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flashkit.errors import ErrorReport, OutputError
 from flashkit.handler import Contract, Definition, encode_json
@@ -22,6 +22,10 @@ from flashkit.settings import Settings
 from flashkit.spec import Kind
 from flashkit.worker.calling import Caller, describe_failure, describe_setup_failure, is_cancelled_from_outside
 from flashkit.worker.job import HandBack, JobContext, enter_job
+from flashkit.worker.phases import Phases
+
+if TYPE_CHECKING:
+    from flashkit.worker.engines.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -60,16 +64,19 @@ class Runtime:
         self.settings = settings
         self.contract = Contract(definition)
         self._injected = definition.injected  # looks at the handler's signature: once, not for every job
+        self.phases = Phases()
+        self.engine: Engine | None = None
+        self._running = 0
         self._instance: Any = None
-        self._engine: Any = None
         self._sessions: Any = None
         self._deduplicator: Any = None
         self._caller = Caller(definition.spec.concurrency)
 
     @property
     def concurrency(self) -> int:
-        """Jobs that may run at the same time."""
-        return self.definition.spec.concurrency
+        """Jobs that may run at the same time, now: an engine takes as many as it has memory for."""
+        limit = self.definition.spec.concurrency
+        return limit if self.engine is None else min(limit, self._running + self.engine.room)
 
     @property
     def has_stuck_threads(self) -> bool:
@@ -84,6 +91,7 @@ class Runtime:
         """
         try:
             await self._build()
+            log.info("%s", self.phases.to_line())
         except BaseException as exc:
             if isinstance(exc, asyncio.CancelledError) and is_cancelled_from_outside():
                 raise
@@ -103,6 +111,8 @@ class Runtime:
                 await self._caller.call(teardown)
             except (Exception, SystemExit):
                 log.exception("teardown of %s failed", self.definition.spec.name)
+        if self.engine is not None:
+            await self.engine.close()
         if self._sessions is not None:
             await self._sessions.close()
         if self._deduplicator is not None:
@@ -130,6 +140,7 @@ class Runtime:
         context = JobContext(str(job["id"]), self.definition.spec.name, report_progress=report_progress)
         enter_job(context)
         collected = _Collected(context.id)
+        self._running += 1
         try:
             output = await self._run_handler(job, context, emit, collected)
             return Outcome(output, restart_worker=context.worker_restart_requested)
@@ -141,24 +152,34 @@ class Runtime:
                 describe_failure(exc, context, self.settings),
                 restart_worker=context.worker_restart_requested,
             )
+        finally:
+            self._running -= 1
 
     async def _build(self) -> None:
         self.contract.prepare()
         spec = self.definition.spec
-        if spec.weights is not None:
-            from flashkit.worker.engines.embedding import EmbeddingEngine
+        if spec.engine is not None:
+            from flashkit.worker.engines.engine import load_engine
 
-            self._engine = await self._caller.in_thread(partial(EmbeddingEngine.load, spec.weights, self.settings))
+            self.engine = await load_engine(spec.engine, self.settings, self.phases)
         if spec.kind is Kind.ORCHESTRATOR:
             from flashkit.worker.sessions import SessionRunner
 
             self._sessions = SessionRunner(self.settings, self.definition, self.contract)
             await self._sessions.start()
         if self.definition.is_class:
-            self._instance = await self._caller.in_thread(self.definition.target)
-            for name in ("setup", "warmup"):
-                if method := getattr(self._instance, name, None):
-                    await self._caller.call(method)
+            with self.phases.measure("setup"):
+                self._instance = await self._caller.in_thread(self.definition.target)
+                await self._call_method("setup")
+        with self.phases.measure("warm-up"):
+            if self.engine is not None:
+                await self.engine.warm_up()
+            await self._call_method("warmup")
+
+    async def _call_method(self, name: str) -> None:
+        method = getattr(self._instance, name, None)
+        if method is not None:
+            await self._caller.call(method)
 
     async def _run_handler(
         self, job: Mapping[str, Any], context: JobContext, emit: Emit, collected: _Collected
@@ -179,7 +200,12 @@ class Runtime:
                 retries=envelope.retries,
             )
             return output
-        work = partial(invoke, self._engine, data)
+        if self.engine is None:
+            work = partial(invoke, None, data)
+        elif self.definition.is_engine:
+            work = partial(self._ask_engine, self.engine, data, context=context, emit=emit, collected=collected)
+        else:
+            work = partial(invoke, self.engine.handle(), data)
         if envelope.key is None or not self.settings.is_state_shared:
             return await work()
         output = await self._open_deduplicator().run(envelope.key, context.id, work, instead_of=envelope.instead_of)
@@ -205,18 +231,38 @@ class Runtime:
             _check_size(output, context.id)
             return output
         handler = partial(self._bound_handler, **arguments)
-        async with aclosing(self._caller.iterate(handler, context)) as chunks:
+        return await _emit_all(self._encoded(self._caller.iterate(handler, context)), emit, collected)
+
+    async def _encoded(self, chunks: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
+        async with aclosing(chunks):
             async for chunk in chunks:
-                text = self.contract.encode_output(chunk)
-                collected.add(text)
-                await emit(text)
-        return collected.to_json()
+                yield self.contract.encode_output(chunk)
+
+    async def _ask_engine(
+        self, engine: Engine, data: Any, *, context: JobContext, emit: Emit, collected: _Collected
+    ) -> bytes:
+        from flashkit.worker.engines.answering import answer_job
+
+        answer = await answer_job(engine, data, job_id=context.id)
+        if answer.pieces is not None:
+            return await _emit_all(answer.pieces, emit, collected)
+        _check_size(answer.whole or b"null", context.id)
+        return answer.whole or b"null"
 
     @property
     def _bound_handler(self) -> Callable[..., Any]:
         if self.definition.method is None:
             return self.definition.function
         return getattr(self._instance, self.definition.method)  # type: ignore[no-any-return]  # user code
+
+
+async def _emit_all(chunks: AsyncGenerator[bytes, None], emit: Emit, collected: _Collected) -> bytes:
+    """Pass partial outputs on as they come, and return them all."""
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            collected.add(chunk)
+            await emit(chunk)
+    return collected.to_json()
 
 
 class _Collected:

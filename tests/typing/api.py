@@ -168,9 +168,9 @@ def options_that_are_wrong() -> None:
     cpu_endpoint(nmae="a")  # type: ignore[arg-type]
     cpu_endpoint(workers="3")  # type: ignore[arg-type]
     cpu_endpoint(env={"LEVEL": 1})  # type: ignore[dict-item]
-    gpu_endpoint(gpu=4090)  # type: ignore[arg-type]
-    gpu_endpoint("A100")  # type: ignore[call-arg]
-    embedding_endpoint(gpu="A100")  # type: ignore[call-arg]
+    gpu_endpoint(gpu=4090)  # type: ignore[call-overload]
+    gpu_endpoint("A100")  # type: ignore[call-overload]
+    embedding_endpoint(gpu="A100")
     embedding_endpoint(gpu="A100", weights="organisation/model")  # type: ignore[arg-type]
     orchestrator_endpoint(idle_timeout="5")  # type: ignore[arg-type]
 

@@ -1,1 +1,4 @@
-"""Models inside workers, one engine a file; their libraries are imported when an engine is loaded."""
+"""Models inside workers, one engine a file; their libraries are imported when an engine is loaded.
+
+`engine` says what a worker needs of any of them.
+"""

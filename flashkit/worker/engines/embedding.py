@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flashkit.errors import ConfigurationError, InputError
 from flashkit.settings import Settings
-from flashkit.spec import Weights
+from flashkit.spec import EngineSpec, Weights
+from flashkit.worker.engines.engine import EngineRequest, EngineResponse
+from flashkit.worker.phases import Phases
 from flashkit.worker.weights import resolve_weights
 
 if TYPE_CHECKING:
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 BATCH_SIZE: Final = 32
+
+
+async def load_embedding(spec: EngineSpec, settings: Settings, phases: Phases) -> EmbeddingEngine:
+    """Return the loaded model."""
+    if spec.weights is None:
+        raise ConfigurationError("an embedding engine needs weights", hint='Embedding(Weights("organisation/name"))')
+    with phases.measure("engine"):
+        return await asyncio.to_thread(EmbeddingEngine.load, spec.weights, settings)
 
 
 class EmbeddingEngine:
@@ -46,9 +56,27 @@ class EmbeddingEngine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModel.from_pretrained(folder).to(device).eval()
-        engine = cls(tokenizer, model, device)
-        engine.embed_now(["warm up"])
-        return engine
+        return cls(tokenizer, model, device)
+
+    room = 64
+
+    def handle(self) -> EmbeddingEngine:
+        """Return what handlers get."""
+        return self
+
+    async def warm_up(self) -> None:
+        """Run one text through the model."""
+        await self(["warm up"])
+
+    async def open(self, request: EngineRequest) -> EngineResponse:
+        """Answer a request."""
+        raise NotImplementedError
+
+    async def check(self) -> None:
+        """Return: there is nothing that could be dead."""
+
+    async def close(self) -> None:
+        """Return: memory is freed with the process."""
 
     async def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return a float32 array of shape (texts, dimensions); every row has length 1.
