@@ -116,7 +116,7 @@ class EngineEndpoint(Endpoint[..., Any, ..., Any]):
 
     def _refuse_route(self, path: str = "/") -> NoReturn:
         raise DefinitionError(
-            f"endpoint {self.name!r} cannot be load-balanced by the route {path!r}: an engine answers jobs from a queue",
+            f"endpoint {self.name!r} cannot be load-balanced by a route {path!r}: engines answer jobs from a queue",
             hint="its OpenAI routes are there already, below /openai/v1; make others in a cpu_endpoint that calls it",
             where=self.definition.where,
         )

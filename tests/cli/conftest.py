@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import arguments_of
+
 FLASHKIT = (sys.executable, "-c", "from flashkit.cli import main; main()")
 PLATFORM_VARIABLES = (
     "RUNPOD_API_KEY", "RUNPOD_ENDPOINT_BASE_URL", "FLASHKIT_ENDPOINTS", "FLASHKIT_STATE", "FLASHKIT_NAMESPACE",
@@ -174,6 +176,6 @@ def assert_gone():
 
     def check(processes, *, seconds):
         _, alive = psutil.wait_procs(processes, timeout=seconds)
-        assert [process.cmdline() for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+        assert [arguments_of(process) for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
 
     return check

@@ -18,6 +18,7 @@ import pytest
 from flashkit import __version__
 from flashkit.cli.apps import describe_app
 from flashkit.errors import DefinitionError
+from tests.processes import arguments_of
 
 HANDLERS = Path(__file__).parents[1] / "handlers"
 
@@ -165,7 +166,7 @@ def test_sessions_are_kept_by_a_server_that_starts_and_ends_with_it(agents, star
     assert dev.record.stat().st_mode & 0o077 == 0
     assert environment_of_worker(flashkit, agents)["FLASHKIT_STATE"] == record["state"]
     family = dev.family()
-    assert any("server.sock" in " ".join(process.cmdline()) for process in family)
+    assert any("server.sock" in " ".join(arguments_of(process)) for process in family)
     dev.send(signal.SIGTERM)
     assert dev.end() == 0
     assert_gone(family, seconds=2)
@@ -198,7 +199,7 @@ def test_a_second_server_in_the_folder_says_that_it_borrows_the_store(agents, st
 def test_the_first_server_may_end_while_a_second_one_uses_the_store(agents, start_dev, flashkit, assert_gone, number):
     first = start_dev(agents)
     environment_of_worker(flashkit, agents)
-    keepers = [process for process in first.family() if "server.sock" in " ".join(process.cmdline())]
+    keepers = [process for process in first.family() if "server.sock" in " ".join(arguments_of(process))]
     second = start_dev(agents)
     first.send(number)
     first.end()
@@ -505,7 +506,7 @@ def test_kill_9_leaves_no_process_behind(running_job, assert_gone, flashkit, pro
 def test_a_signal_while_the_app_is_still_importing_ends_it_and_the_import(tmp_path, start_dev, assert_gone):
     (tmp_path / "app.py").write_text("import time\ntime.sleep(60)\n")
     dev = start_dev(tmp_path, until=None)
-    while not (family := [process for process in dev.family() if "--describe" in process.cmdline()]):
+    while not (family := [process for process in dev.family() if "--describe" in arguments_of(process)]):
         time.sleep(0.05)
     dev.send(signal.SIGINT)
     assert dev.end() == 0
@@ -514,7 +515,7 @@ def test_a_signal_while_the_app_is_still_importing_ends_it_and_the_import(tmp_pa
 
 def test_a_worker_that_is_killed_is_told_and_its_job_goes_on(running_job):
     dev = running_job(1)
-    workers = [process for process in dev.family() if "app.py:greet" in process.cmdline()]
+    workers = [process for process in dev.family() if "app.py:greet" in arguments_of(process)]
     assert len(workers) == 1
     psutil.Process(workers[0].pid).kill()
     shown = dev.wait_for("attempt 1 lost on ")

@@ -19,6 +19,7 @@ from flashkit.emulator.events import LogLine, WorkerEvent
 from flashkit.emulator.supervisor import LINE_LIMIT_BYTES, LineSplitter, parse_line
 from flashkit.errors import ConfigurationError, ErrorReport
 from flashkit.protocol import PlatformDefaults
+from tests.processes import arguments_of
 
 HANDLERS = Path(__file__).parents[1] / "handlers"
 
@@ -194,7 +195,9 @@ async def test_no_process_outlives_an_emulator_that_is_killed_or_interrupted(num
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     pids = [int(pid) for _ in range(2) for pid in (await asyncio.wait_for(host.stdout.readline(), 20)).split()]
-    reapers = [child.pid for child in psutil.Process(host.pid).children() if "reaper.py" in child.cmdline()[-1]]
+    reapers = [
+        child.pid for child in psutil.Process(host.pid).children() if "reaper.py" in " ".join(arguments_of(child))
+    ]
     assert len(pids) == 4
     assert len(reapers) == 1
     os.killpg(host.pid, number)

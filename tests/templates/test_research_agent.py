@@ -23,6 +23,7 @@ from flashkit.client import Client
 from flashkit.emulator.events import Event, JobEvent
 from flashkit.emulator.server import Emulator
 from flashkit.settings import Settings
+from tests.processes import arguments_of
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / ".flashkit" / "models"
@@ -136,7 +137,7 @@ async def test_an_agent_killed_after_retrieval_answers_without_fetching_again(
         while finished(events).count("web-retrieval") < 3 or not is_searching(events):
             assert not asking.done()
             await asyncio.sleep(0.01)
-        agents = [each for each in psutil.Process().children() if "app.py:research" in " ".join(each.cmdline())]
+        agents = [each for each in psutil.Process().children() if "app.py:research" in " ".join(arguments_of(each))]
         agents[0].kill()
         report: dict[str, Any] = await asking
 

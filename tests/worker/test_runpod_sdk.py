@@ -13,6 +13,7 @@ import pytest
 
 from flashkit.errors import JobFailed, JobTimedOut
 from flashkit.protocol import JobStatus, PlatformDefaults
+from tests.processes import arguments_of
 from tests.worker.conftest import Lab, app_endpoint
 
 pytestmark = pytest.mark.timeout(90)
@@ -28,7 +29,7 @@ async def failure(lab: Lab, endpoint: str, job_input: dict[str, Any]) -> JobFail
 def worker_processes(lab: Lab) -> list[psutil.Process]:
     """Return the processes of the emulator's workers."""
     alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "flashkit.worker" in " ".join(child.cmdline())]
+    return [child for child in alive if "flashkit.worker" in " ".join(arguments_of(child))]
 
 
 async def test_every_way_of_losing_a_job_ends_in_a_clear_failure(interpreter: str, lab: Lab) -> None:
