@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import socket
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from flashkit.spec import EndpointSpec, Kind, ScalerType, WorkerBounds
 from flashkit.worker.sessions.store import open_store
 
 APPS = Path(__file__).parents[1] / "apps"
-KEY = f"key-{secrets.token_hex(8)}"
+KEY = "key-0f1e2d3c4b5a6978"
 DEFAULTS = PlatformDefaults(poll_hold=1.0, ping_interval=0.2, webhook_delay=0.05)
 
 
