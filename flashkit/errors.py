@@ -5,11 +5,16 @@ The tree is split by what the catcher does next:
     FlashkitError
     ├── DefinitionError       fix the decorator call: refused when the app file is imported
     ├── ConfigurationError    fix an environment variable, a file or a command line option
-    │   └── StoreMisconfigured    the sessions' store answers, but must not be used as it is set up
+    │   ├── StoreMisconfigured    the sessions' store answers, but must not be used as it is set up
+    │   └── WeightsError          a model's weights cannot be had: refused, no room, servers down
+    │       ├── WeightsNotFound       they are in none of the places that the message names
+    │       ├── WeightsDamaged        files of them are missing or changed: the message names them
+    │       └── WeightsSourceError    the hub or S3 cannot be reached, or has them not: retry, or look elsewhere
     ├── InputError            the caller sent something the handler cannot take: fix the request
     ├── HandlerError          the handler (user code) failed: read `where`, fix the code
     │   ├── OutputError           it returned something that cannot be sent
     │   ├── HandlerExit           it called sys.exit()
+    │   ├── DeadlineExceeded      it ran until just before the platform's limit and was stopped
     │   ├── StepError             a session's step failed before a restart, with an error of a class that is not known
     │   └── SetupError            setup() or warmup() failed, so the worker takes no jobs
     ├── EngineError           a model's engine could not answer
@@ -209,6 +214,30 @@ class StoreMisconfigured(ConfigurationError):
     code = "store_misconfigured"
 
 
+class WeightsError(ConfigurationError):
+    """The weights of a model cannot be had."""
+
+    code = "weights_unavailable"
+
+
+class WeightsNotFound(WeightsError):
+    """The weights are in none of the places that were looked in; `details` has them as `places`."""
+
+    code = "weights_not_found"
+
+
+class WeightsDamaged(WeightsError):
+    """Files of the weights are missing or not what they should be; `details` has them as `files`."""
+
+    code = "weights_damaged"
+
+
+class WeightsSourceError(WeightsError):
+    """The hub or S3 cannot be reached, or has not got the weights."""
+
+    code = "weights_source_failed"
+
+
 class InputError(FlashkitError):
     """The request does not fit the handler's parameters."""
 
@@ -241,6 +270,12 @@ class HandlerExit(HandlerError):
             details={"exit_code": exc.code},
         )
         return error.with_traceback(exc.__traceback__)
+
+
+class DeadlineExceeded(HandlerError):
+    """The handler ran until just before the platform's execution timeout, and was stopped."""
+
+    code = "deadline_exceeded"
 
 
 class StepError(HandlerError):

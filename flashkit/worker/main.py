@@ -28,6 +28,7 @@ from flashkit.handler import Contract, Definition
 from flashkit.http_routes import HttpDefinition
 from flashkit.settings import Settings
 from flashkit.worker.output import attribute_output
+from flashkit.worker.phases import process_age_seconds
 
 EXIT_USAGE: Final = 2
 EXIT_IMPORT: Final = 3
@@ -73,7 +74,10 @@ def serve(endpoint: Defined) -> None:
     from flashkit.worker.runpod_sdk import serve_jobs
     from flashkit.worker.runtime import Runtime
 
-    serve_jobs(Runtime(definition, settings))
+    runtime = Runtime(definition, settings)
+    if (age := process_age_seconds()) is not None:
+        runtime.phases.add("imports", age)
+    serve_jobs(runtime)
 
 
 def load_app(app: str) -> ModuleType:

@@ -129,7 +129,8 @@ class PlainHandler:
         outcome = await self._runtime.run(job, emit=_nowhere, report_progress=lambda value: _report(job, value))
         body: dict[str, Any] = orjson.loads(outcome.to_body())
         if "error" in body:
-            return {"error": body["error"]}
+            # The SDK stops the worker after such a result.
+            return {"error": body["error"], **({"refresh_worker": True} if outcome.restart_worker else {})}
         return body["output"]
 
     async def stream(self, job: Mapping[str, Any]) -> AsyncIterator[Any]:
@@ -257,7 +258,9 @@ class _EventLoop:
         self._running = 0
         take = asyncio.create_task(self._take_jobs(session, poster))
         stops = asyncio.ensure_future(self.monitor_stop_signals(session))
+        dying = asyncio.ensure_future(self._leave_with_engine(poster))
         await self._shutdown_event.wait()
+        dying.cancel()
         self.runtime.hand_back()
         await asyncio.wait([take], timeout=LAST_TAKE_SECONDS)
         take.cancel()
@@ -266,6 +269,12 @@ class _EventLoop:
         stops.cancel()
         await asyncio.gather(take, stops, return_exceptions=True)
         await self.runtime.stop()
+
+    async def _leave_with_engine(self, poster: ResultPoster) -> None:
+        """Take no more jobs and exit with an error once the engine is dead: it would fail them all."""
+        await self.runtime.engine_died.wait()
+        poster.exit_code = 1
+        self.kill_worker()
 
     async def _take_jobs(self, session: Any, poster: ResultPoster) -> None:
         pause = _Pause()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from flashkit.errors import ErrorReport, OutputError
+from flashkit.errors import DeadlineExceeded, EngineDied, ErrorReport, OutputError
 from flashkit.handler import Contract, Definition, encode_json
 from flashkit.protocol import INPUT_ENVELOPE, RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
 from flashkit.settings import Settings
@@ -32,6 +32,11 @@ log = logging.getLogger(__name__)
 Emit = Callable[[bytes], Awaitable[None]]
 _SHARE_OF_TIME_TO_WAIT: Final = 0.5
 """How much of its execution timeout a job may wait for a session that another worker has."""
+_GUARD_MARGIN_SECONDS: Final = 1.0
+_GUARD_MARGIN_SHARE: Final = 0.1
+"""How long before the platform's own limit a handler is ended: a second, and of short limits a tenth."""
+_GUARD_LEAD_SECONDS: Final = 0.25
+"""How long before that an engine is asked to end an answer, so that what there is of it can be sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,12 @@ class Runtime:
         self._injected = definition.injected  # looks at the handler's signature: once, not for every job
         self.phases = Phases()
         self.engine: Engine | None = None
-        self._running = 0
+        self.engine_death: EngineDied | None = None
+        self.engine_died = asyncio.Event()
+        """Set when the engine cannot go on: no jobs any more, this worker must go."""
+        self._watchdog: asyncio.Task[None] | None = None
+        self._guards: set[asyncio.Timeout] = set()
+        """One for each running job."""
         self._instance: Any = None
         self._sessions: Any = None
         self._deduplicator: Any = None
@@ -76,7 +86,7 @@ class Runtime:
     def concurrency(self) -> int:
         """Jobs that may run at the same time, now: an engine takes as many as it has memory for."""
         limit = self.definition.spec.concurrency
-        return limit if self.engine is None else min(limit, self._running + self.engine.room)
+        return limit if self.engine is None else min(limit, len(self._guards) + self.engine.room)
 
     @property
     def has_stuck_threads(self) -> bool:
@@ -91,12 +101,30 @@ class Runtime:
         """
         try:
             await self._build()
-            log.info("%s", self.phases.to_line())
+            self._tell_phases()
         except BaseException as exc:
             if isinstance(exc, asyncio.CancelledError) and is_cancelled_from_outside():
                 raise
             name = self.definition.spec.name
             raise describe_setup_failure(exc, endpoint=name, settings=self.settings) from exc
+
+    def _tell_phases(self) -> None:
+        if self.engine is not None or self.definition.is_class:
+            log.info("started in %s", self.phases.render())
+
+    async def _watch(self, engine: Engine) -> None:
+        from flashkit.worker.watchdog import watch_engine
+
+        self.give_up(await watch_engine(engine))
+
+    def give_up(self, death: EngineDied) -> None:
+        """Fail the running jobs and take no more, because the engine cannot go on."""
+        if self.engine_death is None:
+            log.error("%s: this worker takes no more jobs", death.report.message)
+            self.engine_death = death
+            self.engine_died.set()
+            for guard in self._guards:
+                guard.reschedule(asyncio.get_running_loop().time())
 
     def hand_back(self) -> None:
         """Let sessions end at their next step, without a result, because this worker must go."""
@@ -105,6 +133,8 @@ class Runtime:
 
     async def stop(self) -> None:
         """Run `teardown()` and release what `start` built; failures are logged."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
         teardown = getattr(self._instance, "teardown", None)
         if teardown is not None:
             try:
@@ -135,12 +165,13 @@ class Runtime:
 
         Raises:
             asyncio.CancelledError: The platform stopped the job; nothing is left running.
-            HandBack: The worker must go, and the job's session goes on elsewhere; there is no result.
+            HandBack: The worker must go, and the job or its session goes on elsewhere; there is no result.
         """
+        if self.engine_death is not None:
+            raise HandBack
         context = JobContext(str(job["id"]), self.definition.spec.name, report_progress=report_progress)
         enter_job(context)
         collected = _Collected(context.id)
-        self._running += 1
         try:
             output = await self._run_handler(job, context, emit, collected)
             return Outcome(output, restart_worker=context.worker_restart_requested)
@@ -150,10 +181,8 @@ class Runtime:
             return Outcome(
                 collected.to_json() if collected else None,
                 describe_failure(exc, context, self.settings),
-                restart_worker=context.worker_restart_requested,
+                restart_worker=context.worker_restart_requested or self.engine_death is not None,
             )
-        finally:
-            self._running -= 1
 
     async def _build(self) -> None:
         self.contract.prepare()
@@ -175,6 +204,8 @@ class Runtime:
             if self.engine is not None:
                 await self.engine.warm_up()
             await self._call_method("warmup")
+        if self.engine is not None:
+            self._watchdog = asyncio.create_task(self._watch(self.engine))
 
     async def _call_method(self, name: str) -> None:
         method = getattr(self._instance, name, None)
@@ -186,13 +217,12 @@ class Runtime:
     ) -> bytes:
         output: bytes
         data, envelope = split_envelope(job.get("input"))
-        invoke = partial(self._invoke, context=context, emit=emit, collected=collected)
-        if self._sessions is not None:
-            limit_s = self.definition.spec.execution_timeout_ms / 1000
+        limit_s = self.definition.spec.execution_timeout_ms / 1000
+        if self._sessions is not None:  # they keep to the time themselves, and write down where they are
             output = await self._sessions.run(
                 context.id,
                 data,
-                invoke,
+                partial(self._invoke, context=context, emit=emit, collected=collected),
                 emit=emit,
                 budget_s=limit_s * _SHARE_OF_TIME_TO_WAIT,
                 limit_s=limit_s,
@@ -200,16 +230,55 @@ class Runtime:
                 retries=envelope.retries,
             )
             return output
+        async with self._guarded(limit_s) as deadline:
+            work = partial(self._answer, data, context=context, emit=emit, collected=collected, deadline=deadline)
+            if envelope.key is None or not self.settings.is_state_shared:
+                return await work()
+            output = await self._open_deduplicator().run(envelope.key, context.id, work, instead_of=envelope.instead_of)
+            return output
+
+    @asynccontextmanager
+    async def _guarded(self, limit_s: float) -> AsyncIterator[float]:
+        """End what runs inside a little before the platform does, or when the engine cannot go on; gives the deadline.
+
+        What runs in a thread cannot be ended: it sees `current_job().cancelled`, and the platform ends the worker.
+        """
+        margin = min(_GUARD_MARGIN_SECONDS, limit_s * _GUARD_MARGIN_SHARE)
+        deadline = asyncio.get_running_loop().time() + limit_s - margin
+        guard = asyncio.timeout_at(deadline)
+        try:
+            async with guard:
+                self._guards.add(guard)
+                try:
+                    yield deadline
+                finally:
+                    self._guards.discard(guard)
+        except TimeoutError as exc:
+            if not guard.expired():
+                raise  # the handler's own
+            if self.engine_death is not None:
+                raise EngineDied.from_report(self.engine_death.report) from exc
+            raise DeadlineExceeded(
+                f"the handler was stopped after {limit_s - margin:g} s, just before the platform would end it",
+                hint="raise execution_timeout_ms, or do less in one job",
+                details={"execution_timeout_ms": self.definition.spec.execution_timeout_ms},
+            ) from exc
+
+    async def _answer(
+        self, data: Any, *, context: JobContext, emit: Emit, collected: _Collected, deadline: float
+    ) -> bytes:
         if self.engine is None:
-            work = partial(invoke, None, data)
-        elif self.definition.is_engine:
-            work = partial(self._ask_engine, self.engine, data, context=context, emit=emit, collected=collected)
-        else:
-            work = partial(invoke, self.engine.handle(), data)
-        if envelope.key is None or not self.settings.is_state_shared:
-            return await work()
-        output = await self._open_deduplicator().run(envelope.key, context.id, work, instead_of=envelope.instead_of)
-        return output
+            return await self._invoke(None, data, context=context, emit=emit, collected=collected)
+        if not self.definition.is_engine:
+            return await self._invoke(self.engine.handle(), data, context=context, emit=emit, collected=collected)
+        from flashkit.worker.engines.answering import answer_job
+
+        answer = await answer_job(self.engine, data, job_id=context.id, deadline=deadline - _GUARD_LEAD_SECONDS)
+        if answer.pieces is not None:
+            return await _emit_all(answer.pieces, emit, collected)
+        whole = answer.whole or b"null"
+        _check_size(whole, context.id)
+        return whole
 
     def _open_deduplicator(self) -> Any:
         """Return what keeps one idempotency key from running twice; connected when the first key comes."""
@@ -237,17 +306,6 @@ class Runtime:
         async with aclosing(chunks):
             async for chunk in chunks:
                 yield self.contract.encode_output(chunk)
-
-    async def _ask_engine(
-        self, engine: Engine, data: Any, *, context: JobContext, emit: Emit, collected: _Collected
-    ) -> bytes:
-        from flashkit.worker.engines.answering import answer_job
-
-        answer = await answer_job(engine, data, job_id=context.id)
-        if answer.pieces is not None:
-            return await _emit_all(answer.pieces, emit, collected)
-        _check_size(answer.whole or b"null", context.id)
-        return answer.whole or b"null"
 
     @property
     def _bound_handler(self) -> Callable[..., Any]:

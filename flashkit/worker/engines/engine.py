@@ -77,6 +77,14 @@ class Engine(Protocol):
     def room(self) -> int:
         """How many more jobs it could take now beside those that it has."""
 
+    @property
+    def progress(self) -> int:
+        """Grows while the engine works on requests: steps or tokens so far."""
+
+    @property
+    def is_busy(self) -> bool:
+        """True while it has requests: then `progress` must grow now and then."""
+
     async def check(self) -> None:
         """Return when the engine is well. Called now and then, and after the worker was frozen.
 

@@ -29,8 +29,8 @@ from flashkit.protocol import INPUT_ENVELOPE, TTL_MS, JobStatus
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.turn import Ask, Progress, Turn
 
-LOST_JOB_CODES: Final = frozenset({"worker_died", "job_dropped", "worker_start_failed", "setup_failed"})
-"""Errors of the platform, not of the handler: the job may be submitted again."""
+LOST_JOB_CODES: Final = frozenset({"worker_died", "job_dropped", "worker_start_failed", "setup_failed", "engine_died"})
+"""Errors of the platform or of a model's engine, not of the handler: the job may be submitted again."""
 _POLL_S: Final = (0.01, 1.0)
 _BACKOFF_S: Final = (0.2, 5.0)
 _LEAST_EXECUTION_TIMEOUT_MS: Final = 5_000
