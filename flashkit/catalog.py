@@ -185,6 +185,23 @@ IDLE_TIMEOUT_SECONDS = Range(1, 3_600)
 """REST v1 and v2 endpoint schema."""
 VOLUME_SIZE_GB = Range(10, 4_096)
 """REST v2 network volume schema."""
+VOLUME_MB_PER_SECOND = Range(200, 400)
+"""How fast a standard network volume is read (docs.runpod.io/storage/network-volumes, 2026-11-21)."""
+FAST_VOLUME_FACTOR = 3
+"""A HIGH_PERFORMANCE volume has up to this times the throughput (the same page)."""
+VOLUME_USD_PER_GB_MONTH = ((1_000, 0.07), (float("inf"), 0.05))
+"""Price of a gigabyte on a network volume: up to 1 TB, and of those above (the same page)."""
+CONTAINER_DISK_USD_PER_GB_MONTH = 0.10
+"""About; billed in steps of five minutes while a worker is there (docs.runpod.io/serverless/pricing, 2026-11-21)."""
+IMAGE_PULL_MB_PER_SECOND = 59
+"""An image of 27 GB was ready after 456 s on a new host: one measurement of a third party
+(dev.to/sergeyshmakov/how-runpod-flashboot-actually-works-4-request-test-49of), the start of the engine included."""
+LOCAL_DISK_MB_PER_SECOND = 1_000
+"""Chosen: how fast a host's own disk is read. No source gives it; measure yours with `flashkit weights verify`."""
+S3_PART_BYTES = 500_000_000
+"""Longest part of an upload to Runpod's S3 (docs.runpod.io/storage/s3-api, 2026-11-21)."""
+S3_OBJECT_BYTES = 4_000_000_000_000
+"""Largest file in Runpod's S3 (the same page)."""
 ENGINE_CONCURRENCY = 64
 """Chosen: most jobs that a worker with an engine takes at a time; the engine takes no more than fit its memory."""
 
@@ -262,6 +279,31 @@ def resolve_datacenter(name: str) -> DataCenter:
     if key not in DataCenter.__members__:
         _fail_unknown("datacenter", name, DataCenter)
     return DataCenter[key]
+
+
+def s3_endpoint(region: str) -> str | None:
+    """Return the address of Runpod's S3 for the volumes of a data centre, None for a region that is none of Runpod's.
+
+    The region of Runpod's S3 is the data centre's name; all data centres of the list have one
+    (docs.runpod.io/storage/s3-api, 2026-11-21).
+    """
+    key = region.upper()
+    return f"https://s3api-{key.lower()}.runpod.io/" if key in set(DataCenter) else None
+
+
+def s3_region(endpoint: str) -> str | None:
+    """Return the region that belongs to an address of Runpod's S3, None for another one."""
+    found = re.search(r"//s3api-([a-z0-9-]+)\.runpod\.io", endpoint)
+    return found[1].upper() if found else None
+
+
+def volume_usd_per_month(size_gb: float) -> float:
+    """Return what a network volume of this size costs a month."""
+    cost, below = 0.0, 0.0
+    for limit, price in VOLUME_USD_PER_GB_MONTH:
+        cost += max(0.0, min(size_gb, limit) - below) * price
+        below = limit
+    return cost
 
 
 def resolve_cpu(name: str) -> str:

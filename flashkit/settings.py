@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +22,19 @@ RUNPOD_API_URL = f"https://{RUNPOD_API_HOST}/v2"
 DEFAULT_STATE_URL = "sqlite:///.flashkit/sessions.db"
 DEFAULT_NAMESPACE = "default"
 DEFAULT_WEIGHTS_DIR = Path("models")
+DEFAULT_WEIGHTS_CACHE = Path("~/.cache/flashkit/weights")
+DEFAULT_HUB_CACHE = Path("~/.cache/huggingface/hub")
+DEFAULT_HUB_URL = "https://huggingface.co"
+VOLUME_DIR = Path("/runpod-volume")
+"""Where the platform mounts a network volume in workers."""
+MODEL_CACHE_DIR = Path("/runpod")
+"""Where the platform puts models that an endpoint declares, beside the folder on the volume's mount."""
 DEFAULT_WORKER_ID = "local"
 LOOPBACK = "127.0.0.1"
 EVERY_ADDRESS = "0.0.0.0"  # noqa: S104 - the platform reaches a container from outside
+OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+"""The Hugging Face libraries ask no server while one of them is set."""
+_YES_OF_THE_HUB = ("1", "ON", "YES", "TRUE")
 DEV_FILE = Path(".flashkit") / "dev.json"
 """Where a running `flashkit dev` leaves its URL, its store and its process id, below the project's folder."""
 
@@ -67,7 +78,25 @@ class Settings:
     keep_journals: bool = False
     """Keep the steps of finished turns, for timelines and forks; `flashkit dev` does (FLASHKIT_KEEP_JOURNALS)."""
     weights_dir: Path = DEFAULT_WEIGHTS_DIR
-    """Folder with weights as `<organisation>/<name>/` (FLASHKIT_WEIGHTS_DIR)."""
+    """Folder with weights as `<organisation>/<name>/`, as images bring them (FLASHKIT_WEIGHTS_DIR)."""
+    weights_cache: Path = DEFAULT_WEIGHTS_CACHE
+    """Where weights are downloaded to when there is no network volume (FLASHKIT_WEIGHTS_CACHE)."""
+    weights_s3: str | None = None
+    """`s3://bucket/prefix` below which weights are as `<organisation>/<name>/` (FLASHKIT_WEIGHTS_S3)."""
+    s3_endpoint: str | None = None
+    """Address of the S3 server; Runpod's follow from AWS_REGION (FLASHKIT_S3_ENDPOINT, or AWS_ENDPOINT_URL_S3)."""
+    volume_dir: Path = VOLUME_DIR
+    """Where the network volume is (FLASHKIT_VOLUME)."""
+    model_cache_dir: Path = MODEL_CACHE_DIR
+    """Where the platform's model cache is (FLASHKIT_MODEL_CACHE)."""
+    hub_cache: Path = DEFAULT_HUB_CACHE
+    """Cache of the Hugging Face libraries (HF_HUB_CACHE, or `hub` below HF_HOME)."""
+    hub_url: str = DEFAULT_HUB_URL
+    """The Hugging Face hub or a mirror (HF_ENDPOINT)."""
+    hub_token: str | None = field(default=None, repr=False)
+    """Token for gated and private repositories (HF_TOKEN); never logged."""
+    is_hub_offline: bool = False
+    """Never ask the hub (HF_HUB_OFFLINE, or TRANSFORMERS_OFFLINE)."""
     worker_id: str = DEFAULT_WORKER_ID
     """This worker's id on the platform (RUNPOD_POD_ID)."""
     http_host: str = LOOPBACK
@@ -110,6 +139,15 @@ class Settings:
             lease_seconds=_read_seconds(env, "FLASHKIT_LEASE_SECONDS", 15.0),
             keep_journals=_read_flag(env, "FLASHKIT_KEEP_JOURNALS"),
             weights_dir=Path(env.get("FLASHKIT_WEIGHTS_DIR") or DEFAULT_WEIGHTS_DIR),
+            weights_cache=Path(env.get("FLASHKIT_WEIGHTS_CACHE") or DEFAULT_WEIGHTS_CACHE),
+            weights_s3=_read_s3_place(env, "FLASHKIT_WEIGHTS_S3"),
+            s3_endpoint=env.get("FLASHKIT_S3_ENDPOINT") or env.get("AWS_ENDPOINT_URL_S3") or None,
+            volume_dir=Path(env.get("FLASHKIT_VOLUME") or VOLUME_DIR),
+            model_cache_dir=Path(env.get("FLASHKIT_MODEL_CACHE") or MODEL_CACHE_DIR),
+            hub_cache=read_hub_cache(env),
+            hub_url=(env.get("HF_ENDPOINT") or DEFAULT_HUB_URL).rstrip("/"),
+            hub_token=env.get("HF_TOKEN") or None,
+            is_hub_offline=any(env.get(name, "").upper() in _YES_OF_THE_HUB for name in OFFLINE_VARIABLES),
             worker_id=env.get("RUNPOD_POD_ID") or DEFAULT_WORKER_ID,
             http_host=env.get("FLASHKIT_HTTP_HOST") or (EVERY_ADDRESS if env.get("RUNPOD_POD_ID") else LOOPBACK),
             http_port=env.get("PORT") or "80",
@@ -218,6 +256,20 @@ def _read_port(name: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 65535:  # noqa: PLR2004
         raise ConfigurationError(f"{name}={text!r} is not a port", hint="give a number from 1 to 65535")
     return int(text)
+
+
+def _read_s3_place(env: Mapping[str, str], name: str) -> str | None:
+    text = env.get(name) or None
+    if text is not None and not re.fullmatch(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/\S*)?", text):
+        raise ConfigurationError(f"{name}={text!r} is not a place in S3", hint="write it as s3://bucket/prefix")
+    return text
+
+
+def read_hub_cache(env: Mapping[str, str]) -> Path:
+    """Return where the Hugging Face libraries keep what they download, by their own variables."""
+    if cache := env.get("HF_HUB_CACHE"):
+        return Path(cache)
+    return Path(env["HF_HOME"]) / "hub" if env.get("HF_HOME") else DEFAULT_HUB_CACHE
 
 
 def _read_flag(env: Mapping[str, str], name: str) -> bool:

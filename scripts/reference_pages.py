@@ -169,11 +169,11 @@ def _settings_rows() -> Iterator[tuple[str, str, str, str]]:
     docs = class_attribute_docs(settings.Settings)
     for field in fields(settings.Settings):
         text = docs.get(field.name, "")
-        match = re.search(r"\(([A-Z][A-Z_]+)(?:, ([^)]*))?\)", text)
+        match = re.search(r"\(([A-Z][A-Z0-9_]+)(?:, ([^)]*))?\)", text)
         if match is None:
             raise Undocumented(f"Settings.{field.name} does not name its environment variable")
         extra = f" {capitalise(match[2])}." if match[2] else ""
-        meaning = re.sub(r"\s*\([A-Z][A-Z_]+[^)]*\)", "", text) + extra
+        meaning = re.sub(r"\s*\([A-Z][A-Z0-9_]+[^)]*\)", "", text) + extra
         yield code(match[1]), code(field.name), _default_text(field), meaning
 
 
@@ -196,6 +196,8 @@ def _local_worker_rows() -> Iterator[tuple[str, str]]:
     yield code("FLASHKIT_STATE"), "the store for sessions that the banner names"
     yield code("FLASHKIT_KEEP_JOURNALS"), "`1`, unless it is set"
     yield code("FLASHKIT_LEASE_SECONDS"), "`5`, unless it is set"
+    yield code("FLASHKIT_WEIGHTS_CACHE"), "your own `~/.cache/flashkit/weights`, unless it is set"
+    yield code("HF_HUB_CACHE"), "your own Hugging Face cache"
     yield code("PORT"), "a free port, for workers of load-balanced endpoints; `PORT_HEALTH` too"
     yield code("FLASHKIT_HTTP_HOST"), "`127.0.0.1`, for the same"
     yield code("HOME"), "`.flashkit/homes/ENDPOINT`"

@@ -13,6 +13,7 @@ _COMMANDS = {
     "replay": ("flashkit.cli.replay", "Send the input of an earlier job again."),
     "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),
     "sessions": ("flashkit.cli.sessions", "See sessions, resume, settle, rewind, fork, compare and delete them."),
+    "weights": ("flashkit.cli.weights", "Bring, push, check and compare the weights of models."),
 }
 """Module (its attribute `command` is the command) and short help, so that --help imports nothing."""
 

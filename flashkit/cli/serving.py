@@ -39,7 +39,7 @@ from flashkit.emulator.jobs import JobRequest
 from flashkit.emulator.server import Emulator
 from flashkit.emulator.traffic import Submission, read_traffic, replay
 from flashkit.errors import ConfigurationError, DefinitionError
-from flashkit.settings import DEV_FILE, find_dev_server
+from flashkit.settings import DEFAULT_WEIGHTS_CACHE, DEV_FILE, find_dev_server, read_hub_cache
 
 T = TypeVar("T")
 
@@ -389,6 +389,9 @@ def running_record(file: Path, url: str, store: DevStore) -> Iterator[None]:
 
 
 def worker_env(options: DevOptions, store: DevStore, environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Return what workers get on top of the developer's shell, `environ`: above all one place for sessions."""
-    defaults = {name: value for name, value in _WORKER_DEFAULTS.items() if name not in environ}
+    """Return what workers get on top of the developer's shell, `environ`: one place for sessions, one for weights."""
+    known = {**_WORKER_DEFAULTS, "FLASHKIT_WEIGHTS_CACHE": str(DEFAULT_WEIGHTS_CACHE.expanduser())}
+    defaults = {name: value for name, value in known.items() if name not in environ}
+    # Workers have a home of their own, and would download models there anew at every start.
+    defaults["HF_HUB_CACHE"] = str(read_hub_cache(environ).expanduser())
     return {**defaults, "FLASHKIT_STATE": store.url, "RUNPOD_LOG_LEVEL": sdk_log_level(options.log_level)}
