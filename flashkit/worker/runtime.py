@@ -68,7 +68,9 @@ class Runtime:
         self.definition = definition
         self.settings = settings
         self.contract = Contract(definition)
-        self._injected = definition.injected  # looks at the handler's signature: once, not for every job
+        # These look at the handler's signature and code: once, not for every job.
+        self._injected = definition.injected
+        self._streams = definition.streams
         self.phases = Phases()
         self.engine: Engine | None = None
         self.engine_death: EngineDied | None = None
@@ -269,7 +271,7 @@ class Runtime:
     ) -> bytes:
         if self.engine is None:
             return await self._invoke(None, data, context=context, emit=emit, collected=collected)
-        if not self.definition.is_engine:
+        if not self.definition.is_engine and not _is_relayed(data):
             return await self._invoke(self.engine.handle(), data, context=context, emit=emit, collected=collected)
         from flashkit.worker.engines.answering import answer_job
 
@@ -294,7 +296,7 @@ class Runtime:
         arguments = self.contract.parse_input(data)
         if self._injected:
             arguments[self._injected] = injected
-        if not self.definition.streams:
+        if not self._streams:
             result = await self._caller.call(partial(self._bound_handler, **arguments), context)
             output = self.contract.encode_output(result)
             _check_size(output, context.id)
@@ -372,6 +374,11 @@ def split_envelope(data: Any) -> tuple[Any, Envelope]:
     texts = {name: value for name, value in given.items() if isinstance(value, str)}
     numbers = {name: value for name, value in given.items() if isinstance(value, int) and not isinstance(value, bool)}
     return rest, Envelope(texts.get("key"), texts.get("instead_of"), numbers.get("deadline_ms"), numbers.get("retries"))
+
+
+def _is_relayed(data: Any) -> bool:
+    """True for a request below /openai/v1, which the engine answers beside a handler that uses it."""
+    return isinstance(data, dict) and "openai_route" in data
 
 
 def _check_size(output: bytes, job_id: str) -> None:

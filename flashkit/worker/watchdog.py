@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
 
 from flashkit.errors import EngineDied, FlashkitError
@@ -33,19 +35,21 @@ async def watch_engine(
     check_seconds: float = CHECK_SECONDS,
     check_budget_seconds: float = CHECK_BUDGET_SECONDS,
     hang_seconds: float = HANG_SECONDS,
+    wall_clock: Callable[[], float] = time.time,
 ) -> EngineDied:
     """Return why the engine cannot go on, when that happens."""
     loop = asyncio.get_running_loop()
     checked_at = moved_at = loop.time()
     progress = engine.progress
     while True:
-        asked_at = loop.time()
+        asked_at, day_time = loop.time(), wall_clock()
         await asyncio.sleep(tick_seconds)
         now = loop.time()
-        late = now - asked_at - tick_seconds
-        if late > _FROZEN_SECONDS:  # the clock went on meanwhile, and nothing could make progress
+        # A worker that was restored from a snapshot may have a clock that did not go on, but not a time of day.
+        late = max(now - asked_at, wall_clock() - day_time) - tick_seconds
+        if late > _FROZEN_SECONDS:  # nothing could make progress meanwhile
             log.info("this worker stood still for %.1f s: looking after the engine", late)
-            moved_at += late
+            moved_at = now
         if late > _FROZEN_SECONDS or now - checked_at >= check_seconds:
             checked_at = now
             if (death := await _check(engine, check_budget_seconds)) is not None:

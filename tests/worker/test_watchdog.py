@@ -122,6 +122,16 @@ async def test_a_worker_that_stood_still_looks_after_its_engine_first(model, cap
     watching.cancel()
 
 
+async def test_a_jump_of_the_time_of_day_is_a_freeze_too(model):
+    times = iter([1_000.0, 1_000.01, 1_000.0, 1_060.0])
+    watching = asyncio.create_task(verdict(model, check_seconds=3600.0, wall_clock=lambda: next(times, 1_060.0)))
+    while not model.checks:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    assert model.checks == 1
+    watching.cancel()
+
+
 def runtime_with(model: Model) -> Runtime:
     @gpu_endpoint(gpu="L4", engine=VLLM(Weights("a/b")), execution_timeout_ms=5_000)
     async def wait(seconds: float, engine: Any) -> str:
