@@ -23,6 +23,7 @@ from flashkit.catalog import DataCenter, GpuPool, GpuType
 from flashkit.endpoint import Endpoint, EngineEndpoint
 from flashkit.engines import Embedding
 from flashkit.engines.requests import answer_request
+from flashkit.engines.vllm import default_concurrency, fit_to_gpus
 from flashkit.errors import DefinitionError
 from flashkit.handler import Definition, define
 from flashkit.http_endpoint import HttpEndpoint
@@ -189,7 +190,7 @@ def gpu_endpoint(
         idle_timeout: Seconds without a job or request until a worker above min stops.
         execution_timeout_ms: Milliseconds one job may run, 600,000 by default; one request, 330,000 at most.
         concurrency: Jobs that one worker runs at the same time, 1 by default; requests, 32; with an engine as many
-            as it has memory for, 64 at most.
+            as it has memory for, 64 or the engine's `max_num_seqs` at most.
         datacenter: Where workers may run; anywhere by default.
         volume: Network volume or volumes, mounted at /runpod-volume.
         env: Environment variables of the worker.
@@ -423,8 +424,9 @@ def _spec_values(options: dict[str, Any]) -> dict[str, Any]:
     values["env"] = options["env"] or {}
     if (weights := values.pop("weights", None)) is not None:
         values["engine"] = _embedding_of(weights, options["engine"])
-    if values.get("engine") is not None:
-        values.setdefault("concurrency", catalog.ENGINE_CONCURRENCY)
+    if isinstance(engine := values.get("engine"), EngineSpec):
+        values.setdefault("concurrency", default_concurrency(engine))
+        values["engine"] = fit_to_gpus(engine, values.get("gpu_count", 1))
     if options.get("cpu") is not None:
         values["cpu"] = catalog.resolve_cpu(options["cpu"])
     if options.get("min_cuda_version") is not None:

@@ -11,7 +11,6 @@ from flashkit import (
     DefinitionError,
     Embedding,
     Endpoint,
-    EngineSpec,
     GpuPool,
     GpuType,
     Kind,
@@ -235,7 +234,7 @@ def test_an_engine_alone_is_an_endpoint():
     assert isinstance(llm, Endpoint)
     assert llm.definition.is_engine
     assert llm.definition.where.startswith("test_decorators.py:")
-    assert llm.spec.engine == EngineSpec("vllm", Weights("a/b"), {"max_model_len": 8192})
+    assert llm.spec.engine == VLLM(Weights("a/b"), max_model_len=8192)
     assert llm.contract.example_input()["prompt"]
 
 
