@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from flashkit.settings import Settings
     from flashkit.spec import EndpointSpec, EngineSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
+    from flashkit.worker.engines.llm import LLM
     from flashkit.worker.job import JobContext, current_job
     from flashkit.worker.main import serve
     from flashkit.worker.sessions import Session, effect_key
@@ -57,6 +58,7 @@ _HOMES = {
     ),
     "settings": ("Settings",),
     "spec": ("EndpointSpec", "EngineSpec", "Kind", "NetworkVolume", "ScalerType", "Weights", "WorkerBounds"),
+    "worker.engines.llm": ("LLM",),
     "worker.job": ("JobContext", "current_job"),
     "worker.main": ("serve",),
     "worker.sessions": ("Session", "effect_key"),
@@ -90,6 +92,7 @@ __all__ = [  # noqa: RUF022 - in plain order, VLLM among the rest
     "JobNotFound",
     "JobTimedOut",
     "Kind",
+    "LLM",
     "NetworkVolume",
     "OutputError",
     "PlatformError",

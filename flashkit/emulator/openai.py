@@ -2,14 +2,15 @@
 
 The job's input is `{"openai_route": "/v1/…", "openai_input": <body>}`, as workers built for Runpod expect
 it. A streaming handler yields ready-made SSE text, which goes to the client as it comes, byte for byte;
-otherwise it yields or returns one object, which is the response. A client that hangs up cancels its job.
+otherwise it yields or returns one object, which is the response. A client that hangs up cancels its job. A job that
+failed because its engine refused the request is answered with the engine's own status and body.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -19,7 +20,7 @@ from flashkit.emulator.answers import error_body, send_body
 from flashkit.emulator.bodies import ClientGone, decode_json, encode_json, read_body
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.platform import Job, JobRequest
-from flashkit.errors import ErrorReport, InputError, JobNotFound
+from flashkit.errors import EngineDied, EngineRefusal, ErrorReport, InputError, JobNotFound
 from flashkit.protocol import RUNSYNC_BODY_LIMIT_BYTES, JobStatus
 
 FAILED_STATUS: Final = 502
@@ -27,8 +28,11 @@ FAILED_STATUS: Final = 502
 TIMED_OUT_STATUS: Final = 504
 """Undocumented: the HTTP status for a job that ran out of time."""
 STOPPING_STATUS: Final = 503
+ENGINE_DIED_STATUS: Final = 503
+"""The request can be sent again, which OpenAI's clients do by themselves at this status."""
 _CALLERS_MISTAKES: Final = frozenset({InputError.code})
 """Codes of job errors that are the caller's to fix: HTTP 400."""
+_REFUSALS: Final = range(400, 600)
 
 
 async def submit_relayed(dispatcher: Dispatcher, request: Request, endpoint: str) -> RelayedJob:
@@ -94,7 +98,7 @@ class RelayedJob:
             body = b"".join(_event(chunk) for chunk in chunks)
             await send({"type": "http.response.body", "body": body, "more_body": True})
             chunks = await self._next_chunks(gone)
-        last = b"" if self._has_completed() else b"data: " + error_body(self._failure(), self._job.id) + b"\n\n"
+        last = b"" if self._has_completed() else b"data: " + self._failure_body(self._failure()) + b"\n\n"
         await send({"type": "http.response.body", "body": last})
 
     async def _next_chunks(self, gone: asyncio.Future[Any]) -> Sequence[Any]:
@@ -118,14 +122,26 @@ class RelayedJob:
 
     async def _send_failure(self, send: Send) -> None:
         report = self._failure()
-        await send_body(send, self._failure_status(report), error_body(report, self._job.id))
+        await send_body(send, self._failure_status(report), self._failure_body(report))
 
     def _failure_status(self, report: ErrorReport) -> int:
         if self._job.status is JobStatus.TIMED_OUT:
             return TIMED_OUT_STATUS
         if not self._job.status.is_final:
             return STOPPING_STATUS
+        if report.code == EngineDied.code:
+            return ENGINE_DIED_STATUS
+        status = report.details.get("status")
+        if report.code == EngineRefusal.code and isinstance(status, int) and status in _REFUSALS:
+            return status
         return 400 if report.code in _CALLERS_MISTAKES else FAILED_STATUS
+
+    def _failure_body(self, report: ErrorReport) -> bytes:
+        if report.code == EngineRefusal.code and isinstance(body := report.details.get("body"), Mapping):
+            return encode_json(body)
+        if report.code in (EngineRefusal.code, EngineDied.code):
+            return encode_json(_openai_error(report, self._failure_status(report)))
+        return error_body(report, self._job.id)
 
     def _failure(self) -> ErrorReport:
         job = self._job
@@ -138,6 +154,11 @@ class RelayedJob:
     def _cancel_job(self) -> None:
         with contextlib.suppress(JobNotFound):
             self._dispatcher.apply(self._dispatcher.platform.cancel, self._job.endpoint, self._job.id)
+
+
+def _openai_error(report: ErrorReport, status: int) -> dict[str, Any]:
+    """Return an engine's failure as OpenAI's errors look."""
+    return {"error": {"message": report.message, "type": report.type, "param": None, "code": status}}
 
 
 def _single_output(job: Job, chunks: Sequence[Any]) -> Any:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from flashkit.errors import EngineDied
+from flashkit.errors import ConfigurationError, EngineDied
 from flashkit.settings import Settings
 from flashkit.spec import EngineSpec
 from flashkit.worker.engines.engine import EngineRequest, EngineResponse
@@ -46,13 +46,19 @@ async def load_scripted(spec: EngineSpec, settings: Settings, phases: Phases) ->
     """Return the engine.
 
     Raises:
-        ConfigurationError: The recorded answers cannot be read.
+        ConfigurationError: Its answers are not here, or the recorded ones cannot be read.
     """
     with phases.measure("engine"):
         options = spec.options
         recorded = options.get("recorded")
+        function = getattr(spec, "function", None)
+        if recorded is None and function is None and options.get("answers") is None:
+            raise ConfigurationError(
+                "the answers of this scripted model are a function, which is in the app and not in its description",
+                hint="start the worker from the app's file",
+            )
         if recorded is None:
-            return ScriptedEngine(options, Script(options, getattr(spec, "function", None)))
+            return ScriptedEngine(options, Script(options, function))
         ask, close = await _recorder(spec, settings)
         return ScriptedEngine(options, Recording(Path(recorded), ask), close=close)
 
