@@ -10,6 +10,7 @@ _COMMANDS = {
     "dev": ("flashkit.cli.dev", "Run the endpoints of an app on this machine."),
     "logs": ("flashkit.cli.logs", "Show what happens on the running `flashkit dev`."),
     "mcp": ("flashkit.cli.mcp", "Offer CPU endpoints as tools of the Model Context Protocol."),
+    "new": ("flashkit.cli.new", "Make a project of a template."),
     "replay": ("flashkit.cli.replay", "Send the input of an earlier job again."),
     "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),
     "sessions": ("flashkit.cli.sessions", "See sessions, resume, settle, rewind, fork, compare and delete them."),
