@@ -16,10 +16,19 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote_plus
 
-from flashkit import GpuType, Session, Weights, cpu_endpoint, embedding_endpoint, gpu_endpoint, orchestrator_endpoint
+from flashkit import (
+    LLM,
+    VLLM,
+    GpuType,
+    Session,
+    Weights,
+    cpu_endpoint,
+    embedding_endpoint,
+    gpu_endpoint,
+    orchestrator_endpoint,
+)
 
 from steps import citing, planning
 from steps.documents import Document, load_folder, split_passages
@@ -104,50 +113,21 @@ async def search(
     idle_timeout=300,
     execution_timeout_ms=120_000,
     scaler_value=20,  # seconds in the queue; a second worker takes longer than that to load
+    env=passed_on("LLM_BASE_URL"),
+    engine=VLLM(LANGUAGE_MODEL, max_model_len=2048, base_url=os.environ.get("LLM_BASE_URL")),
 )
-class Writer:
-    """The language model: loaded once per worker, deterministic."""
-
-    def setup(self) -> None:
-        import torch
-        from flashkit.worker.weights import resolve_weights
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        folder = resolve_weights(LANGUAGE_MODEL)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        # A model this small gains little from more threads, and threads that wait for each other on a busy
-        # machine cost it a factor of ten.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-        # bfloat16 is the faster type where the processor computes in it, and a slow detour elsewhere.
-        fast_bfloat16 = self.device == "cuda" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16 if fast_bfloat16 else torch.float32
-        )
-        self.model = model.to(self.device).eval()
-
-    def warmup(self) -> None:
-        self.run([Message(role="user", content="Say hello.")], max_new_tokens=4)
-
-    def run(self, messages: list[Message], max_new_tokens: int = 96) -> Generation:
-        """Return the model's next message in a chat."""
-        started = time.perf_counter()
-        prompt = self.tokenizer.apply_chat_template(
-            [message.model_dump() for message in messages],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        ).to(self.device)
-        length = prompt["input_ids"].shape[1]
-        output = self.model.generate(**prompt, max_new_tokens=max_new_tokens, do_sample=False)[0][length:]
-        return Generation(
-            text=self.tokenizer.decode(output, skip_special_tokens=True).strip(),
-            prompt_tokens=length,
-            new_tokens=len(output),
-            seconds=round(time.perf_counter() - started, 3),
-        )
+async def write(messages: list[Message], max_new_tokens: int = 96, *, engine: LLM) -> Generation:
+    """Return the model's next message in a chat, the same one every time."""
+    started = time.perf_counter()
+    answer = await engine.chat(
+        [message.model_dump() for message in messages], max_tokens=max_new_tokens, temperature=0.0
+    )
+    return Generation(
+        text=answer.text.strip(),
+        prompt_tokens=answer.usage.prompt_tokens,
+        new_tokens=answer.usage.completion_tokens,
+        seconds=round(time.perf_counter() - started, 3),
+    )
 
 
 @orchestrator_endpoint(
@@ -184,7 +164,7 @@ async def research(session: Session, question: str, urls: list[str] | None = Non
 async def _decompose(session: Session, question: str) -> list[str]:
     prompt = planning.decomposition_prompt(question)
     drafts = await session.gather(
-        session.call(Writer, prompt, max_new_tokens=64, timeout=CALL_SECONDS * 4), partial=True
+        session.call(write, prompt, max_new_tokens=64, timeout=CALL_SECONDS * 4), partial=True
     )
     draft = drafts[0].text if isinstance(drafts[0], Generation) else ""
     return await session.step("decompose", planning.choose_sub_queries, question, draft)
@@ -215,7 +195,7 @@ async def _synthesise(session: Session, question: str, passages: Sequence[Hit]) 
         return citing.Written(kept=[], dropped=[])
     summaries: list[Generation] = await session.gather(
         *(
-            session.call(Writer, citing.summary_prompt(passage), max_new_tokens=72, timeout=CALL_SECONDS * 4)
+            session.call(write, citing.summary_prompt(passage), max_new_tokens=72, timeout=CALL_SECONDS * 4)
             for passage in passages
         )
     )
@@ -235,7 +215,7 @@ async def _criticise(
 ) -> Critique:
     said = [Passage(source="answer", title="", text=claim.text) for claim in written.kept]
     prompt = citing.critique_prompt(question, " ".join(claim.text for claim in written.kept) or answer)
-    opinion: Generation = await session.call(Writer, prompt, max_new_tokens=48, timeout=CALL_SECONDS * 4)
+    opinion = await session.call(write, prompt, max_new_tokens=48, timeout=CALL_SECONDS * 4)
     coverage = await session.call(search, sub_queries, top_k=1, passages=said, knowledge=False)
     return Critique(
         opinion=citing.usable_opinion(question, opinion.text),

@@ -51,6 +51,6 @@ async def test_no_queries_give_no_hits():
 
 
 def test_every_endpoint_has_a_bound_and_a_timeout():
-    for endpoint in (app.retrieve, app.search, app.Writer, app.research):
+    for endpoint in (app.retrieve, app.search, app.write, app.research):
         assert endpoint.spec.workers.max >= 1
         assert endpoint.spec.execution_timeout_ms <= 300_000
