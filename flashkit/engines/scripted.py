@@ -64,8 +64,9 @@ def ScriptedLLM(  # noqa: N802 - reads as the engine it declares
     and punctuation marks, with the space before them.
 
     Args:
-        answers: One text for all requests; a list, given in this order; a mapping from a regular expression, searched
-            in the last message or the prompt, to the answer; or a function from a request's body to its answer.
+        answers: One answer for all requests; a list, given in this order; a mapping from a regular expression,
+            searched in the last message or the prompt, to the answer; or a function from a request's body to its
+            answer.
         otherwise: Answer when the list has been used up or no pattern is found; without one that is an error.
         recorded: File with recorded answers, instead of `answers`; relative to the app's folder.
         record_from: OpenAI-compatible base URL that is asked for answers which are not recorded yet.
@@ -121,6 +122,9 @@ def read_answer(answer: Any) -> dict[str, Any]:
                 hint=f'fields: {", ".join(ANSWER_FIELDS)}; for a JSON value as the answer write {{"json": …}}',
             )
     given = dict(answer)
+    for name in ("text", "finish_reason", "message"):
+        if not isinstance(given.get(name, ""), str):
+            raise DefinitionError(f"{name} of an answer of ScriptedLLM is {given[name]!r}, not a text")
     if "json" in given:
         given["text"] = _as_json(given.pop("json"))
     if "status" in given:
@@ -131,7 +135,7 @@ def read_answer(answer: Any) -> dict[str, Any]:
 
 
 def _script(answers: Any) -> dict[str, Any]:
-    if isinstance(answers, str):
+    if isinstance(answers, str) or (isinstance(answers, Mapping) and answers and set(answers) <= set(ANSWER_FIELDS)):
         return {"always": read_answer(answers)}
     if isinstance(answers, Mapping):
         return {"patterns": [[_pattern(pattern), read_answer(answer)] for pattern, answer in answers.items()]}

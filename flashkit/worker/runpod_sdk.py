@@ -147,11 +147,16 @@ class PlainHandler:
                 await chunks.put(None)
 
         task = asyncio.create_task(run_and_close())
+        has_yielded = False
         try:
             while (chunk := await chunks.get()) is not None:
+                has_yielded = True
                 yield orjson.loads(chunk)
-            if (error := (await task).error) is not None:
-                yield {"error": error.to_json()}
+            outcome = await task
+            if outcome.error is not None:
+                yield {"error": outcome.error.to_json()}
+            elif not has_yielded and outcome.output not in (None, b"[]"):  # an engine's answer that is no stream
+                yield orjson.loads(outcome.output)
         finally:
             task.cancel()
 

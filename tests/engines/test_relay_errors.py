@@ -13,7 +13,9 @@ import openai
 import pytest
 
 from flashkit import Client, JobFailed
+from flashkit.emulator.server import LocalEndpoint
 from flashkit.settings import Settings
+from flashkit.spec import EndpointSpec, Kind, WorkerBounds
 from flashkit.testing import LocalPlatform
 
 APP = Path(__file__).with_name("scripted_app.py")
@@ -262,5 +264,20 @@ def test_the_runpod_client_asks_with_worker_vllms_input(platform):
         "print(''.join(part for part in job.stream()).count('data: '))\n"
     )
     environment = {**platform.environment, "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=60)
     assert (done.stdout.split("\n")[:2], done.stderr[-500:]) == (["Grüße,", "8"], "")
+
+
+async def test_in_the_sdks_own_loop_answers_are_the_same_for_openais_client(start_emulator):
+    apps = APP.parent.parent / "apps"
+    spec = EndpointSpec(name="llm", kind=Kind.CPU, cpu="cpu3c-1-2", workers=WorkerBounds(0, 1), idle_timeout=600)
+    command = (sys.executable, str(apps / "unverified_sdk.py"), "scripted_app.py:llm")
+    emulator = await start_emulator(LocalEndpoint(spec=spec, command=command, cwd=APP.parent))
+    async with openai.AsyncOpenAI(base_url=f"{emulator.url}/v2/llm/openai/v1", api_key="x", timeout=60) as client:
+        answer = await client.chat.completions.create(model="tiny", messages=HI)
+        assert answer.choices[0].message.content == "Grüße, 世界! 🎌"
+        stream = await client.chat.completions.create(model="tiny", messages=HI, stream=True)
+        assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == "Grüße, 世界! 🎌"
+        with pytest.raises(openai.NotFoundError):
+            await client.chat.completions.create(model="huge", messages=HI)

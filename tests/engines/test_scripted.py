@@ -74,6 +74,12 @@ async def test_one_text_answers_everything():
     assert [await say(engine), await say(engine, "again")] == ["Hello there.", "Hello there."]
 
 
+async def test_one_object_answers_everything_too():
+    engine = await load({"text": "Hello.", "finish_reason": "length"})
+    status, answer = await ask(engine, question())
+    assert (status, answer["choices"][0]["finish_reason"]) == (200, "length")
+
+
 async def test_a_list_is_given_in_order_and_then_says_that_it_is_used_up():
     engine = await load(["one", "two"])
     assert [await say(engine), await say(engine)] == ["one", "two"]
@@ -364,6 +370,7 @@ async def test_a_file_that_is_not_there_needs_somebody_to_ask(tmp_path):
         (lambda: ScriptedLLM("a", fail_on={"a": 200}), "200 is no way to fail"),
         (lambda: ScriptedLLM({"(": "a"}), "'(' is not a regular expression"),
         (lambda: ScriptedLLM({"a": {"txt": "b"}}), "did you mean 'text'?"),
+        (lambda: ScriptedLLM({"text": 3}), "is 3, not a text"),
         (lambda: ScriptedLLM([3]), "3 is not an answer"),
         (lambda: ScriptedLLM(3), "answers=3 is no script"),
         (lambda: ScriptedLLM([{"json": object()}]), "has no JSON form"),

@@ -180,7 +180,7 @@ class LLM:
         async with aclosing(self._chunks(COMPLETIONS if messages is None else CHAT, {**options, **asked})) as pieces:
             reader = _StreamReader()
             async for chunks in pieces:
-                if token := reader.read(chunks):
+                if (token := reader.read(chunks)) is not None:
                     yield token
             yield reader.last()
 
