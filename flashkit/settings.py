@@ -97,6 +97,8 @@ class Settings:
     """Token for gated and private repositories (HF_TOKEN); never logged."""
     is_hub_offline: bool = False
     """Never ask the hub (HF_HUB_OFFLINE, or TRANSFORMERS_OFFLINE)."""
+    endpoint: str | None = None
+    """Which endpoint of its app a worker runs whose command names none (FLASHKIT_ENDPOINT)."""
     worker_id: str = DEFAULT_WORKER_ID
     """This worker's id on the platform (RUNPOD_POD_ID)."""
     http_host: str = LOOPBACK
@@ -148,6 +150,7 @@ class Settings:
             hub_url=(env.get("HF_ENDPOINT") or DEFAULT_HUB_URL).rstrip("/"),
             hub_token=env.get("HF_TOKEN") or None,
             is_hub_offline=any(env.get(name, "").upper() in _YES_OF_THE_HUB for name in OFFLINE_VARIABLES),
+            endpoint=env.get("FLASHKIT_ENDPOINT") or None,
             worker_id=env.get("RUNPOD_POD_ID") or DEFAULT_WORKER_ID,
             http_host=env.get("FLASHKIT_HTTP_HOST") or (EVERY_ADDRESS if env.get("RUNPOD_POD_ID") else LOOPBACK),
             http_port=env.get("PORT") or "80",

@@ -1,5 +1,8 @@
 """`python -m flashkit.worker app.py:name`: load the user's app and run one of its endpoints.
 
+Without a name, FLASHKIT_ENDPOINT says which one, so that one image with one command serves every endpoint of an app;
+an app with a single endpoint needs neither.
+
 `--describe` prints what the app defines, as one line of JSON, and starts nothing; `flashkit dev` and
 the deploy commands use it, so that user code is imported in a process of its own.
 """
@@ -50,7 +53,7 @@ def main(arguments: list[str]) -> int:
             return describe(app)
         case [target, *_] if not target.startswith("-"):
             return _run(target)
-    print("usage: python -m flashkit.worker APP.py:NAME | --describe APP.py", file=sys.stderr)  # noqa: T201
+    print("usage: python -m flashkit.worker APP.py[:NAME] | --describe APP.py", file=sys.stderr)  # noqa: T201
     return EXIT_USAGE
 
 
@@ -131,6 +134,21 @@ def find_endpoint(app: str, name: str) -> Defined:
     return by_name[name]
 
 
+def find_only_endpoint(app: str) -> Defined:
+    """Return the endpoint of an app that has no other.
+
+    Raises:
+        ConfigurationError: The app has several, or none.
+    """
+    endpoints = list_endpoints(load_app(app))
+    if len(endpoints) != 1:
+        raise ConfigurationError(
+            f"{app} has {len(endpoints)} endpoints, and none is named",
+            hint=f"set FLASHKIT_ENDPOINT, or write {app}:NAME; it has: {', '.join(endpoints) or 'none'}",
+        )
+    return next(iter(endpoints.values()))
+
+
 def list_endpoints(module: ModuleType) -> dict[str, Defined]:
     """Return the module's endpoints by attribute name, each once."""
     found: dict[int, tuple[str, Defined]] = {}
@@ -203,12 +221,13 @@ def _print_json(data: dict[str, Any]) -> None:
 def _run(target: str) -> int:
     attribute_output()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stdout)
-    app, _, name = target.rpartition(":")
-    if not app or not name:
+    app, colon, name = target.rpartition(":") if ":" in target else (target, "", "")
+    if not app or (colon and not name):
         print(f"{target!r} does not name an endpoint: write APP.py:NAME", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
     try:
-        endpoint = find_endpoint(app, name)
+        named = name or Settings.from_environment().endpoint
+        endpoint = find_endpoint(app, named) if named else find_only_endpoint(app)
     except FlashkitError as exc:
         print(exc.report.render(), file=sys.stderr)  # noqa: T201
         return EXIT_IMPORT

@@ -191,14 +191,33 @@ def test_a_module_with_a_broken_import_is_not_called_missing(app):
 def test_a_wrong_command_line_prints_the_right_one(arguments):
     result = _worker(*arguments)
     assert result.returncode == 2
-    assert result.stderr.startswith("usage: python -m flashkit.worker APP.py:NAME")
+    assert result.stderr.startswith("usage: python -m flashkit.worker APP.py[:NAME]")
 
 
-@pytest.mark.parametrize("target", ["my_app.py", "my_app.py:", ":agent"])
+@pytest.mark.parametrize("target", ["my_app.py:", ":agent", ":"])
 def test_a_target_without_an_endpoint_says_how_to_write_it(app, target):
     result = _worker(target, cwd=app(APP).parent)
     assert result.returncode == 2
     assert result.stderr == f"{target!r} does not name an endpoint: write APP.py:NAME\n"
+
+
+def test_a_worker_of_an_app_with_several_endpoints_wants_one_named(app):
+    result = _worker("my_app.py", cwd=app(APP).parent)
+    assert result.returncode == 3
+    assert "my_app.py has 4 endpoints, and none is named" in result.stderr
+    assert "set FLASHKIT_ENDPOINT, or write my_app.py:NAME; it has: retrieve, Shouter, search, agent" in result.stderr
+
+
+def test_the_environment_names_the_endpoint_of_a_worker_whose_command_does_not(app):
+    result = _worker("my_app.py", cwd=app(APP).parent, FLASHKIT_ENDPOINT="web-retrieval")
+    assert result.returncode == 2
+    assert "endpoint 'web-retrieval' was started outside of a platform" in result.stderr
+
+
+def test_an_only_endpoint_need_not_be_named(app):
+    path = app("from flashkit import cpu_endpoint\n\n\n@cpu_endpoint\ndef alone(n: int) -> int:\n    return n\n")
+    result = _worker("my_app.py", cwd=path.parent)
+    assert "endpoint 'alone' was started outside of a platform" in result.stderr
 
 
 def test_an_endpoint_that_the_app_does_not_have_lists_those_it_has(app):
