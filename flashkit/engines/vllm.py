@@ -36,6 +36,8 @@ class VllmOptions:
     mode: Mode = "in_process"
     """`remote` where a `base_url` stands in for the engine."""
     base_url: str | None = None
+    api_key_env: str | None = None
+    """Environment variable with the key of the server at `base_url`."""
     served_model_name: tuple[str, ...] = ()
     """Names that requests may give the model; the first one is the model's own."""
     warmup: tuple[str | Mapping[str, Any], ...] | None = None
@@ -69,6 +71,7 @@ def VLLM(  # noqa: N802 - reads as the engine it declares
     *,
     mode: Literal["in_process", "serve"] = "in_process",
     base_url: str | None = None,
+    api_key_env: str | None = None,
     served_model_name: str | Sequence[str] | None = None,
     expected_sessions: int | None = None,
     lora_modules: Mapping[str, Weights | str] | None = None,
@@ -82,6 +85,7 @@ def VLLM(  # noqa: N802 - reads as the engine it declares
         weights: The model.
         mode: `serve` starts `vllm serve` beside the worker and passes requests on; it works with any vLLM release.
         base_url: An OpenAI-compatible server that stands in for the engine, on a machine that cannot run vLLM.
+        api_key_env: Environment variable with that server's key; the key itself belongs into no app file.
         served_model_name: Names that requests may give the model, the weights' name by default.
         expected_sessions: Conversations that one worker holds at a time: vLLM then runs 1.5 to 2 times as many
             requests side by side, where `max_num_seqs` does not say how many.
@@ -112,6 +116,7 @@ def VLLM(  # noqa: N802 - reads as the engine it declares
     checked = VllmOptions(
         mode=_mode(mode, base_url),
         base_url=base_url.rstrip("/") if base_url else None,
+        api_key_env=_key_variable(api_key_env, base_url),
         served_model_name=names,
         warmup=_warmup(warmup),
         warmup_seconds=_warmup_seconds(warmup_seconds),
@@ -216,6 +221,22 @@ def _mode(mode: Any, base_url: Any) -> Mode:
             hint="leave mode out: with a base_url no vLLM is started",
         )
     return "remote"
+
+
+def _key_variable(name: Any, base_url: str | None) -> str | None:
+    if name is None:
+        return None
+    if not is_text(name) or not name.isidentifier() or not name.isupper():
+        raise DefinitionError(
+            "VLLM(..., api_key_env=...) is not the name of an environment variable",  # it may be the key: not shown
+            hint='write api_key_env="FLASHKIT_LLM_KEY", and set that variable where the worker runs',
+        )
+    if base_url is None:
+        raise DefinitionError(
+            f"VLLM(..., api_key_env={name!r}) has no server that asks for a key",
+            hint="add its base_url, or leave it out",
+        )
+    return name
 
 
 def _warmup(given: Any) -> tuple[str | Mapping[str, Any], ...] | None:

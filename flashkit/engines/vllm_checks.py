@@ -64,7 +64,8 @@ _OF_A_SERVER: Final = frozenset(
 )  # fmt: skip
 """Options of vLLM's HTTP server and of engines over several machines: a worker has neither."""
 _OUR_OWN: Final = (
-    "mode", "base_url", "served_model_name", "expected_sessions", "lora_modules", "warmup", "warmup_seconds",
+    "mode", "base_url", "api_key_env", "served_model_name", "expected_sessions", "lora_modules", "warmup",
+    "warmup_seconds",
 )  # fmt: skip
 
 

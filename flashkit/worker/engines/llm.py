@@ -143,10 +143,10 @@ class LLM:
             EngineDied: The engine died meanwhile.
         """
         if schema is None:
-            return _read_chat(await self.request(CHAT, {**parameters, "messages": _messages(messages)}))
+            return read_completion(await self.request(CHAT, {**parameters, "messages": _messages(messages)}))
         form = _response_format(schema)
         body = {**parameters, "messages": _messages(messages), "response_format": form}
-        return _parse(_read_chat(await self.request(CHAT, body)), schema)
+        return _parse(read_completion(await self.request(CHAT, body)), schema)
 
     async def complete(self, prompt: str, **parameters: Any) -> Completion:
         """Return how the model goes on with a text, without a chat's template around it.
@@ -155,11 +155,7 @@ class LLM:
             EngineRefusal: The engine refuses the request.
             EngineDied: The engine died meanwhile.
         """
-        answer = await self.request(COMPLETIONS, {**parameters, "prompt": prompt})
-        choice = _first_choice(answer)
-        return Completion(
-            choice.get("text") or "", choice.get("finish_reason"), (), Usage.of(answer) or Usage(), answer
-        )
+        return read_completion(await self.request(COMPLETIONS, {**parameters, "prompt": prompt}))
 
     async def stream(
         self, messages: Messages | None = None, *, prompt: str | None = None, **parameters: Any
@@ -298,9 +294,14 @@ def _first_choice(answer: Any) -> Mapping[str, Any]:
     return choice
 
 
-def _read_chat(answer: Any) -> Completion:
+def read_completion(answer: Any) -> Completion:
+    """Return the first choice of an engine's answer, to a chat or to a prompt.
+
+    Raises:
+        EngineError: It has none.
+    """
     choice = _first_choice(answer)
-    message = choice.get("message") or {}
+    message = choice.get("message") or {"content": choice.get("text")}
     calls = [
         ToolCall(call.get("id") or "", call["function"]["name"], call["function"].get("arguments") or "")
         for call in message.get("tool_calls") or ()

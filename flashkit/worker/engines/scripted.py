@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from typing import Any, Final
 from flashkit.errors import ConfigurationError, EngineDied
 from flashkit.settings import Settings
 from flashkit.spec import EngineSpec
-from flashkit.worker.engines.engine import EngineRequest, EngineResponse
+from flashkit.worker.engines.answering import fetch, read_body
+from flashkit.worker.engines.engine import Engine, EngineRequest, EngineResponse, read_refusal
 from flashkit.worker.engines.inputs import CHAT, COMPLETIONS
-from flashkit.worker.engines.llm import LLM
+from flashkit.worker.engines.llm import LLM, read_completion
 from flashkit.worker.engines.openai_answers import (
     Generation,
     error_body,
@@ -36,6 +37,9 @@ from flashkit.worker.engines.script import Answer, Ask, Recording, Script, quest
 from flashkit.worker.engines.scripted_requests import Refusal, find_mistake, limit_of, stops_of, wants_json
 from flashkit.worker.phases import Phases
 
+Close = Callable[[], Awaitable[None]]
+
+_FIRST_REFUSAL: Final = 300
 _DIE: Final = "die"
 _ABORTED: Final = "abort"
 _EVENTS: Final = {"content-type": "text/event-stream; charset=utf-8"}
@@ -59,14 +63,14 @@ async def load_scripted(spec: EngineSpec, settings: Settings, phases: Phases) ->
             )
         if recorded is None:
             return ScriptedEngine(options, Script(options, function))
-        ask, close = await _recorder(spec, settings)
+        ask, close = _recorder(options)
         return ScriptedEngine(options, Recording(Path(recorded), ask), close=close)
 
 
 class ScriptedEngine:
     """A language model that says what it was told to say."""
 
-    def __init__(self, options: Mapping[str, Any], script: Script | Recording, *, close: Any = None) -> None:
+    def __init__(self, options: Mapping[str, Any], script: Script | Recording, *, close: Close | None = None) -> None:
         self._script = script
         self._close = close
         self._model: str = options.get("model", "scripted")
@@ -298,6 +302,31 @@ async def _body(data: bytes) -> AsyncGenerator[bytes, None]:
     yield data
 
 
-async def _recorder(spec: EngineSpec, settings: Settings) -> tuple[Ask | None, Any]:
-    """Return what asks the engine that answers are recorded from, and what closes it; None without one."""
-    return None, None
+def _recorder(options: Mapping[str, Any]) -> tuple[Ask | None, Close | None]:
+    """Return what asks the model that answers are recorded from, and what closes it; nothing without one."""
+    if options.get("record_from") is None:
+        return None, None
+    from flashkit.worker.engines.proxy import Place, ProxyEngine, read_key
+
+    place = Place(options["record_from"], read_key(options.get("record_key_env")))
+    engine = ProxyEngine(place, seats=options["max_num_seqs"], names=[options["model"]])
+
+    async def ask(path: str, body: dict[str, Any]) -> Answer:
+        await engine.meet()
+        return await _ask_for_answer(engine, path, body)
+
+    return ask, engine.close
+
+
+async def _ask_for_answer(engine: Engine, path: str, body: dict[str, Any]) -> Answer:
+    """Return a real engine's answer in the script's form."""
+    whole = {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
+    fetched = await fetch(engine, EngineRequest(path, whole))
+    answer = read_body(fetched.body or b"")
+    if fetched.response.status >= _FIRST_REFUSAL:
+        report = read_refusal(fetched.response.status, answer).report
+        return {"status": fetched.response.status, "message": report.message}
+    completion = read_completion(answer)
+    calls = [{"name": call.name, "arguments": call.arguments} for call in completion.tool_calls]
+    kept = {"text": completion.text, "tool_calls": calls, "finish_reason": completion.finish_reason}
+    return {name: value for name, value in kept.items() if value}
