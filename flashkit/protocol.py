@@ -135,6 +135,8 @@ WORKER_ENVIRONMENT: Final = {
     "PYTHONUNBUFFERED": "1",
 }
 """What every local worker gets besides its URLs."""
+DEPLOYMENT_VARIABLE: Final = "FLASHKIT_DEPLOYMENT"
+"""Variable of a deployed endpoint's environment in which `flashkit deploy` says, as JSON, what it stands for."""
 
 
 def worker_urls(base_url: str, endpoint_id: str, worker_id: str, *, token: str | None = None) -> dict[str, str]:

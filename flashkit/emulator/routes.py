@@ -72,6 +72,7 @@ class ClientRoutes:
         options: RouteOptions,
         faults: FaultPlan,
         problems: Mapping[str, ErrorReport] | None = None,
+        resolve: Callable[[str], str] = str,
         more_routes: Sequence[BaseRoute] = (),
     ) -> None:
         self._dispatcher = dispatcher
@@ -80,6 +81,7 @@ class ClientRoutes:
         self._admission = admission
         self._options = options
         self._problems = {} if problems is None else problems
+        self._resolve = resolve
         self._more_routes = more_routes
         self._faults = faults
         per_worker = options.defaults.rate_limit_per_worker
@@ -123,7 +125,7 @@ class ClientRoutes:
     def _guard(self, action: str, handler: EndpointHandler) -> Callable[[Request], Awaitable[ASGIApp]]:
         async def guarded(request: Request) -> ASGIApp:
             self._admission.check(request)
-            name = request.path_params["endpoint"]
+            name = self._resolve(request.path_params["endpoint"])
             if name not in self._endpoints:
                 raise _unknown_endpoint(name, self._endpoints, self._problems)
             if self._endpoints[name].spec.load_balanced and action != "health":

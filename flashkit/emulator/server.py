@@ -39,6 +39,9 @@ from flashkit.emulator.fault_injection import FaultInjector
 from flashkit.emulator.fault_routes import fault_routes
 from flashkit.emulator.faults import parse_faults, refuse_store_faults
 from flashkit.emulator.load_balancing.entry import LoadBalancing
+from flashkit.emulator.management.fleet import LocalWorker
+from flashkit.emulator.management.quota import DOCUMENTED_WINDOWS
+from flashkit.emulator.management.service import Management, ManagementOptions, management_route
 from flashkit.emulator.metrics import Metrics
 from flashkit.emulator.overview import Overview
 from flashkit.emulator.platform import ColdStart, Job, JobRequest, Platform, check_spec, random_id, seeded_id
@@ -87,6 +90,7 @@ class Emulator:
         cold_start: What a start takes besides that of the process, for every endpoint or by name.
         capacity: How many workers of an endpoint there are machines for, for every endpoint or by name.
         record_to: A file that gets every submitted job as a line, for `traffic.replay`.
+        management: How the management API behaves; its records are kept in the state's folder.
         environ: Where PATH and the like of the workers come from; this process's by default.
     """
 
@@ -112,6 +116,7 @@ class Emulator:
         cold_start: ColdStart | Mapping[str, ColdStart] | None = None,
         capacity: int | Mapping[str, int] | None = None,
         record_to: Path | None = None,
+        management: ManagementOptions | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         defaults = defaults or PlatformDefaults()
@@ -141,6 +146,14 @@ class Emulator:
         self._recording: TrafficRecorder | None = None
         self._freeze_store = freeze_store
         self._admission = Admission(api_key=api_key, bound_host=host, allowed_hosts=allowed_hosts)
+        self._management = Management(
+            state_dir / "management.json",
+            admission=self._admission,
+            base_url=lambda: self.url,
+            fleet=_Fleet(self),
+            recorder=self.recorder,
+            options=management or ManagementOptions(windows=DOCUMENTED_WINDOWS if has_rate_limits else ()),
+        )
         # Who needs a key to submit jobs must not take them without one.
         self._token = None if api_key is None else secrets.token_hex(16)
         self._shutdown_grace = shutdown_grace
@@ -187,6 +200,7 @@ class Emulator:
             defaults=self._defaults,
             admission=self._admission,
             ports_of=self._supervisor.http_ports,
+            resolve=self._management.resolve,
         )
         self.clock.is_quiet = self._is_quiet
         server = _Server(self.faults.around(self._application()), listener)
@@ -351,7 +365,13 @@ class Emulator:
             options=self._options,
             faults=self.faults.plan,
             problems=self.problems,
-            more_routes=[*control.routes(), *dashboard_routes(), *fault_routes(self.faults, self._admission)],
+            resolve=self._management.resolve,
+            more_routes=[
+                *control.routes(),
+                *dashboard_routes(),
+                *fault_routes(self.faults, self._admission),
+                management_route(self._management),
+            ],
         )
         return _Application(wire, routes.application(), admission=self._admission, load_balancing=self.load_balancing)
 
@@ -378,6 +398,24 @@ class Emulator:
 
     def _tell(self, event: Event) -> None:
         self.dispatcher.tell(event)
+
+
+class _Fleet:
+    """What the management API sees of the endpoints and workers that run here."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+
+    def names(self) -> Collection[str]:
+        return self._emulator.platform.specs.keys()
+
+    def workers(self, name: str) -> list[LocalWorker]:
+        started = time.time() - self._emulator.clock.now()
+        found = self._emulator.platform.workers(name)
+        return [LocalWorker(worker.id, worker.state.value, started + worker.started_at) for worker in found]
+
+    def restart(self, name: str) -> None:
+        self._emulator.restart(name)
 
 
 class _Application:

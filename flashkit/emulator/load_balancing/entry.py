@@ -58,11 +58,13 @@ class LoadBalancing:
         defaults: PlatformDefaults,
         admission: Admission,
         ports_of: Callable[[str], HttpPorts | None],
+        resolve: Callable[[str], str] = str,
     ) -> None:
         self._dispatcher = dispatcher
         self._defaults = defaults
         self._admission = admission
         self._ports_of = ports_of
+        self._resolve = resolve
         self._stack = AsyncExitStack()
         self.balancer = Balancer(dispatcher, defaults)
         self._probes: Probes | None = None
@@ -150,7 +152,7 @@ class LoadBalancing:
         if scope["path"].startswith(PATH_PREFIX):
             endpoint, _, path = scope["path"].removeprefix(PATH_PREFIX).partition("/")
             _, _, raw_rest = bytes(raw).removeprefix(PATH_PREFIX.encode()).partition(b"/")
-            return Target(endpoint, f"/{path}", b"/" + raw_rest + query)
+            return Target(self._resolve(endpoint), f"/{path}", b"/" + raw_rest + query)
         name = self._name_of_host(scope["headers"])
         return None if name is None else Target(name, scope["path"], bytes(raw) + query)
 
@@ -160,7 +162,7 @@ class LoadBalancing:
         name = host.rpartition(":")[0] or host
         if not name.casefold().endswith(HOST_SUFFIX):
             return None
-        name = name.casefold().removesuffix(HOST_SUFFIX)
+        name = self._resolve(name.casefold().removesuffix(HOST_SUFFIX))
         return name if name in self._dispatcher.platform.specs else None
 
     def _is_balanced(self, endpoint: str) -> bool:
