@@ -29,7 +29,7 @@ TIMED_OUT_STATUS: Final = 504
 """Undocumented: the HTTP status for a job that ran out of time."""
 STOPPING_STATUS: Final = 503
 ENGINE_DIED_STATUS: Final = 503
-"""Undocumented: the HTTP status for a job whose engine died; OpenAI's clients send such a request again by themselves."""
+"""Undocumented: the HTTP status for a job whose engine died; OpenAI's clients send such a request again."""
 _CALLERS_MISTAKES: Final = frozenset({InputError.code})
 """Codes of job errors that are the caller's to fix: HTTP 400."""
 _REFUSALS: Final = range(400, 600)
