@@ -1,0 +1,38 @@
+"""A figure that says how it was computed, so that nobody has to believe it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+GB: Final = 1_000_000_000
+"""Sizes are decimal, as the prices of disks and the tables of GPUs are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One computed number."""
+
+    value: float
+    unit: str
+    formula: str
+    """With the numbers put in, such as `2 x 80 layers x 8 KV heads x 128 x 2 bytes`."""
+
+    @property
+    def amount(self) -> str:
+        """The number with its unit, for people: `1.34 GB`, `25 sessions`."""
+        if self.unit.startswith("bytes"):
+            return f"{format_bytes(self.value)}{self.unit.removeprefix('bytes')}"
+        return f"{self.value:,.10g} {self.unit}"
+
+    def __str__(self) -> str:
+        return f"{self.amount} ({self.formula})"
+
+
+def format_bytes(count: float) -> str:
+    """Return a size for people, with three digits."""
+    for unit, size in (("TB", 1_000 * GB), ("GB", GB), ("MB", 1_000_000), ("kB", 1_000)):
+        if abs(count) >= size:
+            value = count / size
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"  # noqa: PLR2004 - three digits
+    return f"{count:.0f} bytes"
