@@ -445,6 +445,7 @@ What `flashkit` exports. Everything is imported on first use, so `import flashki
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Endpoints": ("decorators", "endpoint", "spec"),
     "Hardware": ("catalog",),
+    "Engines": ("engines", "worker.engines.llm"),
     "Inside a handler": ("worker.job", "worker.sessions", "worker.main"),
     "Sending jobs": ("client", "settings"),
     "Errors": ("errors",),
@@ -452,6 +453,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 """Sections of the page, by the modules whose exports they show."""
 ALSO_SHOWN: Mapping[str, tuple[str, ...]] = {
     "Endpoints": ("flashkit.endpoint.SpawnedJob", "flashkit.http_endpoint.HttpEndpoint"),
+    "Engines": (
+        "flashkit.worker.engines.llm.Completion",
+        "flashkit.worker.engines.llm.Token",
+        "flashkit.worker.engines.llm.ToolCall",
+        "flashkit.worker.engines.llm.Usage",
+        "flashkit.testing.engines.with_engine",
+    ),
     "Sending jobs": (
         "flashkit.client.EndpointClient",
         "flashkit.client.JobState",
