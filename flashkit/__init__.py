@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from flashkit.settings import Settings
     from flashkit.spec import EndpointSpec, EngineSpec, Kind, NetworkVolume, ScalerType, Weights, WorkerBounds
+    from flashkit.worker.engines.embedding.embed import Embed, Embedded
     from flashkit.worker.engines.llm import LLM
     from flashkit.worker.job import JobContext, current_job
     from flashkit.worker.main import serve
@@ -58,6 +59,7 @@ _HOMES = {
     ),
     "settings": ("Settings",),
     "spec": ("EndpointSpec", "EngineSpec", "Kind", "NetworkVolume", "ScalerType", "Weights", "WorkerBounds"),
+    "worker.engines.embedding.embed": ("Embed", "Embedded"),
     "worker.engines.llm": ("LLM",),
     "worker.job": ("JobContext", "current_job"),
     "worker.main": ("serve",),
@@ -70,6 +72,8 @@ __all__ = [  # noqa: RUF022 - in plain order, VLLM among the rest
     "ConfigurationError",
     "DataCenter",
     "DefinitionError",
+    "Embed",
+    "Embedded",
     "Embedding",
     "Endpoint",
     "EndpointSpec",

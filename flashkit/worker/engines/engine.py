@@ -97,7 +97,7 @@ class Engine(Protocol):
 
 
 _HOMES: Final[Mapping[str, tuple[str, str]]] = {
-    "embedding": ("embedding", "load_embedding"),
+    "embedding": ("embedding.engine", "load_embedding"),
     "scripted": ("scripted", "load_scripted"),
     "vllm": ("vllm", "load_vllm"),
 }

@@ -1,0 +1,190 @@
+"""From a model's folder to a model in memory, in the precision that keeps its vectors.
+
+Half precision is used by itself only where the processor has instructions for it, and where this model, tried on a few
+texts when it is loaded, gives the vectors that it gives in float32. On a GPU the whole model is halved, and weights
+that are stored in half precision are left as they are. On a CPU only the linear layers are halved, which is where the
+time goes; sums, norms and softmax stay in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from flashkit.engines.embedding import EmbeddingOptions
+from flashkit.errors import ConfigurationError
+from flashkit.worker.engines.embedding.layout import DenseLayer, Layout
+from flashkit.worker.engines.embedding.model import Device, Model
+from flashkit.worker.engines.embedding.tokens import Tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+log = logging.getLogger(__name__)
+
+LEAST_COSINE: Final = 0.9999
+"""Between vectors in float32 and in half precision, for half precision to be used."""
+LARGEST_SCORE_CHANGE: Final = 0.01
+"""The same for a cross-encoder's scores."""
+SAMPLES: Final = (
+    "How long does a worker take to start?",
+    "A worker that starts cold loads its weights first; how long that takes is a matter of where they are.",
+    "The quick brown fox jumps over the lazy dog. " * 6,
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich; 東京は日本の首都です。 " * 4,
+)
+"""Texts on which precisions are compared."""
+
+
+def load_model(layout: Layout, options: EmbeddingOptions, samples: Sequence[Tokens]) -> Model:
+    """Load a model onto the GPU if there is one, else the CPU.
+
+    Args:
+        layout: How it is used.
+        options: What was declared.
+        samples: A few texts, to compare precisions with.
+
+    Raises:
+        ConfigurationError: It is not whole, needs code that must not run, or has no place in memory.
+    """
+    import torch
+
+    torch.set_num_threads(usable_cpus())
+    device: Device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        encoder = _load_encoder(layout, options).to(device).eval()
+        dense = _load_dense(layout.dense).to(device).eval() if layout.dense else None
+        model = Model(encoder, layout, device, dense=dense, normalize=options.normalize)
+        _choose_precision(model, options.dtype, samples)
+        model.dimensions = model.run(samples[:1]).shape[1]
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as exc:
+        raise ConfigurationError(f"the model in {layout.folder} cannot be loaded: {exc}", hint=_hint(exc)) from exc
+    if options.compile:
+        model.compile()
+    return model
+
+
+def _load_encoder(layout: Layout, options: EmbeddingOptions) -> Any:
+    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # a bar that redraws itself is noise in a worker's log
+    kind = AutoModelForSequenceClassification if layout.is_cross_encoder else AutoModel
+    encoder = kind.from_pretrained(layout.folder, trust_remote_code=options.trust_remote_code, local_files_only=True)
+    if getattr(encoder.config, "is_encoder_decoder", False) and not layout.is_cross_encoder:
+        return encoder.get_encoder()
+    return encoder
+
+
+def _load_dense(layers: Sequence[DenseLayer]) -> Any:
+    import torch
+
+    modules: list[Any] = []
+    for layer in layers:
+        linear = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.has_bias)
+        state = {name.removeprefix("linear."): tensor for name, tensor in _read_tensors(layer.folder).items()}
+        linear.load_state_dict(state)
+        modules += [linear.float(), getattr(torch.nn, layer.activation)()]
+    return torch.nn.Sequential(*modules)
+
+
+def _read_tensors(folder: Path) -> dict[str, Any]:
+    import torch
+    from safetensors.torch import load_file
+
+    if (weights := folder / "model.safetensors").is_file():
+        return load_file(weights)
+    return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+
+
+def _hint(exc: Exception) -> str:
+    if "trust_remote_code" in str(exc):
+        return "it comes with Python code: read it, and write Embedding(..., trust_remote_code=True)"
+    if "out of memory" in str(exc):
+        return "choose a GPU with more memory, or a smaller model"
+    return "look whether all files of the model are there: `flashkit weights verify`"
+
+
+def _choose_precision(model: Model, wanted: str | None, samples: Sequence[Tokens]) -> None:
+    import torch
+
+    stored = str(model.encoder.dtype).removeprefix("torch.")
+    if wanted is not None:
+        _set_precision(model, model.encoder, wanted)
+        return
+    if model.device == "cuda" and stored != "float32":
+        model.dtype = stored
+        return
+    _set_precision(model, model.encoder, "float32")
+    half = _native_half(model.device)
+    if half is None:
+        return
+    whole, reference = model.encoder, model.run(samples)
+    _set_precision(model, copy.deepcopy(whole), half)
+    if not _are_same(reference, model.run(samples), is_score=model.layout.is_cross_encoder):
+        log.info("this model computes in float32: in %s it gives other vectors", half)
+        _set_precision(model, whole, "float32")
+    if model.device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _set_precision(model: Model, encoder: Any, dtype: str) -> None:
+    import torch
+
+    precision = getattr(torch, dtype)
+    model.dtype = dtype
+    model.is_autocast = model.device == "cpu" and dtype != "float32"
+    model.encoder = encoder.float() if model.device == "cpu" else encoder.to(precision)
+    if model.is_autocast:
+        for module in model.encoder.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(precision)
+
+
+def _native_half(device: Device) -> str | None:
+    """Return the half precision that this processor multiplies in itself."""
+    import torch
+
+    if device == "cuda":
+        return "float16"
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        if getattr(torch.cpu, name, lambda: False)():
+            return "bfloat16"
+    return None
+
+
+def _are_same(whole: npt.NDArray[np.float32], half: npt.NDArray[np.float32], *, is_score: bool) -> bool:
+    import numpy as np
+
+    if is_score:
+        return bool(np.abs(whole - half).max() <= LARGEST_SCORE_CHANGE)  # false for what is no number, too
+    lengths = np.linalg.norm(whole, axis=1) * np.linalg.norm(half, axis=1)
+    return bool(((whole * half).sum(1) >= LEAST_COSINE * lengths).all())
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use at the same time, as far as the system tells.
+
+    torch does not look at a container's limit on processor time: a thread for each of the host's cores would wait for
+    the others most of the time.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, cpu_quota(Path("/sys/fs/cgroup")) or cores))
+
+
+def cpu_quota(cgroup: Path) -> int | None:
+    """Return a control group's limit in processors, None where it has none."""
+    try:
+        if (file := cgroup / "cpu.max").is_file():
+            quota, period = file.read_text().split()
+        else:
+            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
+        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
