@@ -193,6 +193,11 @@ VOLUME_USD_PER_GB_MONTH = ((1_000, 0.07), (float("inf"), 0.05))
 """Price of a gigabyte on a network volume: up to 1 TB, and of those above (the same page)."""
 CONTAINER_DISK_USD_PER_GB_MONTH = 0.10
 """About; billed in steps of five minutes while a worker is there (docs.runpod.io/serverless/pricing, 2026-11-21)."""
+CONTAINER_DISK_GB = {"cpu": 10, "gpu": 30}
+"""Disk of a worker, its image included, where nothing is asked for: the vendor SDK's defaults
+(docs.runpod.io/sdk/configuration/parameters and /cpu-types, 2026-10-15)."""
+CPU_DISK_GB_PER_VCPU = {"cpu3c": 10, "cpu3g": 10, "cpu5c": 15}
+"""Largest disk of a CPU worker for each vCPU (vendor's flash SDK, resources/cpu.py, read 2026-11-27); cpu5g is not in it."""
 IMAGE_PULL_MB_PER_SECOND = 59
 """An image of 27 GB was ready after 456 s on a new host: one measurement of a third party
 (dev.to/sergeyshmakov/how-runpod-flashboot-actually-works-4-request-test-49of), the start of the engine included."""
@@ -304,6 +309,13 @@ def volume_usd_per_month(size_gb: float) -> float:
         cost += max(0.0, min(size_gb, limit) - below) * price
         below = limit
     return cost
+
+
+def largest_cpu_disk_gb(cpu: str) -> int | None:
+    """Return the largest disk of a CPU instance in GB, None where no source says."""
+    family, vcpus, _ = cpu.split("-")
+    each = CPU_DISK_GB_PER_VCPU.get(family)
+    return None if each is None else each * int(vcpus)
 
 
 def resolve_cpu(name: str) -> str:

@@ -6,10 +6,12 @@ The tree is split by what the catcher does next:
     ├── DefinitionError       fix the decorator call: refused when the app file is imported
     ├── ConfigurationError    fix an environment variable, a file or a command line option
     │   ├── StoreMisconfigured    the sessions' store answers, but must not be used as it is set up
+    │   ├── DockerUnavailable     there is no docker command, or no daemon behind it
     │   └── WeightsError          a model's weights cannot be had: refused, no room, servers down
     │       ├── WeightsNotFound       they are in none of the places that the message names
     │       ├── WeightsDamaged        files of them are missing or changed: the message names them
     │       └── WeightsSourceError    the hub or S3 cannot be reached, or has them not: retry, or look elsewhere
+    ├── ImageError            an image could not be built or pushed, or is too large: `details` has the failed step
     ├── InputError            the caller sent something the handler cannot take: fix the request
     ├── HandlerError          the handler (user code) failed: read `where`, fix the code
     │   ├── OutputError           it returned something that cannot be sent
@@ -214,6 +216,12 @@ class StoreMisconfigured(ConfigurationError):
     code = "store_misconfigured"
 
 
+class DockerUnavailable(ConfigurationError):
+    """There is no docker command, or no daemon that it can talk to."""
+
+    code = "docker_unavailable"
+
+
 class WeightsError(ConfigurationError):
     """The weights of a model cannot be had."""
 
@@ -236,6 +244,12 @@ class WeightsSourceError(WeightsError):
     """The hub or S3 cannot be reached, or has not got the weights."""
 
     code = "weights_source_failed"
+
+
+class ImageError(FlashkitError):
+    """An image could not be built or pushed, or is larger than its workers' disks."""
+
+    code = "image_failed"
 
 
 class InputError(FlashkitError):
