@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,11 +46,11 @@ def command() -> None:
 @click.argument("name")
 @_revision_option
 @click.option(
-    "--to", "to", metavar="DIR|s3://…|volume",
+    "--to", "to", metavar="DIR|s3://...|volume",
     help="A folder for an image, a place in S3, or the network volume that is mounted here. By default where "
     "workers of this machine look.",
 )  # fmt: skip
-@click.option("--from", "source", metavar="s3://…|hub", help="Where from: S3 (or FLASHKIT_WEIGHTS_S3), else the hub.")
+@click.option("--from", "source", metavar="s3://...|hub", help="Where from: S3 (or FLASHKIT_WEIGHTS_S3), else the hub.")
 @_allow_option
 @_ignore_option
 @_json_option
@@ -127,10 +127,7 @@ def verify_command(name: str, *, revision: str | None, is_all: bool, is_repairin
             if not is_all:
                 break
     if not verdicts:
-        raise WeightsError(
-            f"there are no weights {name!r} on this machine" + (f" at {revision}" if revision else ""),
-            hint=f"bring them here: flashkit weights pull {name}",
-        )
+        raise _nothing_here(name, revision, settings)
     _show_verdicts(verdicts, is_raw=is_raw)
     if is_repairing:
         return _repair([each for each in verdicts if each.damage], weights, settings)
@@ -253,7 +250,7 @@ def _pull(weights: Weights, settings: Settings, to: str | None, progress: Progre
             problem = WeightsSourceError(f"{source.label}: {exc.report.message}", hint=exc.report.hint)
             click.echo(problem.report.message, err=True)
     raise problem or ConfigurationError(
-        "there is nowhere to download from: HF_HUB_OFFLINE is set", hint="unset it, or name a place: --from s3://…"
+        "there is nowhere to download from: HF_HUB_OFFLINE is set", hint="unset it, or name a place: --from s3://..."
     )
 
 
@@ -285,6 +282,17 @@ def _push(
     manifest: Manifest = describe_for_push(folder, Weights(name).name if name else None, revision)
     with progress:
         return push(folder, S3Place.parse(to), manifest, settings, progress=progress)
+
+
+def _nothing_here(name: str, revision: str | None, settings: Settings) -> WeightsError:
+    from flashkit.catalog import nearest_names
+    from flashkit.worker.weights.inventory import list_copies
+
+    near = nearest_names(name, {copy.name for copy in list_copies(settings)} - {name}, limit=1)
+    return WeightsError(
+        f"there are no weights {name!r} on this machine" + (f" at {revision}" if revision else ""),
+        hint=f"did you mean {near[0]}?" if near else f"bring them here: flashkit weights pull {name}",
+    )
 
 
 def _show_verdicts(verdicts: list[Verdict], *, is_raw: bool) -> None:
@@ -337,7 +345,8 @@ def _size_of(weights: Weights, settings: Settings) -> int:
     problem: FlashkitError | None = None
     for source in remote_sources(weights, settings):
         try:
-            return source.list_files().size
+            with closing(source):
+                return source.list_files().size
         except WeightsError as exc:
             problem = exc
     raise WeightsError(

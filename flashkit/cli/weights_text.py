@@ -15,7 +15,8 @@ from flashkit.worker.weights.progress import format_size
 from flashkit.worker.weights.verifying import Verdict
 
 _COMMIT_CHARACTERS = 12
-_PIPE_WIDTH = 160
+_PIPE_WIDTH = 1000
+"""Folders are long, and one that is cut cannot be copied."""
 _SHOWN = 10
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from flashkit.errors import WeightsDamaged
+from flashkit.errors import WeightsDamaged, WeightsError
 from flashkit.spec import Weights
 from flashkit.worker.weights.leases import Lease, Pace, Watch, holder_facts, read_lease
 from flashkit.worker.weights.manifest import FileEntry, Manifest, check_hashes, hash_file, read_manifest
@@ -124,14 +124,9 @@ class _Download:
             lease = self._wait_for_lease()
             if lease is None:
                 return
-            try:
-                with lease:
-                    if not self._is_done:
-                        self._bring(lease)
-            except (Stopped, FileNotFoundError):
-                if not lease.is_lost:
-                    raise
-                log.warning("%s: another worker took this download over; waiting for it", self._manifest.name)
+            with lease:
+                if not self._is_done:
+                    self._bring_unless_taken(lease)
 
     def _wait_for_lease(self) -> Lease | None:
         """Return the lease when it is this worker's turn, None when another one has brought the files meanwhile."""
@@ -152,6 +147,17 @@ class _Download:
                 if self._is_done:
                     return None
         return lease
+
+    def _bring_unless_taken(self, lease: Lease) -> None:
+        try:
+            self._bring(lease)
+        except (Stopped, FileNotFoundError) as exc:
+            if not lease.was_taken():
+                raise WeightsError(
+                    f"{self._manifest.name}: {getattr(exc, 'filename', None) or exc} went away during the download",
+                    hint=f"let nothing remove files below {self._target.root}, and try again",
+                ) from exc
+            log.warning("%s: another worker took this download over; waiting for it", self._manifest.name)
 
     def _bring(self, lease: Lease) -> None:
         target, manifest, manner = self._target, self._manifest, self._manner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from flashkit.settings import Settings
@@ -40,7 +41,7 @@ def fetch(
     """Return the folder into which the weights were downloaded.
 
     Args:
-        source: Where they come from.
+        source: Where they come from; it is closed.
         weights: Which ones.
         settings: Where the shelf is.
         folder: A folder of one commit of each model, as images bring them, instead of a shelf.
@@ -51,11 +52,12 @@ def fetch(
         WeightsSourceError: The source has them not, or fails.
         WeightsError: There is no room, the disk cannot be written, or what comes is damaged.
     """
-    listing = source.list_files()
-    log.info("weights %s: downloading commit %s from %s", weights.name, listing.commit, source.label)
-    if folder is not None:
-        target = in_folder(folder, weights.name, listing.commit)
-    else:
-        target = on_shelf(shelf or shelf_root(settings), weights.name, listing.commit)
-    final = download(source, listing, target, weights, manner=manner)
+    with closing(source):
+        listing = source.list_files()
+        log.info("weights %s: downloading commit %s from %s", weights.name, listing.commit, source.label)
+        if folder is not None:
+            target = in_folder(folder, weights.name, listing.commit)
+        else:
+            target = on_shelf(shelf or shelf_root(settings), weights.name, listing.commit)
+        final = download(source, listing, target, weights, manner=manner)
     return Found(final, f"downloaded from {source.label}", listing.commit, listing.revision)

@@ -49,6 +49,12 @@ class RangeReader:
         self._timeout = timeout_seconds
         self._own = threading.local()  # connections cannot be shared between threads
         self._locations: dict[str, str] = {}
+        self._all: list[http.client.HTTPConnection] = []
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        for connection in self._all:
+            connection.close()
 
     @contextlib.contextmanager
     def open(self, url: str, start: int, stop: int) -> Iterator[_RangeBody]:
@@ -112,6 +118,7 @@ class RangeReader:
         key = (parts.scheme, parts.netloc)
         if key not in connections:
             connections[key] = _make_connection(parts, self._timeout)
+            self._all.append(connections[key][0])
         return connections[key]
 
     def _forget(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from flashkit import __version__
 from flashkit.errors import WeightsError, WeightsSourceError
 from flashkit.settings import Settings
 from flashkit.spec import Weights
@@ -46,7 +47,7 @@ class Hub:
 
     def list_files(self) -> Listing:
         """Return the files of the commit that is wanted, with what the hub knows of their content."""
-        info = self._persistence.try_hard(self._ask, self.label)
+        info = self._persistence.try_hard(self._ask, "it")
         self._commit = str(info.sha)
         entries = [_entry_of(sibling) for sibling in info.siblings or ()]
         files = select_files((entry for entry in entries if is_safe_path(entry.path)), self._weights)
@@ -64,6 +65,11 @@ class Hub:
         except Refused as exc:
             self._explain(url, exc)
 
+    def close(self) -> None:
+        """Close the connections."""
+        if self._ranges is not None:
+            self._ranges.close()
+
     def _ask(self) -> Any:
         api = self._api()
         with hub_allowed(), self._in_our_words():
@@ -78,14 +84,16 @@ class Hub:
             raise WeightsSourceError(
                 "the package huggingface-hub is not installed", hint="pip install 'flashkit-serverless[hub]'"
             ) from exc
-        return HfApi(endpoint=self._url, token=self._token, library_name="flashkit")
+        return HfApi(endpoint=self._url, token=self._token, library_name="flashkit", library_version=__version__)
 
     def _reader(self) -> RangeReader:
         from huggingface_hub.utils import build_hf_headers
 
         with self._guard:
             if self._ranges is None:
-                self._ranges = RangeReader(build_hf_headers(token=self._token, library_name="flashkit"))
+                self._ranges = RangeReader(
+                    build_hf_headers(token=self._token, library_name="flashkit", library_version=__version__)
+                )
             return self._ranges
 
     def _explain(self, url: str, refused: Refused) -> NoReturn:

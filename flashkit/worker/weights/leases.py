@@ -66,6 +66,12 @@ class Lease:
         """True when somebody else has taken the lease over."""
         return self._is_lost.is_set()
 
+    def was_taken(self) -> bool:
+        """Look whether somebody else has it by now, without waiting for the next beat."""
+        if not self._is_mine():
+            self._is_lost.set()
+        return self.is_lost
+
     def try_acquire(self) -> bool:
         """Take the lease if it is free."""
         try:

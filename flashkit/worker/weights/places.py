@@ -130,7 +130,7 @@ def _by_revision(name: str, root: Path, weights: Weights) -> Place:
 
 def _shelf(name: str, root: Path, weights: Weights) -> Iterator[Place]:
     """Look for `root/organisation/name/commit/`: the commit that a reference names first, then others that fit."""
-    model = root / weights.name
+    model = find_below(root, weights.name) or root / weights.name
     found = list(shelf_commits(model, weights.revision))
     if not found:
         held = ", ".join(each.name for each in _commits(model))

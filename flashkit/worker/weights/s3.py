@@ -28,7 +28,6 @@ from flashkit.worker.weights.manifest import MANIFEST_NAME, FileEntry, Manifest,
 from flashkit.worker.weights.selection import select_files
 from flashkit.worker.weights.sources import Body, Listing, Persistence, TransientFailure
 
-_ATTEMPTS: Final = 10
 _CONNECTIONS: Final = 16
 _CONNECT_SECONDS: Final = 10.0
 _READ_SECONDS: Final = 60.0
@@ -99,6 +98,11 @@ class S3:
         with closing(answer["Body"]) as body:
             yield _S3Body(body)
 
+    def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._client.close()
+
     def _find_commit(self) -> str | None:
         """Return the commit that the revision names, by itself or through a reference."""
         revision = self._weights.revision
@@ -162,8 +166,13 @@ class _S3Body:
             raise TransientFailure(str(exc)) from exc
 
 
-def make_client(settings: Settings, *, read_seconds: float = _READ_SECONDS) -> Any:
+def make_client(settings: Settings, *, read_seconds: float = _READ_SECONDS, attempts: int = 1) -> Any:
     """Return a client for S3; keys and region come from where boto3 takes them (AWS_ACCESS_KEY_ID and so on).
+
+    Args:
+        settings: The server's address.
+        read_seconds: Longest silence.
+        attempts: How often it asks by itself. Once, where a `Persistence` asks again.
 
     Raises:
         WeightsSourceError: boto3 is not installed.
@@ -178,7 +187,7 @@ def make_client(settings: Settings, *, read_seconds: float = _READ_SECONDS) -> A
     session = boto3.session.Session()
     endpoint = settings.s3_endpoint or catalog.s3_endpoint(session.region_name or "")
     config = Config(
-        retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
+        retries={"total_max_attempts": attempts, "mode": "standard"},
         max_pool_connections=_CONNECTIONS,
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=read_seconds,

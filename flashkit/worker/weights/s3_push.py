@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -33,6 +34,9 @@ _PART_BYTES: Final = 64_000_000
 _MOST_PARTS: Final = 9_000
 """Of the 10,000 that S3 allows."""
 _FILES_AT_A_TIME: Final = 3
+ATTEMPTS: Final = 10
+"""What Runpod advises for its 502s (AWS_MAX_ATTEMPTS)."""
+_ONCE: Final = Persistence(attempts=1)
 _COMPLETE_SECONDS: Final = 7200.0
 """Runpod's S3 puts the parts of a large file together before it answers."""
 
@@ -73,14 +77,26 @@ def push(
     settings: Settings,
     *,
     progress: Progress,
-    persistence: Persistence = Persistence(),  # noqa: B008 - frozen
+    attempts: int = ATTEMPTS,
 ) -> str:
     """Upload the files of a manifest, and return where they are. Files that are there already stay.
+
+    Args:
+        folder: The weights.
+        place: Where to.
+        manifest: What they are.
+        settings: The server's address.
+        progress: Told how far it is.
+        attempts: How often each part is sent.
 
     Raises:
         WeightsSourceError: S3 refuses, or fails too often.
     """
-    upload = _Upload(make_client(settings, read_seconds=_COMPLETE_SECONDS), place, progress, persistence)
+    with closing(make_client(settings, read_seconds=_COMPLETE_SECONDS, attempts=attempts)) as client:
+        return _push(folder, manifest, place, _Upload(client, place, progress), progress)
+
+
+def _push(folder: Path, manifest: Manifest, place: S3Place, upload: _Upload, progress: Progress) -> str:
     model = place.key(manifest.name)
     base = f"{model}/{manifest.commit}"
     missing = [entry for entry in manifest.files if not upload.is_there(f"{base}/{entry.path}", entry.size)]
@@ -101,13 +117,12 @@ def push(
 
 
 class _Upload:
-    """Puts objects into one bucket, as often as it takes."""
+    """Puts objects into one bucket. Its client asks again by itself: a part that fails is sent anew, not the file."""
 
-    def __init__(self, client: Any, place: S3Place, progress: Progress, persistence: Persistence) -> None:
+    def __init__(self, client: Any, place: S3Place, progress: Progress) -> None:
         self._client = client
         self._bucket = place.bucket
         self._progress = progress
-        self._persistence = persistence
 
     def is_there(self, key: str, size: int) -> bool:
         """Say whether an object of this length has the key."""
@@ -153,7 +168,7 @@ class _Upload:
         self._try_hard(send, key)
 
     def _try_hard(self, work: Callable[[], T], key: str) -> T:
-        return self._persistence.try_hard(work, f"s3://{self._bucket}/{key}")
+        return _ONCE.try_hard(work, f"s3://{self._bucket}/{key}")
 
 
 class _Told:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,19 +62,20 @@ def in_folder(root: Path, name: str, commit: str) -> Target:
 
 
 def prepare(target: Target) -> None:
-    """Make the folders that a download needs.
+    """Make the folder that leases are in.
 
     Raises:
         WeightsError: They cannot be written.
     """
     with explained(target.root):
-        (target.root / STAGING / target.key).mkdir(parents=True, exist_ok=True)
+        (target.root / STAGING).mkdir(parents=True, exist_ok=True)
 
 
 def claim(target: Target, token: str) -> Path:
     """Return the holder's own staging folder, with what an earlier download of the same commit left."""
     own = target.staging(token)
     with explained(target.root):
+        own.parent.mkdir(parents=True, exist_ok=True)
         for left in _left_over(target):
             if left.name.startswith(f"{target.commit}.") and not own.exists():
                 with contextlib.suppress(FileNotFoundError):  # somebody else took it
@@ -149,7 +151,7 @@ def note_revision(target: Target, revision: str | None) -> None:
 
 def write_whole(file: Path, text: str) -> None:
     """Write a file so that nobody ever sees half of it."""
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")  # process ids of two machines may be the same
     with draft.open("w") as stream:
         stream.write(text)
         stream.flush()

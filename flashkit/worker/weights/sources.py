@@ -45,10 +45,15 @@ class Persistence:
             except TransientFailure as exc:
                 if failures >= self.attempts:
                     raise WeightsSourceError(
-                        f"{label} failed {failures} times: {exc}", hint="try again when it is there"
+                        f"{label} failed{times(failures)}: {exc}", hint="try again when it is there"
                     ) from exc
                 self.pause(failures)
         raise AssertionError("counting does not end")
+
+
+def times(count: int) -> str:
+    """Return how often, where that is worth saying."""
+    return f" {count} times" if count > 1 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +105,6 @@ class Source(Protocol):
             TransientFailure: Not now; ask again.
             WeightsError: Never.
         """
+
+    def close(self) -> None:
+        """Close the connections."""

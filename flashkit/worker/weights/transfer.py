@@ -22,7 +22,7 @@ from flashkit.errors import WeightsDamaged, WeightsError, WeightsSourceError
 from flashkit.worker.weights.manifest import FileEntry, matches
 from flashkit.worker.weights.progress import Progress, format_size
 from flashkit.worker.weights.shelves import explained, room_in
-from flashkit.worker.weights.sources import Body, Persistence, Source, TransientFailure
+from flashkit.worker.weights.sources import Body, Persistence, Source, TransientFailure, times
 
 PART_BYTES: Final = 32 << 20
 THREADS: Final = 8
@@ -199,7 +199,7 @@ class Transfer:
                 failures = 1 if position > came else failures + 1
                 if failures >= self._persistence.attempts:
                     raise WeightsSourceError(
-                        f"{self._source.label} failed {failures} times at {entry.path}: {exc}",
+                        f"{self._source.label} failed{times(failures)} at {entry.path}: {exc}",
                         hint="try again later: what has come is kept, and only the rest is asked for",
                     ) from exc
                 self._persistence.pause(failures)

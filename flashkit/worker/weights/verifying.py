@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def _expected(folder: Path, evidence: Evidence, weights: Weights, settings: Sett
     if all(entry.has_hash for entry in noted) or commit is None or settings.is_hub_offline:
         return noted
     try:
-        listing = Hub(Weights(weights.name, commit, allow=("*",)), settings).list_files()
+        with closing(Hub(Weights(weights.name, commit, allow=("*",)), settings)) as hub:
+            listing = hub.list_files()
     except FlashkitError:
         return noted  # the verdict says what could not be compared
     there = {entry.path for entry in noted}
