@@ -110,7 +110,7 @@ class ScriptedEngine:
             EngineDied: It has.
         """
         if self._is_dead:
-            raise EngineDied("the scripted engine died, as its script says")
+            raise _death()
 
     async def close(self) -> None:
         """Close what answers are recorded from."""
@@ -190,7 +190,7 @@ class ScriptedEngine:
         self._is_dead = True
         for ending in self._running.values():
             ending.set()
-        raise EngineDied("the scripted engine died, as its script says", hint="send the request again")
+        raise _death()
 
     def _plan(self, request: EngineRequest, body: Mapping[str, Any], answer: Answer, *, is_chat: bool) -> Generation:
         prompt = len(split_tokens(text_of(body)))
@@ -260,6 +260,14 @@ class ScriptedEngine:
             if number < len(made.tokens):
                 yield number
             due += self._token_seconds
+
+
+def _death() -> EngineDied:
+    return EngineDied(
+        "the scripted engine died, as its script says",
+        hint="the worker is replaced; send the request again",
+        details={"retryable": True},
+    )
 
 
 async def _wait(ending: asyncio.Event, seconds: float) -> None:
