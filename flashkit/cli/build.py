@@ -1,4 +1,4 @@
-"""`flashkit build`: the images of an app, built with BuildKit, looked into, pushed, remembered for `flashkit deploy`."""
+"""`flashkit build`: the images of an app, built with BuildKit, looked into, pushed, remembered for deployments."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from flashkit.cli.build_screen import BuildScreen
     from flashkit.images.docker import Docker
     from flashkit.images.planning import PlannedImage
+    from flashkit.images.recipe import Base
     from flashkit.images.record import BuiltImage
 
 _BUILD_FOLDER: Final = Path(".flashkit") / "build"
-_BASES: Final = ("cpu", "cuda", "embedding", "vllm")
 _HUB_TOKEN_ID: Final = "hf_token"  # noqa: S105
 """Under which Dockerfiles know the token."""
 
@@ -50,7 +50,9 @@ class BuildOptions:
 )  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Run every step anew.")
 @click.option("--bake", is_flag=True, help="Bring the engines' weights into images that have no Dockerfile.")
-@click.option("--base", type=click.Choice(_BASES), help="Only build this base image, for a plain `docker build`.")
+@click.option(
+    "--base", metavar="cpu|cuda|embedding|vllm", help="Only build this base image, for a plain `docker build`."
+)
 @click.option("--print-dockerfile", is_flag=True, help="Print what would be built where there is no Dockerfile.")
 @click.option(
     "--sbom", "sbom_folder", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
@@ -67,6 +69,7 @@ def command(app: Path | None, **given: Any) -> int:
     from flashkit import __version__
     from flashkit.cli.build_screen import BuildScreen
     from flashkit.images.docker import Docker
+    from flashkit.images.recipe import Base
 
     if given["print_dockerfile"]:
         planned, project = _plan(app, given)
@@ -76,7 +79,8 @@ def command(app: Path | None, **given: Any) -> int:
     options = _read_options(given)
     screen = BuildScreen(is_json=given["is_json"])
     if given["base"]:
-        _build_base(Docker.find(), given["base"], options, screen)
+        base = Base.parse(given["base"])
+        _build_base(Docker.find(), base, options, screen)
         return 0
     docker = Docker.find()
     planned, project = _plan(app, given)
@@ -169,8 +173,8 @@ def _build_one(
     from flashkit.images.record import BuiltImage, write_images
 
     text = _dockerfile_text(image, project, __version__)
-    for variant in wanted_bases(text, version=__version__):
-        _build_base(docker, variant, options, screen)
+    for base in wanted_bases(text, version=__version__):
+        _build_base(docker, base, options, screen)
     dockerfile = image.dockerfile or _write_recipe(image, project, text)
     request = BuildRequest(
         dockerfile=dockerfile, context=project, tag=tag, platform=options.platform,
@@ -229,21 +233,19 @@ def _write_sbom(folder: Path, tag: str, image_id: str, contents: Any) -> None:
     (folder / f"{name}.cdx.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _build_base(docker: Docker, name: str, options: BuildOptions, screen: BuildScreen) -> None:
+def _build_base(docker: Docker, base: Base, options: BuildOptions, screen: BuildScreen) -> None:
     """Build a base image from a checkout, where it costs a second when nothing has changed; a release's only once."""
     from flashkit import __version__
     from flashkit.images.base import find_base_context
     from flashkit.images.building import BuildRequest, build_image
-    from flashkit.images.recipe import VARIANT_ARGS, Variant, base_reference
 
-    variant = Variant(name)
-    tag = base_reference(variant, __version__)
+    tag = base.reference(__version__)
     context = find_base_context(__version__)
     if not context.is_checkout and docker.has_image(tag) and options.is_cached:
         return
     request = BuildRequest(
         dockerfile=context.dockerfile, context=context.folder, tag=tag, platform=options.platform,
-        build_args=(*VARIANT_ARGS[variant].items(), *context.build_args), is_cached=options.is_cached,
+        build_args=(*base.build_args, *context.build_args), is_cached=options.is_cached,
         extra=options.extra,
     )  # fmt: skip
     with screen.building(tag, ()) as on_step:

@@ -18,6 +18,7 @@ from flashkit.errors import ConfigurationError
 from flashkit.settings import DEV_FILE
 
 if TYPE_CHECKING:
+    from flashkit.cli.containers import ContainerChoice
     from flashkit.cli.emulation import Emulation
     from flashkit.cli.errands import Errand
 
@@ -47,6 +48,8 @@ class DevOptions:
     folder: Path
     """The project's folder: state and dev.json go below it."""
     emulation: Emulation
+    containers: ContainerChoice
+    """Endpoints whose workers are containers."""
     errand: Errand | None = None
     """What to do instead of waiting for people."""
     cold_start_budget: float | None = None
@@ -98,6 +101,10 @@ class DevOptions:
 @click.option(
     "--capacity", "capacities", multiple=True, metavar="[NAME=]WORKERS",
     help="Workers that there are machines for; others are throttled.",
+)  # fmt: skip
+@click.option(
+    "--image", "images", multiple=True, is_flag=False, flag_value="", metavar="[[NAME=]IMAGE]",
+    help="Run workers in containers: of this image, or of those that `flashkit build` made. Reloads nothing.",
 )  # fmt: skip
 @click.option("--flashboot", is_flag=True, help="Freeze idle workers instead of stopping them, where specs allow it.")
 @click.option("--speed", default="1x", show_default=True, help="How fast the platform's clock goes: 60x.")
@@ -154,18 +161,23 @@ def read_options(apps: tuple[Path, ...], given: dict[str, Any]) -> DevOptions:
     Raises:
         click.UsageError: They contradict each other, or there is no app.
     """
+    from flashkit.cli.containers import ContainerChoice
     from flashkit.cli.emulation import Emulation
+    from flashkit.cli.projects import project_folder
 
+    if given["images"] and given["flashboot"]:
+        raise click.UsageError("--flashboot freezes processes, and cannot freeze the containers of --image")
     errand = _read_errand(given)
     if given["cold_start_budget"] is not None and errand is None:
         raise click.UsageError("--cold-start-budget goes with --once, --ci or --runpod-tests")
     usual_port = USUAL_PORT if errand is None else 0
     is_attended = errand is None and not given["headless"]
+    files = tuple(locate_app(app).resolve() for app in apps or [Path.cwd()])
     return DevOptions(
-        apps=tuple(locate_app(app).resolve() for app in apps or [Path.cwd()]),
+        apps=files,
         host=given["host"],
         port=usual_port if given["port"] is None else given["port"],
-        is_reloading=is_attended and not given["no_reload"],
+        is_reloading=is_attended and not given["no_reload"] and not given["images"],
         has_keys=is_attended and not given["is_json"],
         is_json=given["is_json"],
         log_level=given["log_level"],
@@ -180,6 +192,7 @@ def read_options(apps: tuple[Path, ...], given: dict[str, Any]) -> DevOptions:
             has_flashboot=given["flashboot"],
             has_rate_limits=given["rate_limits"],
         ),
+        containers=ContainerChoice(given["images"], project_folder(files[0])),
         errand=errand,
         cold_start_budget=given["cold_start_budget"],
         seed_folder=given["seed_folder"],

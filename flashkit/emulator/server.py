@@ -323,8 +323,9 @@ class Emulator:
         """Freeze an idle worker as FlashBoot does: its processes stop where they stand, its connections break.
 
         Raises:
-            InputError: There is no such worker, or it is not idle.
+            InputError: There is no such worker, it is not idle, or it runs in a container.
         """
+        self._supervisor.check_freezable(worker_id)
         self.dispatcher.apply(self.platform.freeze_worker, worker_id)
 
     def thaw_worker(self, worker_id: str) -> None:

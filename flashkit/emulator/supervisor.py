@@ -25,6 +25,7 @@ import orjson
 
 from flashkit.emulator.events import LogLine
 from flashkit.emulator.process_sockets import local_ports
+from flashkit.errors import InputError
 from flashkit.protocol import WORKER_ENVIRONMENT, worker_urls
 from flashkit.settings import LOOPBACK
 from flashkit.spec import EndpointSpec
@@ -64,6 +65,8 @@ class LocalEndpoint:
     """For people: an input that its handler takes."""
     schema: Mapping[str, Any] | None = None
     """JSON schema of its handler's input, where that is known."""
+    can_freeze: bool = True
+    """False where signals do not reach the worker itself, as in a container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,19 @@ class Supervisor:
         """Stop one worker and its group where they stand, and return the local ports of their sockets."""
         worker = self._workers.get(worker_id)
         return () if worker is None else worker.freeze()
+
+    def check_freezable(self, worker_id: str) -> None:
+        """Refuse to freeze a worker that signals do not reach.
+
+        Raises:
+            InputError: It runs in a container.
+        """
+        worker = self._workers.get(worker_id)
+        if worker is not None and not worker.local.can_freeze:
+            raise InputError(
+                f"worker {worker_id!r} runs in a container, which cannot be frozen here",
+                hint="leave --image out to try what freezing does",
+            )
 
     def thaw(self, worker_id: str) -> None:
         """Let one worker and its group go on."""

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from flashkit.errors import InputError
-from flashkit.images.recipe import BASE_NAME, Variant
+from flashkit.images.recipe import BASE_NAME, Base
 
 DOCKERFILE: Final = "Dockerfile.base"
 _CHECKOUT: Final = Path(__file__).parent.parent.parent
 _PACKAGED: Final = Path(__file__).parent / "_base"
 """Where the wheel has what the checkout has at its top."""
 _REFERENCE: Final = re.compile(
-    rf"(?:(?<==)|(?<=\s)){BASE_NAME}:(?P<version>[\w.]+)-(?P<variant>\w+)(?=\s|$)", re.MULTILINE
+    rf"(?:(?<==)|(?<=\s)){BASE_NAME}:(?P<version>\d[\w.]*)-(?P<base>[\w.-]+)(?=\s|$)", re.MULTILINE
 )
 
 
@@ -43,22 +43,18 @@ def find_base_context(version: str) -> BaseContext:
     return BaseContext(_PACKAGED, (("FLASHKIT", f"flashkit-serverless=={version}"),), is_checkout=False)
 
 
-def wanted_bases(dockerfile: str, *, version: str) -> list[Variant]:
+def wanted_bases(dockerfile: str, *, version: str) -> list[Base]:
     """Return the base images that a Dockerfile starts from.
 
     Raises:
         InputError: It wants one of another version, or one that there is not.
     """
-    found: dict[Variant, None] = {}
+    found: dict[Base, None] = {}
     for match in _REFERENCE.finditer(dockerfile):
         if match["version"] != version:
             raise InputError(
                 f"the Dockerfile starts from {match[0]}, and this is flashkit {version}",
-                hint=f"write {BASE_NAME}:{version}-{match['variant']}, or install flashkit {match['version']}",
+                hint=f"write {BASE_NAME}:{version}-{match['base']}, or install flashkit {match['version']}",
             )
-        if match["variant"] not in list(Variant):
-            raise InputError(
-                f"the Dockerfile starts from {match[0]}, which there is not", hint=f"bases are: {', '.join(Variant)}"
-            )
-        found[Variant(match["variant"])] = None
+        found[Base.parse(match["base"])] = None
     return list(found)

@@ -127,6 +127,10 @@ class Docker:
                     process.terminate()
         return process.returncode
 
+    def has_gpus(self) -> bool:
+        """True when containers can be given this machine's GPUs."""
+        return '"nvidia"' in self.run("info", "--format", "{{json .Runtimes}}").stdout
+
     def has_image(self, reference: str) -> bool:
         """True when the daemon has the image."""
         return self.run("image", "inspect", "--format", "{{.Id}}", reference).returncode == 0

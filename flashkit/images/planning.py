@@ -11,7 +11,7 @@ from typing import Final
 
 from flashkit.catalog import CONTAINER_DISK_GB, IMAGE_PULL_MB_PER_SECOND, largest_cpu_disk_gb
 from flashkit.errors import ImageError, InputError
-from flashkit.images.recipe import Ingredients, ingredients_of, merge
+from flashkit.images.recipe import USUAL_PYTHON, Ingredients, ingredients_of, merge
 from flashkit.protocol import PlatformDefaults
 from flashkit.spec import EndpointSpec
 
@@ -63,22 +63,33 @@ def plan_images(
     if others and (project / "Dockerfile").is_file():
         return [PlannedImage(specs=tuple(others), suffix="", dockerfile=project / "Dockerfile"), *planned]
     relative = app.resolve().relative_to(project.resolve())
-    made_of = [ingredients_of(spec, relative, is_handler=is_handler, bakes=bakes) for spec in others]
+    python = read_python_version(project)
+    made_of = [ingredients_of(spec, relative, python=python, is_handler=is_handler, bakes=bakes) for spec in others]
     return [*_grouped(others, made_of), *planned]
 
 
 def _grouped(specs: Sequence[EndpointSpec], made_of: Sequence[Ingredients]) -> list[PlannedImage]:
     groups: dict[object, list[tuple[EndpointSpec, Ingredients]]] = {}
     for spec, ingredients in zip(specs, made_of, strict=True):
-        groups.setdefault((ingredients.variant, ingredients.baked), []).append((spec, ingredients))
-    variants = [ingredients.variant for members in groups.values() for _, ingredients in members[:1]]
+        groups.setdefault((ingredients.base, ingredients.baked), []).append((spec, ingredients))
+    variants = [ingredients.base.variant for members in groups.values() for _, ingredients in members[:1]]
     images = []
     for members in groups.values():
         merged = merge([ingredients for _, ingredients in members])
-        is_only = variants.count(merged.variant) == 1
-        suffix = str(merged.variant) if is_only else members[0][0].name
+        is_only = variants.count(merged.base.variant) == 1
+        suffix = str(merged.base.variant) if is_only else members[0][0].name
         images.append(PlannedImage(specs=tuple(spec for spec, _ in members), suffix=suffix, ingredients=merged))
     return images
+
+
+def read_python_version(project: Path) -> str:
+    """Return the Python that the project asks for in `.python-version`, as `3.12`; the usual one where it does not."""
+    try:
+        words = (project / ".python-version").read_text().split()
+    except OSError:
+        return USUAL_PYTHON
+    version = re.match(r"3\.\d+", words[0]) if words else None
+    return version[0] if version else USUAL_PYTHON
 
 
 def choose(planned: Sequence[PlannedImage], endpoint: str | None) -> list[PlannedImage]:

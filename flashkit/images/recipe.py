@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from flashkit.errors import InputError
 from flashkit.spec import EndpointSpec, Kind, Weights
 
 WORKER_UID: Final = 1000
@@ -34,25 +35,66 @@ class Variant(StrEnum):
     """CUDA, with vLLM."""
 
 
-VARIANT_ARGS: Final[dict[Variant, dict[str, str]]] = {
+_VARIANT_ARGS: Final[dict[Variant, dict[str, str]]] = {
     Variant.CPU: {"VARIANT": "cpu"},
     Variant.CUDA: {"VARIANT": "cuda"},
     Variant.EMBEDDING: {"VARIANT": "cuda", "EXTRAS": "embedding hub"},
     Variant.VLLM: {"VARIANT": "cuda", "EXTRAS": "hub", "ENGINE": "vllm==0.32.0"},
 }
 """Build arguments of Dockerfile.base."""
+USUAL_PYTHON: Final = "3.11"
+PYTHON_IMAGES: Final = {
+    "3.12": "python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea",
+    "3.13": "python:3.13-slim@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285",
+}
+"""What CPU images start from instead of Dockerfile.base's own, which has the usual Python."""
 
 
-def base_reference(variant: Variant, version: str) -> str:
-    """Return the name of a base image."""
-    return f"{BASE_NAME}:{version}-{variant}"
+@dataclass(frozen=True, slots=True, order=True)
+class Base:
+    """A base image. Those with CUDA have the Python of their system."""
+
+    variant: Variant
+    python: str = USUAL_PYTHON
+
+    def __post_init__(self) -> None:
+        if self.variant is not Variant.CPU:
+            object.__setattr__(self, "python", USUAL_PYTHON)
+        if self.python != USUAL_PYTHON and self.python not in PYTHON_IMAGES:
+            raise InputError(
+                f"there is no base image with Python {self.python}",
+                hint=f"there are those with {', '.join((USUAL_PYTHON, *PYTHON_IMAGES))}",
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Base:
+        """Return the base that is written as `cpu`, `vllm` or `cpu-py3.12`.
+
+        Raises:
+            InputError: There is none of this name.
+        """
+        name, _, python = text.partition("-py")
+        if name not in list(Variant):
+            raise InputError(f"there is no base image {text!r}", hint=f"there are: {', '.join(Variant)}, cpu-py3.12")
+        return cls(Variant(name), python or USUAL_PYTHON)
+
+    def reference(self, version: str) -> str:
+        """Return its name."""
+        python = "" if self.python == USUAL_PYTHON else f"-py{self.python}"
+        return f"{BASE_NAME}:{version}-{self.variant}{python}"
+
+    @property
+    def build_args(self) -> tuple[tuple[str, str], ...]:
+        """What Dockerfile.base is told."""
+        python = {} if self.python == USUAL_PYTHON else {"PYTHON_IMAGE": PYTHON_IMAGES[self.python]}
+        return tuple((_VARIANT_ARGS[self.variant] | python).items())
 
 
 @dataclass(frozen=True, slots=True)
 class Ingredients:
     """What an image is made of, apart from the project's files."""
 
-    variant: Variant
+    base: Base
     extras: tuple[str, ...] = ()
     """Of flashkit's distribution, installed on top of the base."""
     baked: tuple[Weights, ...] = ()
@@ -60,18 +102,21 @@ class Ingredients:
     work_dir: str = "/app"
 
 
-def ingredients_of(spec: EndpointSpec, app: Path, *, is_handler: bool = False, bakes: bool = False) -> Ingredients:
+def ingredients_of(
+    spec: EndpointSpec, app: Path, *, python: str = USUAL_PYTHON, is_handler: bool = False, bakes: bool = False
+) -> Ingredients:
     """Return what the image of an endpoint is made of.
 
     Args:
         spec: The endpoint.
         app: Its file, relative to the project's folder.
+        python: The project's version.
         is_handler: The file calls runpod.serverless.start itself.
         bakes: Bring the engine's weights into the image.
     """
     command = ("python", "-u", app.name) if is_handler else ("python", "-m", "flashkit.worker", app.name)
     return Ingredients(
-        variant=_variant_of(spec),
+        base=Base(_variant_of(spec), python),
         extras=_extras_of(spec),
         baked=(spec.weights,) if bakes and spec.weights else (),
         command=command,
@@ -98,7 +143,7 @@ def merge(parts: Sequence[Ingredients]) -> Ingredients:
     first = parts[0]
     extras = dict.fromkeys(extra for part in parts for extra in part.extras)
     baked = dict.fromkeys(weights for part in parts for weights in part.baked)
-    return Ingredients(first.variant, tuple(extras), tuple(baked), first.command, first.work_dir)
+    return Ingredients(first.base, tuple(extras), tuple(baked), first.command, first.work_dir)
 
 
 def render(ingredients: Ingredients, *, version: str, has_requirements: bool) -> str:
@@ -110,7 +155,7 @@ def render(ingredients: Ingredients, *, version: str, has_requirements: bool) ->
         has_requirements: The project has a requirements.txt.
     """
     parts = [
-        f"ARG BASE={base_reference(ingredients.variant, version)}",
+        f"ARG BASE={ingredients.base.reference(version)}",
         *(_weights_stage(ingredients.baked) if ingredients.baked else ()),
         "FROM ${BASE}",
         "USER root",

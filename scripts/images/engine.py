@@ -33,14 +33,15 @@ _HERE = Path(__file__).parent
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _ENGINE_SUITE = "trixie"
 """Debian 13 has Docker 26 with BuildKit; its programs run on Debian 12 too, apart from runc."""
-_ENGINE_PACKAGES = ("docker.io", "docker-cli", "docker-buildx", "containerd")
-_PROGRAMS = (
-    "usr/sbin/dockerd",
-    "usr/bin/docker",
-    "usr/bin/containerd",
-    "usr/bin/containerd-shim-runc-v2",
-    "usr/sbin/runc",
-)
+_ENGINE_PACKAGES = ("docker.io", "docker-cli", "docker-buildx", "containerd", "tini")
+_PROGRAMS = {
+    "dockerd": "usr/sbin/dockerd",
+    "docker": "usr/bin/docker",
+    "docker-init": "usr/bin/tini-static",
+    "containerd": "usr/bin/containerd",
+    "containerd-shim-runc-v2": "usr/bin/containerd-shim-runc-v2",
+    "runc": "usr/sbin/runc",
+}
 _BUILDX = "usr/libexec/docker/cli-plugins/docker-buildx"
 _LONGEST_SOCKET_PATH = 90
 
@@ -119,7 +120,7 @@ def check_machine(places: Places) -> None:
 
 def fetch_programs(places: Places) -> None:
     """Bring the engine's programs into the folder, unless they are there."""
-    if not all((places.programs / name).exists() for name in (*_PROGRAMS, _BUILDX)):
+    if not all((places.programs / name).exists() for name in (*_PROGRAMS.values(), _BUILDX)):
         apt = _PrivateApt(places.root / "apt")
         shutil.rmtree(places.programs, ignore_errors=True)
         apt.update()
@@ -128,8 +129,8 @@ def fetch_programs(places: Places) -> None:
         shutil.rmtree(apt.folder)
     for folder in (places.bin, places.config / "cli-plugins"):
         folder.mkdir(parents=True, exist_ok=True)
-    for name in _PROGRAMS:
-        _link(places.bin / Path(name).name, places.programs / name)
+    for name, path in _PROGRAMS.items():
+        _link(places.bin / name, places.programs / path)
     _link(places.config / "cli-plugins" / "docker-buildx", places.programs / _BUILDX)
 
 

@@ -215,7 +215,7 @@ def test_the_environment_names_the_endpoint_of_a_worker_whose_command_does_not(a
 
 
 def test_an_only_endpoint_need_not_be_named(app):
-    path = app("from flashkit import cpu_endpoint\n\n\n@cpu_endpoint\ndef alone(n: int) -> int:\n    return n\n")
+    path = app("from flashkit import cpu_endpoint\n\n\n@cpu_endpoint()\ndef alone(n: int) -> int:\n    return n\n")
     result = _worker("my_app.py", cwd=path.parent)
     assert "endpoint 'alone' was started outside of a platform" in result.stderr
 
