@@ -50,7 +50,7 @@ def read_endpoints(described: Sequence[Described], sources: Sources) -> tuple[En
     return tuple(
         Endpoint(
             spec=each.spec,
-            place=found.place if found else _told_place(each),
+            place=found.place if found else _told_place(each, sources),
             code=_read_code(found, reader, handlers) if found else None,
             schema=each.schema,
             routes=tuple(each.routes),
@@ -69,11 +69,12 @@ def _declaration_of(described: Described, declarations: Sequence[Declaration]) -
     return choose(declarations, attribute=described.attribute, file_name=file_name, line=line, name=described.spec.name)
 
 
-def _told_place(described: Described) -> Place:
+def _told_place(described: Described, sources: Sources) -> Place:
+    """Return the place that the endpoint tells, in the file of the project that has this name."""
     file_name, line = _split(described)
-    folder = described.app.rpartition("/")[0]
-    is_here = file_name == described.app.rpartition("/")[2]
-    return Place(described.app if is_here or not folder else f"{folder}/{file_name}", line)
+    files = [described.app, *sources.modules]
+    path = next((path for path in files if path.rpartition("/")[2] == file_name), None)
+    return Place(path, line) if path else Place(described.app)
 
 
 def _split(described: Described) -> tuple[str, int]:

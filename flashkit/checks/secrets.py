@@ -39,7 +39,7 @@ _NAMED: Final = re.compile(
          ["']? \s* (?::\s*[A-Za-z_.\[\]| ]+)? \s* [:=] \s* ["']? (?P<value> [^\s"'`,;)}\]#]{12,} ) """,
 )
 _TELLING_NAME: Final = re.compile(
-    r"(?i)(^|[_.-])(api[_-]?key|access[_-]?key|secret|token|passw(or)?d|passwd|pwd|credentials?|private[_-]?key)s?($|[_.-])"
+    r"(?i)(^|[_.-])((api[_-]?key|access[_-]?key|secret|passw(or)?d|passwd|pwd|credential|private[_-]?key)s?|token)($|[_.-])"
     r"|(_|^)key$"
 )
 _PLACEHOLDER: Final = re.compile(

@@ -8,7 +8,6 @@ defines no endpoint; it runs as it is, as one endpoint named after the file, wit
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 from collections import ChainMap
@@ -17,16 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from flashkit.cli.describing import ask_app, no_endpoint_in, refuse_doubles
 from flashkit.cli.hub import hub_environment
 from flashkit.cli.projects import project_folder, read_sample
 from flashkit.emulator.server import LocalEndpoint
-from flashkit.errors import ConfigurationError, DefinitionError, ErrorReport, FlashkitError, InputError
+from flashkit.errors import ConfigurationError, DefinitionError, FlashkitError, InputError
 from flashkit.spec import EndpointSpec, Kind
 
-DESCRIBE_TIMEOUT_SECONDS = 120.0
-"""An import that takes longer hangs, or loads a model outside `setup`."""
 _HANDLER_CPU = "cpu3c-2-4"
 
 
@@ -91,7 +87,7 @@ async def describe_app(app: Path, *, env: MutableMapping[str, str]) -> list[AppE
     Raises:
         DefinitionError: The app does not import, or defines nothing.
     """
-    data = await _ask(app)
+    data = await ask_app(app)
     try:
         worker_env: Mapping[str, str] = ChainMap(env, hub_environment(project_folder(app)))
     except ConfigurationError as exc:
@@ -101,71 +97,13 @@ async def describe_app(app: Path, *, env: MutableMapping[str, str]) -> list[AppE
     loaded = frozenset(map(Path, data.get("files", ())))
     endpoints = [_read_endpoint(app, item, worker_env, loaded) for item in data.get("endpoints", ())]
     if not endpoints:
-        raise DefinitionError(
-            f"{app.name} defines no endpoint",
-            hint="decorate a function with @cpu_endpoint or @gpu_endpoint, or call runpod.serverless.start",
-            where=str(app),
-        )
+        raise no_endpoint_in(app)
     return endpoints
 
 
 def check_names(endpoints: Sequence[AppEndpoint]) -> None:
     """Refuse two endpoints with one name."""
-    seen: dict[str, AppEndpoint] = {}
-    for endpoint in endpoints:
-        first = seen.setdefault(endpoint.name, endpoint)
-        if first is not endpoint:
-            raise DefinitionError(
-                f"two endpoints are named {endpoint.name!r}: at {first.where} and at {endpoint.where}",
-                hint="names become URLs, so each must be different",
-            )
-
-
-async def _ask(app: Path) -> dict[str, Any]:
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "flashkit.worker", "--describe", app.name),
-            cwd=app.parent,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-    except OSError as exc:
-        raise DefinitionError(
-            f"{app.name} cannot be imported in {app.parent}: {exc.strerror}",
-            hint="look whether the folder is still there",
-        ) from exc
-    try:
-        async with asyncio.timeout(DESCRIBE_TIMEOUT_SECONDS):
-            stdout, stderr = await process.communicate()
-    except TimeoutError as exc:
-        raise DefinitionError(
-            f"importing {app.name} took longer than {DESCRIBE_TIMEOUT_SECONDS:g} s",
-            hint="move slow work out of the module into setup()",
-        ) from exc
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return _read_answer(app, stdout, stderr)
-
-
-def _read_answer(app: Path, stdout: bytes, stderr: bytes) -> dict[str, Any]:
-    """Return the JSON object on the last line; whatever the module printed while it was imported is above."""
-    lines = stdout.splitlines()
-    try:
-        data = orjson.loads(lines[-1])
-    except (IndexError, orjson.JSONDecodeError):
-        data = None
-    if isinstance(data, dict) and "endpoints" in data:
-        return data
-    if isinstance(data, dict) and "message" in data:
-        raise DefinitionError.from_report(ErrorReport.from_dict(data))
-    raise DefinitionError(
-        f"importing {app.name} ended its process",
-        hint="the module must be importable without side effects",
-        details={"traceback": stderr.decode(errors="replace")},
-    )
+    refuse_doubles((endpoint.name, endpoint.where) for endpoint in endpoints)
 
 
 def _read_endpoint(app: Path, item: Mapping[str, Any], env: Mapping[str, str], loaded: frozenset[Path]) -> AppEndpoint:

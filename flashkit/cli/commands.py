@@ -7,6 +7,8 @@ import importlib
 import click
 
 _COMMANDS = {
+    "build": ("flashkit.cli.build", "Build the images of an app, and show what is in them."),
+    "check": ("flashkit.cli.check", "Find mistakes that cost money, time or secrets in production."),
     "dev": ("flashkit.cli.dev", "Run the endpoints of an app on this machine."),
     "logs": ("flashkit.cli.logs", "Show what happens on the running `flashkit dev`."),
     "mcp": ("flashkit.cli.mcp", "Offer CPU endpoints as tools of the Model Context Protocol."),

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from flashkit.cli.apps import AppEndpoint, check_names, describe_app
 from flashkit.cli.dependencies import Dependencies, read_dependencies
+from flashkit.cli.local_runs import code_digest
 from flashkit.cli.projects import project_folder
 from flashkit.cli.watching import FileKind, kind_of
 from flashkit.emulator.events import ReloadEvent
@@ -64,6 +65,11 @@ class Apps:
     def problems(self) -> dict[str, ErrorReport]:
         """Why apps do not import, by their files' names."""
         return {app.path.name: app.problem for app in self.all if app.problem is not None}
+
+    def code_of(self, name: str) -> str | None:
+        """Return a digest of the code that an endpoint runs, None where nobody can tell."""
+        found = ((app.dependencies.get(name), app.folder) for app in self.all)
+        return next((code_digest(dependencies, folder) for dependencies, folder in found if dependencies), None)
 
     async def load(self, app: LoadedApp) -> None:
         """Read an app anew.

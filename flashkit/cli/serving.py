@@ -30,6 +30,7 @@ from flashkit.cli.job_files import export_jobs, read_jobs, send_jobs
 from flashkit.cli.json_lines import JsonLines
 from flashkit.cli.key_commands import KeyCommands, sdk_log_level
 from flashkit.cli.keys import Keyboard, obey_keys, open_keyboard
+from flashkit.cli.local_runs import RUNS_FILE, LocalRuns
 from flashkit.cli.projects import project_folder
 from flashkit.cli.reloading import Apps, LoadedApp
 from flashkit.cli.starts import StartWatch
@@ -141,6 +142,7 @@ class DevServer:
             open_dev_store(options.folder, options.state_dir, named=options.state_url) as store,
         ):
             self._env.update(worker_env(options, store, os.environ))
+            self._listeners.append(LocalRuns(options.folder / RUNS_FILE, self._apps.code_of).notice)
             await run_unless(signals.stopping, self._load_all())
             if signals.stopping.is_set():
                 return 0 if options.errand is None else EXIT_KILLED
@@ -169,7 +171,7 @@ class DevServer:
         if not self._apps.problems:
             options.emulation.check(names)
         emulator = Emulator(
-            [endpoint.local for endpoint in self._apps.endpoints],
+            await asyncio.to_thread(options.containers.endpoints, self._apps.endpoints),
             host=options.host,
             port=options.port,
             state_dir=options.state_dir,
@@ -277,7 +279,7 @@ class DevServer:
             state_dir=options.state_dir.relative_to(options.folder),
             sessions=store.description,
             is_reloading=options.is_reloading,
-            emulated=list(options.emulation.words()),
+            emulated=[*options.emulation.words(), *options.containers.words()],
             has_keys=self._keyboard is not None,
         )
         for warning in store.warnings:

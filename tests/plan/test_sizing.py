@@ -213,11 +213,12 @@ def test_names_tell_sizes_and_quantisations(name: str, parameters: float | None,
 
 @given(
     layers=st.integers(1, 200), heads=st.integers(1, 128), ratio=st.integers(1, 16), tokens=st.integers(1, 1_000_000),
-    vram=st.integers(8, 200), count=st.integers(1, 8),
+    worker=st.tuples(st.integers(8, 200), st.integers(1, 8)),
 )  # fmt: skip
 def test_more_of_anything_never_fits_more_sessions(
-    layers: int, heads: int, ratio: int, tokens: int, vram: int, count: int
+    layers: int, heads: int, ratio: int, tokens: int, worker: tuple[int, int]
 ):
+    vram, count = worker
     config = changed(num_hidden_layers=layers, num_attention_heads=heads * ratio, num_key_value_heads=heads)
     shape = read_shape({**config, "head_dim": 64})
     fit = sessions_that_fit(weights_bytes(shape), kv_bytes(shape, tokens), vram_gb=vram, gpu_count=count)

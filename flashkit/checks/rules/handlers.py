@@ -130,7 +130,7 @@ def payload_limits_known(endpoint: Endpoint, project: Project) -> Iterator[Probl
     "health-answered",
     Severity.WARNING,
     what="A load-balanced endpoint says by itself whether it is fit.",
-    why="flashkit answers /ping with 200 as soon as the server listens. A worker whose model or database is gone "
+    why="The worker answers /ping with 200 as soon as the server listens. A worker whose model or database is gone "
     "then still "
     "gets its share of the requests, and fails them faster than the others answer.",
     fix="Decorate a function with @api.health that returns False or raises while the worker is not fit.",

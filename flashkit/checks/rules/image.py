@@ -22,9 +22,8 @@ _VERSION: Final = re.compile(r"(===?|~=|>=|<=|<|>|!=|@)")
     "base-image-pinned",
     Severity.WARNING,
     what="The image's base is pinned.",
-    why="`latest`, and no tag at all, is another image each week: a build that worked fails, or works with another "
-    "Python "
-    "or CUDA. A changed base is also a new digest, so workers lose what FlashBoot kept.",
+    why="The tag `latest`, and no tag at all, is another image each week: a build that worked fails, or works with "
+    "another Python or CUDA. A changed base is also a new digest, so workers lose what FlashBoot kept.",
     fix="Write FROM name:version@sha256:..., or at least a version as the tag.",
 )
 def base_image_pinned(project: Project) -> Iterator[Problem]:

@@ -149,9 +149,8 @@ def sessions_fit_gpu(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
     "quantisation-fits-gpu",
     Severity.WARNING,
     what="The GPU can compute in the numbers that the weights are quantised to.",
-    why="fp8 is native from Ada and Hopper on, 4-bit floating point from Blackwell on. Older GPUs keep the weights "
-    "small "
-    "and unpack them to 16 bits for every product: the memory is saved, the speed that was paid for is not there.",
+    why="GPUs multiply fp8 natively from Ada and Hopper on, 4-bit floating point from Blackwell on. Older ones keep "
+    "the weights small and unpack them to 16 bits for every product: the memory is saved, the speed is not there.",
     fix="Take an L40S, RTX 4090, H100 or newer for fp8, or awq or gptq weights for Ampere.",
 )
 def quantisation_fits_gpu(endpoint: Endpoint, project: Project) -> Iterator[Problem]:

@@ -47,8 +47,8 @@ def timeout_set(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
     "client-can-wait",
     Severity.WARNING,
     what="A job that clients wait for with /runsync ends before they give up.",
-    why="/runsync waits 90 s, with ?wait= up to 300 s, and then answers with the job's id and no output. A client that "
-    "takes this for a failure sends the job again while the first one still runs and costs.",
+    why="A /runsync request waits 90 s, with ?wait= up to 300 s, and then answers with the job's id and no output. A "
+    "client that takes this for a failure sends the job again while the first one still runs and costs.",
     fix="Send long jobs with /run and stream or poll them, as flashkit's client does; or lower execution_timeout_ms.",
 )
 def client_can_wait(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
