@@ -19,6 +19,7 @@ from flashkit.errors import ConfigurationError
 
 RUNPOD_API_HOST = "api.runpod.ai"
 RUNPOD_API_URL = f"https://{RUNPOD_API_HOST}/v2"
+RUNPOD_MANAGEMENT_URL = "https://api.runpod.io"
 DEFAULT_STATE_URL = "sqlite:///.flashkit/sessions.db"
 DEFAULT_NAMESPACE = "default"
 DEFAULT_WEIGHTS_DIR = Path("models")
@@ -63,6 +64,8 @@ class Settings:
     """Root of the job API up to `/v2` (RUNPOD_ENDPOINT_BASE_URL)."""
     api_key: str | None = field(default=None, repr=False)
     """Account key (RUNPOD_API_KEY); never logged."""
+    management_url: str = RUNPOD_MANAGEMENT_URL
+    """Where endpoints are deployed to, above `/v2` and `/graphql`; Runpod's SDK reads it too (RUNPOD_API_BASE_URL)."""
     endpoint_ids: Mapping[str, str] = field(default_factory=dict)
     """Platform ids of endpoints by their flashkit names (FLASHKIT_ENDPOINTS, a JSON object)."""
     state_url: str = DEFAULT_STATE_URL
@@ -133,6 +136,7 @@ class Settings:
         return cls(
             base_url=base_url,
             api_key=api_key,
+            management_url=(env.get("RUNPOD_API_BASE_URL") or RUNPOD_MANAGEMENT_URL).rstrip("/"),
             endpoint_ids=_read_endpoint_ids(env),
             state_url=state_url or beside.state_url or DEFAULT_STATE_URL,
             state_keys=env.get("FLASHKIT_STATE_KEYS") or None,

@@ -9,13 +9,17 @@ import click
 _COMMANDS = {
     "build": ("flashkit.cli.build", "Build the images of an app, and show what is in them."),
     "check": ("flashkit.cli.check", "Find mistakes that cost money, time or secrets in production."),
+    "deploy": ("flashkit.cli.deploy", "Deploy the endpoints of an app to Runpod: a plan with its cost first."),
     "dev": ("flashkit.cli.dev", "Run the endpoints of an app on this machine."),
-    "logs": ("flashkit.cli.logs", "Show what happens on the running `flashkit dev`."),
+    "logs": ("flashkit.cli.logs", "Show what happens on the running `flashkit dev`, or what deployed workers print."),
     "mcp": ("flashkit.cli.mcp", "Offer CPU endpoints as tools of the Model Context Protocol."),
     "new": ("flashkit.cli.new", "Make a project of a template."),
     "replay": ("flashkit.cli.replay", "Send the input of an earlier job again."),
+    "rollback": ("flashkit.cli.rollback", "Put an earlier deployment back."),
     "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),
     "sessions": ("flashkit.cli.sessions", "See sessions, resume, settle, rewind, fork, compare and delete them."),
+    "status": ("flashkit.cli.status", "Show what runs of an app on Runpod."),
+    "undeploy": ("flashkit.cli.undeploy", "Delete an app's endpoints from Runpod."),
     "weights": ("flashkit.cli.weights", "Bring, push, check and compare the weights of models."),
 }
 """Module (its attribute `command` is the command) and short help, so that --help imports nothing."""

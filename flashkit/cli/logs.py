@@ -20,10 +20,39 @@ import click
 )  # fmt: skip
 @click.option("--json", "is_json", is_flag=True, help="Print each event as a JSON object on a line.")
 @click.option("--url", help="The platform's address, instead of the running `flashkit dev`.")
+@click.option("--env", "environment", metavar="NAME", help="What deployed workers print, in this environment.")
+@click.option("--target", metavar="runpod|local|URL", help="The same, where they were deployed to; Runpod by default.")
 def command(
-    *, is_following: bool, endpoint: str | None, job_id: str | None, count: int, is_json: bool, url: str | None
+    *,
+    is_following: bool,
+    endpoint: str | None,
+    job_id: str | None,
+    count: int,
+    is_json: bool,
+    url: str | None,
+    environment: str | None,
+    target: str | None,
 ) -> int:
-    """Show requests, workers and what they print, of the `flashkit dev` that runs in this folder or one above it."""
+    """Show requests, workers and what they print, of the `flashkit dev` that runs in this folder or one above it.
+
+    With --env or --target: the lines of workers that run now of what `flashkit deploy` deployed.
+    """
+    if environment is not None or target is not None:
+        if job_id is not None or url is not None:
+            raise click.UsageError("--job and --url go with flashkit dev, not with --env and --target")
+        from flashkit.cli.deployed_logs import show_deployed_logs
+        from flashkit.deploy.config import DEFAULT_ENVIRONMENT
+
+        showing = show_deployed_logs(
+            target=target,
+            environment=environment or DEFAULT_ENVIRONMENT,
+            endpoint=endpoint,
+            count=count,
+            is_following=is_following,
+            is_json=is_json,
+        )
+        asyncio.run(showing)
+        return 0
     write = write_json if is_json else make_writer(log_level="info" if job_id else "warning")
     asyncio.run(show_logs(write, is_following=is_following, endpoint=endpoint, job_id=job_id, count=count, url=url))
     return 0

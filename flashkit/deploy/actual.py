@@ -95,7 +95,7 @@ async def read_endpoints(api: ManagementApi, config: DeployConfig) -> Actual:
     """Return the app's endpoints in one environment, and those that stand in their way."""
     actual = Actual()
     prefix = f"{config.app}-{config.environment}-"
-    for item in await api.list("/serverless", "endpoints"):
+    for item in sorted(await api.list("/serverless", "endpoints"), key=lambda item: _is_copy(item, prefix)):
         marker = read_marker(item.get("env") or {})
         if marker is None or (marker.app, marker.environment) != (config.app, config.environment):
             if marker is None and str(item["name"]).startswith(prefix):
@@ -107,6 +107,12 @@ async def read_endpoints(api: ManagementApi, config: DeployConfig) -> Actual:
         else:
             actual.endpoints[deployed.name] = deployed
     return actual
+
+
+def _is_copy(item: Mapping[str, Any], prefix: str) -> bool:
+    """True for an endpoint with another name than its note makes one expect: a copy made by hand has the note too."""
+    marker = read_marker(item.get("env") or {})
+    return marker is not None and str(item["name"]) != prefix + marker.endpoint
 
 
 def read_deployed(item: Mapping[str, Any], marker: Marker) -> Deployed:

@@ -17,7 +17,7 @@ import orjson
 
 from flashkit.deploy.confidential import scrub
 from flashkit.deploy.credentials import AccountKey, check_address
-from flashkit.deploy.failures import DeployRefused, DeployUnreachable, KeyRefused
+from flashkit.deploy.failures import DeployRefused, DeployUnreachable, KeyRefused, NotThere
 from flashkit.errors import FlashkitError, PlatformError, RateLimited
 from flashkit.transport import FOREIGN_ERRORS, RetryPolicy
 
@@ -41,10 +41,6 @@ class Uncertain(Exception):
     def __init__(self, cause: FlashkitError) -> None:
         super().__init__(str(cause))
         self.cause = cause
-
-
-class NotThere(Exception):
-    """There is nothing of this id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +286,10 @@ class ManagementApi:
 
     def _refuse(self, method: str, path: str, answer: Answer) -> NoReturn:
         if answer.status == _NOT_FOUND:
-            raise NotThere(self._words(answer)) from None
+            raise NotThere(
+                f"{method} {path} was answered 404: {self._words(answer)}",
+                hint="somebody may have deleted it: run the command again; or the address is not that of the API",
+            )
         if answer.status in (401, 403):
             raise self._key_refused(answer)
         raise self._refusal(method, path, answer)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from flashkit.deploy.actual import Actual, Deployed, read_secrets, read_volume
-from flashkit.deploy.api import ManagementApi, NotThere, Uncertain
-from flashkit.deploy.failures import DeployRefused, DeployStopped
+from flashkit.deploy.api import ManagementApi, Uncertain
+from flashkit.deploy.config import DeployConfig
+from flashkit.deploy.failures import DeployStopped
 from flashkit.deploy.fields import ROLLING, Fields
 from flashkit.deploy.planning import Action, Change, Plan, known_ids, plan_update
 from flashkit.deploy.record import Deployment, add_deployment
@@ -37,7 +38,7 @@ class Step:
     """One thing that is done."""
 
     action: str
-    """A verb that ends in e: `create`, `update`, `replace`, `delete`, `store`, `note`."""
+    """A verb that ends in e: `create`, `update`, `replace`, `delete`, `store`."""
     kind: str
     name: str
     moment: Moment
@@ -64,6 +65,18 @@ class Outcome:
     """Its number in the record; None where nothing was changed."""
     rolling: list[str] = field(default_factory=list)
     """Endpoints whose workers are replaced."""
+    warning: str = ""
+    """What a person should know, although everything was done."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "steps": [step.words for step in self.steps],
+            "endpoints": {name: {"id": item.id, "urls": dict(item.urls)} for name, item in self.endpoints.items()},
+            "deployment": None if self.deployment is None else self.deployment.to_dict(),
+            "rolling": self.rolling,
+            "warning": self.warning,
+        }
 
 
 class Progress:
@@ -118,10 +131,10 @@ def _as_error(exc: Exception) -> FlashkitError:
         return exc.cause
     if isinstance(exc, FlashkitError):
         return exc
-    return DeployRefused(f"it is not there any more: {exc}", hint="somebody else changed the platform: plan again")
+    raise exc
 
 
-STOPPING: Final = (FlashkitError, Uncertain, NotThere)
+STOPPING: Final = (FlashkitError, Uncertain)
 """What ends a command half-way."""
 
 
@@ -154,11 +167,23 @@ async def apply_plan(
     work = _Work(api, plan, actual, dict(secrets or {}), progress)
     try:
         await work.run()
-        if progress.steps:
-            await work.write_down(note)
     except STOPPING as exc:
         raise progress.stopped(exc) from exc
+    if progress.steps:
+        await write_down(api, plan.config, work.outcome, note=note)
     return work.outcome
+
+
+async def write_down(api: ManagementApi, config: DeployConfig, outcome: Outcome, *, note: str) -> None:
+    """Add a deployment to the record; where that fails, everything is deployed nevertheless."""
+    try:
+        releases = {name: await newest_release(api, item.id) for name, item in outcome.endpoints.items()}
+        image = next((str(item.fields.get("image")) for item in outcome.endpoints.values()), "flashkit")
+        outcome.deployment = await add_deployment(api, config, releases, note=note, image=image)
+    except FlashkitError as exc:
+        outcome.warning = (
+            f"this deployment could not be written down, so rollback does not know it: {exc.report.message}"
+        )
 
 
 async def newest_release(api: ManagementApi, endpoint_id: str) -> str:
@@ -195,14 +220,6 @@ class _Work:
         for change in self._plan.endpoints:
             if change.action is Action.DELETE:
                 await self._delete_endpoint(change)
-
-    async def write_down(self, note: str) -> None:
-        """Add this deployment to the record."""
-        self._progress.begin("note", "deployment", "of this time")
-        endpoints = self.outcome.endpoints
-        releases = {name: await newest_release(self._api, item.id) for name, item in endpoints.items()}
-        image = next((str(item.fields.get("image")) for item in endpoints.values()), "flashkit")
-        self.outcome.deployment = await add_deployment(self._api, self._config, releases, note=note, image=image)
 
     # ------------------------------------------------------------------ secrets and volumes
 

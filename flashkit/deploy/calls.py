@@ -41,8 +41,8 @@ def find_calls(
         elif spec.kind is Kind.ORCHESTRATOR or spec.load_balanced:
             called = set(others)
         else:
-            words = reader.words_of(variable)
-            called = {name for key, name in names.items() if words is None or key in words or name in words}
+            code = reader.code_of(variable)
+            called = {name for key, name in names.items() if code is None or key in code.names or name in code.texts}
         found[spec.name] = tuple(name for name in others if name in called)
     return found
 
@@ -62,13 +62,28 @@ def dependency_order(calls: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class _Code:
+    """What a piece of code says."""
+
+    names: frozenset[str] = frozenset()
+    """Variables and attributes."""
+    texts: frozenset[str] = frozenset()
+    """Whole strings."""
+    imports: tuple[Imports, ...] = ()
+
+    def joined(self, others: Sequence[_Code]) -> _Code:
+        """Return what all of them say."""
+        names = self.names.union(*(other.names for other in others))
+        return _Code(names, self.texts.union(*(other.texts for other in others)))
+
+
+@dataclass(frozen=True, slots=True)
 class _Statement:
     """One statement at the top level of the app."""
 
     binds: frozenset[str]
-    words: frozenset[str]
-    """Names and texts in it."""
-    imports: tuple[Imports, ...]
+    code: _Code
+    is_import: bool
 
 
 class _SourceReader:
@@ -76,22 +91,23 @@ class _SourceReader:
 
     def __init__(self, app: Path) -> None:
         self._folders = (app.parent, app.parent.parent)
-        self._statements = [_read_statement(node) for node in _parse(app)]
-        self._modules: dict[Path, _Statement] = {}
+        self._statements = [
+            _Statement(frozenset(_bound(node)), _read_code(node), isinstance(node, Imports)) for node in _parse(app)
+        ]
+        self._modules: dict[Path, _Code] = {}
 
-    def words_of(self, variable: str) -> frozenset[str] | None:
-        """Return the words in an endpoint's code; None where the source does not tell."""
+    def code_of(self, variable: str) -> _Code | None:
+        """Return what an endpoint's code says; None where the source does not tell."""
         reached = self._reach(variable)
         if not reached:
             return None  # it is not defined in the app's file
-        words = frozenset[str]().union(*(statement.words for statement in reached))
-        words |= self._words_of_modules(reached)
-        return None if words & _SEEKERS else words
+        code = _Code().joined([*reached, *self._modules_of(reached)])
+        return None if code.names & _SEEKERS else code
 
-    def _reach(self, variable: str) -> list[_Statement]:
+    def _reach(self, variable: str) -> list[_Code]:
         """Return the statements that define the variable, and what those name."""
         start = [item for item in self._statements if variable in item.binds]
-        if any(item.imports for item in start):
+        if any(item.is_import for item in start):
             return []
         reached: list[_Statement] = []
         open_ends = list(start)
@@ -99,21 +115,19 @@ class _SourceReader:
             statement = open_ends.pop()
             if statement not in reached:
                 reached.append(statement)
-                open_ends += [item for item in self._statements if item.binds & statement.words]
-        return reached
+                open_ends += [item for item in self._statements if item.binds & statement.code.names]
+        return [item.code for item in reached]
 
-    def _words_of_modules(self, statements: Sequence[_Statement]) -> frozenset[str]:
-        words: set[str] = set()
-        seen: set[Path] = set()
+    def _modules_of(self, statements: Sequence[_Code]) -> list[_Code]:
+        """Return the modules of the project that these statements import, and those that they import."""
+        found: dict[Path, _Code] = {}
         open_ends = [node for statement in statements for node in statement.imports]
         while open_ends:
             for path in self._files_of(open_ends.pop()):
-                if path not in seen:
-                    seen.add(path)
-                    module = self._read(path)
-                    words |= module.words
-                    open_ends += module.imports
-        return frozenset(words)
+                if path not in found:
+                    found[path] = self._read(path)
+                    open_ends += found[path].imports
+        return list(found.values())
 
     def _files_of(self, node: Imports) -> Iterator[Path]:
         if isinstance(node, ast.Import):
@@ -126,9 +140,9 @@ class _SourceReader:
                 place = folder.joinpath(*name.split("."))
                 yield from (path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file())
 
-    def _read(self, path: Path) -> _Statement:
+    def _read(self, path: Path) -> _Code:
         if path not in self._modules:
-            self._modules[path] = _read_statement(ast.Module(_parse(path), []))
+            self._modules[path] = _read_code(ast.Module(_parse(path), []))
         return self._modules[path]
 
 
@@ -139,20 +153,14 @@ def _parse(path: Path) -> list[ast.stmt]:
         return []
 
 
-def _read_statement(node: ast.AST) -> _Statement:
+def _read_code(node: ast.AST) -> _Code:
     inside = list(ast.walk(node))
-    words: set[str] = set()
-    for item in inside:
-        if isinstance(item, ast.Name):
-            words.add(item.id)
-        elif isinstance(item, ast.Attribute):
-            words.add(item.attr)
-        elif isinstance(item, ast.Constant) and isinstance(item.value, str):
-            words.add(item.value)
-        elif isinstance(item, ast.alias):
-            words.add(item.name.rpartition(".")[2])
+    names = {item.id for item in inside if isinstance(item, ast.Name)}
+    names |= {item.attr for item in inside if isinstance(item, ast.Attribute)}
+    names |= {item.name.rpartition(".")[2] for item in inside if isinstance(item, ast.alias)}
+    texts = {item.value for item in inside if isinstance(item, ast.Constant) and isinstance(item.value, str)}
     imports = tuple(item for item in inside if isinstance(item, ast.Import | ast.ImportFrom))
-    return _Statement(frozenset(_bound(node)), frozenset(words), imports)
+    return _Code(frozenset(names), frozenset(texts), imports)
 
 
 def _bound(node: ast.AST) -> Iterator[str]:

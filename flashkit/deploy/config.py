@@ -41,7 +41,7 @@ class EndpointConfig:
 
     image: str | None = None
     args: str | None = None
-    """The container's command; by default the one that starts this endpoint's worker."""
+    """The container's command; by default the image's own."""
     registry: str | None = None
     disk: int | None = None
     """Container disk in GB."""

@@ -29,6 +29,12 @@ class DeployUnreachable(PlatformError):
     code = "deploy_unreachable"
 
 
+class NotThere(DeployRefused):
+    """The platform has nothing of this id, or no such route."""
+
+    code = "not_there"
+
+
 class DeployStopped(PlatformError):
     """A deployment ended half-way; `details` names what was done, what failed, and what is left."""
 

@@ -15,6 +15,9 @@ from typing import Any, Final
 from flashkit.protocol import DEPLOYMENT_VARIABLE
 
 ENDPOINTS_VARIABLE: Final = "FLASHKIT_ENDPOINTS"
+"""Ids of other endpoints by their names in the app."""
+ENDPOINT_VARIABLE: Final = "FLASHKIT_ENDPOINT"
+"""Which endpoint of its app a worker runs, where several share an image."""
 LONGEST_NAME: Final = 191
 """Characters of an endpoint's name (REST v1's schema; v2 names no limit)."""
 

@@ -28,6 +28,7 @@ from flashkit.deploy.wishes import (
     wanted_fields,
 )
 from flashkit.protocol import DEPLOYMENT_VARIABLE
+from flashkit.spec import Kind
 
 AFTER_APPLY: Final = "(known after apply)"
 
@@ -175,6 +176,8 @@ def make_plan(
         elif name not in by_name:
             plan.endpoints.append(Change(action=Action.DELETE, kind="endpoint", name=name, id=deployed.id))
     plan.notes += _notes_of(wishes, actual)
+    if not is_local:
+        plan.notes += _session_notes(wishes)
     plan.costs = [cost_of(wish, actual.prices, actual.pools) for wish in wishes]
     plan.costs += [volume_cost(wish.key.name, wish.size) for wish in plan.volume_wishes.values()]
     return plan
@@ -303,6 +306,15 @@ def _late_ids(wish: EndpointWish, known: Known) -> Iterator[FieldChange]:
         present = {name: known.endpoint_ids[name] for name in wish.calls if name in known.endpoint_ids}
         after = endpoints_value({**present, **dict.fromkeys(missing, AFTER_APPLY)})
         yield FieldChange(f"env.{ENDPOINTS_VARIABLE}", endpoints_value(present) if present else None, after)
+
+
+def _session_notes(wishes: Sequence[EndpointWish]) -> Iterator[str]:
+    for wish in wishes:
+        if wish.spec.kind is Kind.ORCHESTRATOR and "FLASHKIT_STATE" not in wish.env:
+            yield (
+                f"{wish.name} has no FLASHKIT_STATE: its sessions are in its worker's own file, and are lost with it; "
+                "docs/production.md says how to use Redis"
+            )
 
 
 def _notes_of(wishes: Sequence[EndpointWish], actual: Actual) -> Iterator[str]:

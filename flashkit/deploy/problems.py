@@ -73,8 +73,8 @@ def _check_image(look: _Look) -> Iterator[Problem]:
     if wish.image is None and wish.name not in look.actual.endpoints:
         yield Problem(
             f"there is no image for {wish.name}",
-            f"name one: --image {wish.name}=REGISTRY/NAME:TAG, --image REGISTRY/NAME:TAG for all, or image = ... in "
-            "[tool.flashkit] of pyproject.toml",
+            f"build it: flashkit build --push --tag USER/NAME:TAG; or name one: --image {wish.name}=REFERENCE, or "
+            "image = ... in [tool.flashkit] of pyproject.toml",
         )
     if wish.image is not None and not _IMAGE.fullmatch(wish.image):
         yield Problem(f"{wish.image!r} is not an image reference", "write registry.example/name:tag or ...@sha256:...")

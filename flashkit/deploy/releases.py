@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from flashkit.deploy.actual import Actual, Deployed
 from flashkit.deploy.api import ManagementApi
-from flashkit.deploy.applying import STOPPING, OnStep, Outcome, Progress, is_rolling, newest_release
+from flashkit.deploy.applying import STOPPING, OnStep, Outcome, Progress, is_rolling, write_down
 from flashkit.deploy.config import DeployConfig
 from flashkit.deploy.failures import DeployImpossible
 from flashkit.deploy.fields import GPU_ORDER, MODELS, Fields
 from flashkit.deploy.identity import ENDPOINTS_VARIABLE, endpoints_value, read_marker
 from flashkit.deploy.planning import Action, Change, plan_update
-from flashkit.deploy.record import Record, add_deployment
+from flashkit.deploy.record import Record
 from flashkit.deploy.sending import update_endpoint
 from flashkit.protocol import DEPLOYMENT_VARIABLE
 
@@ -207,14 +207,10 @@ async def apply_rollback(
             if is_rolling(change):
                 outcome.rolling.append(change.name)
             progress.end()
-        if changes:
-            progress.begin("note", "deployment", "of this time")
-            releases = {name: await newest_release(api, item.id) for name, item in outcome.endpoints.items()}
-            image = next(str(item.fields.get("image")) for item in outcome.endpoints.values())
-            note = f"rollback to {plan.title}"
-            outcome.deployment = await add_deployment(api, plan.config, releases, note=note, image=image)
     except STOPPING as exc:
         raise progress.stopped(exc) from exc
+    if progress.steps:
+        await write_down(api, plan.config, outcome, note=f"rollback to {plan.title}")
     return outcome
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from flashkit.deploy.actual import Deployed, read_endpoints
-from flashkit.deploy.api import ManagementApi, NotThere
+from flashkit.deploy.api import ManagementApi
 from flashkit.deploy.config import DeployConfig
+from flashkit.deploy.failures import NotThere
 from flashkit.deploy.record import Record, read_record
 
 WORKER_STATES: Final = ("running", "idle", "initializing", "throttled", "unhealthy")

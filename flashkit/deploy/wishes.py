@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flashkit.deploy.config import DeployConfig
 from flashkit.deploy.fields import GPU_ORDER, LOAD_BALANCER, MODELS, QUEUE, REQUEST_COUNT, Fields
 from flashkit.deploy.hardware import CpuChoice, Pools, choose_gpus, known_pools
-from flashkit.deploy.identity import ENDPOINTS_VARIABLE, Marker, deployed_name, endpoints_value
+from flashkit.deploy.identity import ENDPOINT_VARIABLE, ENDPOINTS_VARIABLE, Marker, deployed_name, endpoints_value
 from flashkit.protocol import DEPLOYMENT_VARIABLE
 from flashkit.spec import EndpointSpec, NetworkVolume, WorkerBounds
 
@@ -29,8 +29,6 @@ class AppPart:
     """One endpoint of an app, as it was described."""
 
     spec: EndpointSpec
-    command: str
-    """What starts its worker in a container."""
     env: Mapping[str, str] = field(default_factory=dict)
     """Variables that the project gives its workers besides the spec's."""
 
@@ -45,6 +43,7 @@ class EndpointWish:
     image: str | None
     """None to keep the one that it has."""
     args: str
+    """Empty for the image's own command."""
     env: Mapping[str, str]
     """Its variables, without those that flashkit adds."""
     calls: tuple[str, ...] = ()
@@ -84,7 +83,8 @@ def make_wishes(
     *,
     calls: Mapping[str, Sequence[str]],
     images: Mapping[str, str],
-    default_image: str | None,
+    built: Mapping[str, str] | None = None,
+    default_image: str | None = None,
 ) -> list[EndpointWish]:
     """Return what the app wants, endpoint by endpoint.
 
@@ -93,8 +93,10 @@ def make_wishes(
         config: What the project says of them.
         calls: Whose ids each of them needs.
         images: Images by endpoint that were asked for; "" stands for all others.
-        default_image: What is taken where nobody named one.
+        built: Images by endpoint that were built last.
+        default_image: What is taken where there is none of these.
     """
+    built = built or {}
     wishes = []
     for part in parts:
         spec, own = part.spec, config.of(part.spec.name)
@@ -105,8 +107,8 @@ def make_wishes(
                 name=spec.name,
                 deployed_name=deployed_name(config.app, config.environment, spec.name),
                 spec=spec,
-                image=images.get(spec.name) or images.get("") or own.image or default_image,
-                args=part.command if own.args is None else own.args,
+                image=images.get(spec.name) or images.get("") or own.image or built.get(spec.name) or default_image,
+                args=own.args or "",
                 env={**part.env, **spec.env, **own.env},
                 calls=tuple(calls.get(spec.name, ())),
                 registry=own.registry,
@@ -164,8 +166,8 @@ def _compute_fields(spec: EndpointSpec, pools: Pools) -> Fields:
 
 
 def wanted_env(wish: EndpointWish, known: Known, config: DeployConfig) -> dict[str, str]:
-    """Return the variables that flashkit sets, its own two among them."""
-    env = dict(wish.env)
+    """Return the variables that flashkit sets, its own three among them."""
+    env = {ENDPOINT_VARIABLE: wish.name, **wish.env}
     ids = {name: known.endpoint_ids[name] for name in wish.calls if name in known.endpoint_ids}
     if ids and ENDPOINTS_VARIABLE not in env:
         env[ENDPOINTS_VARIABLE] = endpoints_value(ids)

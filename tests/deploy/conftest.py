@@ -15,8 +15,8 @@ from flashkit.deploy.api import ManagementApi
 from flashkit.deploy.applying import Outcome, apply_plan
 from flashkit.deploy.config import DeployConfig, EndpointConfig
 from flashkit.deploy.planning import Plan, make_plan
-from flashkit.deploy.releases import apply_rollback, plan_rollback
 from flashkit.deploy.record import read_record
+from flashkit.deploy.releases import apply_rollback, plan_rollback
 from flashkit.deploy.wishes import AppPart, make_wishes
 from flashkit.emulator.management.service import PREFIX, ManagementOptions
 from flashkit.emulator.server import Emulator
@@ -53,7 +53,7 @@ class Lab:
         **options: Any,
     ) -> tuple[Plan, Actual]:
         """Return the plan for these endpoints, and the platform that it was made for."""
-        parts = [AppPart(spec=spec, command=f"python -m flashkit.worker app.py:{spec.name}") for spec in specs]
+        parts = [AppPart(spec=spec) for spec in specs]
         wishes = make_wishes(
             parts, self.config, calls=calls or {}, images={} if image is None else {"": image}, default_image=None
         )

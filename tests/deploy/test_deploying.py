@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 
-from flashkit.catalog import DataCenter, GpuPool, GpuType
-from flashkit.deploy.planning import Action
+from flashkit.catalog import DataCenter, GpuType
 from flashkit.emulator.management.service import ManagementOptions
 from flashkit.spec import EndpointSpec, Kind, NetworkVolume, ScalerType, WorkerBounds
-from tests.deploy.conftest import IMAGE, Lab, MakeLab
+from tests.deploy.conftest import MakeLab
 
 TOOL = EndpointSpec(name="tool", kind=Kind.CPU, cpu="cpu3c-2-4", env={"LOG_LEVEL": "info"})
 MODEL = EndpointSpec(
