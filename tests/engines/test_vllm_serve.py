@@ -32,7 +32,7 @@ async def whole(engine, data):
 @pytest.fixture(scope="module")
 async def engine(tiny_llama):
     weights = Weights("tests/tiny-llama", path=str(tiny_llama))
-    spec = VLLM(weights, mode="serve", max_model_len=256, max_num_seqs=4, warmup=["completion", "structured"])
+    spec = VLLM(weights, mode="serve", max_model_len=2048, max_num_seqs=4, warmup=["completion", "structured"])
     phases = Phases()
     engine = await load_engine(spec, Settings(), phases)
     assert {"weights", "engine"} <= set(phases.seconds)
@@ -67,14 +67,14 @@ async def test_refusals_and_structured_output_are_vllms(engine):
     with pytest.raises(EngineRefusal, match="HTTP 404"):
         await whole(engine, chat("hi", model="huge"))
     with pytest.raises(EngineRefusal, match="HTTP 400"):
-        await whole(engine, chat("word " * 500))
+        await whole(engine, chat("word " * 5000))
     form = {"type": "json_schema", "json_schema": {"name": "place", "schema": PLACE}}
     answer = await whole(engine, chat("hi", max_tokens=40, response_format=form))
     assert json.loads(answer["choices"][0]["message"]["content"])["name"] in {"Oslo", "Rome"}
 
 
 async def test_a_stream_that_is_left_is_aborted_in_the_server(engine):
-    tokens = engine.handle().stream(prompt="hi", max_tokens=250, ignore_eos=True)
+    tokens = engine.handle().stream(prompt="hi", max_tokens=2000, ignore_eos=True)
     async with aclosing(tokens):
         await anext(tokens)
         assert engine.room == 3
@@ -102,7 +102,7 @@ async def test_a_long_answer_that_is_not_streamed_shows_its_progress(engine):
 
 async def test_the_death_of_vllm_is_told_with_its_last_words(engine):
     servers = [process for process in psutil.Process().children(recursive=True) if "serve" in process.cmdline()]
-    tokens = engine.handle().stream(prompt="hi", max_tokens=250, ignore_eos=True)
+    tokens = engine.handle().stream(prompt="hi", max_tokens=2000, ignore_eos=True)
     await anext(tokens)
     os.kill(servers[-1].pid, signal.SIGKILL)
     with pytest.raises(EngineDied):
