@@ -27,7 +27,7 @@ def platform_fixture(request: pytest.FixtureRequest) -> Iterator[LocalPlatform]:
 
     config = request.config
     with (
-        LocalPlatform(*find_apps(config.getini("flashkit_app"), config.rootpath)) as platform,
+        LocalPlatform(*find_apps(config.getini("flashkit_app"), config.rootpath), notes_runs=True) as platform,
         pytest.MonkeyPatch.context() as patch,
     ):
         for name, value in platform.environment.items():

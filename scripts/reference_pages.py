@@ -35,6 +35,9 @@ from package_source import (
 
 import flashkit
 from flashkit import catalog, cli, decorators, protocol, settings
+from flashkit.checks.all_rules import ALL_RULES
+from flashkit.checks.rule import Rule
+from flashkit.cli.check_text import environments_of
 from flashkit.cli.commands import cli as command_group
 
 PAGES_FOLDER = ROOT / "docs" / "reference"
@@ -131,6 +134,21 @@ READ_FROM_SPECS = """## What the platform reads from an endpoint's env
 | `HEALTH_CHECK_PATH` | Path that a load-balanced worker is asked at how it is, instead of `/ping`. |
 """
 
+READ_BY_CHECK = """## What flashkit check looks for in an endpoint's env
+
+Of its own `env`, of `ENV` in the Dockerfile, of `.runpod/hub.json` and of `flashkit.toml`. The [rules](checks.md) say
+what for.
+
+| Variable | Meaning |
+| --- | --- |
+| `FLASHKIT_STATE` | The store for sessions; an orchestrator without one is an error in production. |
+| `RUNPOD_INIT_TIMEOUT` | Seconds that a start may take. |
+| `RUNPOD_MIN_MEMORY_GB` | What the SDK's fitness check demands instead of 4 GB. |
+| `RUNPOD_SKIP_AUTO_SYSTEM_CHECKS` | There is no fitness check. |
+| `HEALTH_CHECK_PATH` | A path that must be one of the endpoint's routes. |
+| `OTEL_…`, `FLASHKIT_TRACE`, `LANGSMITH_TRACING`, `LANGCHAIN_TRACING` | What begins so counts as tracing. |
+"""
+
 STORE_OF_DEV = """## The store of flashkit dev
 
 Without `--redis` and `FLASHKIT_STATE`, `flashkit dev` starts a server below `.flashkit`: the program that
@@ -160,6 +178,7 @@ def settings_page() -> str:
         "A local worker gets a home folder of its own and, of your environment, `PATH`, locale, temporary folder, GPU "
         "selection and certificate variables and what starts with `FLASHKIT_`. Your account key is not among them.\n",
         READ_FROM_SPECS,
+        READ_BY_CHECK,
         STORE_OF_DEV,
         TERMINAL,
     )
@@ -289,6 +308,47 @@ def _range_rows() -> str:
     )
     return table(
         ["Option", "From", "To", "Unit"], [(n, f"{r.low:,.0f}", f"{r.high:,.0f}", unit) for n, r, unit in rows]
+    )
+
+
+# ------------------------------------------------------------------ checks
+
+
+CHECKS_INTRO = """
+What [`flashkit check`](../how-to/check-before-you-ship.md) looks for. Ids do not change and are not used again.
+
+An error will fail, leak or lose something. A warning costs money or time in production, or hides a mistake. A note is
+good to know. The command exits with 1 when there is an error, with `--strict` when there is a warning.
+"""
+RULE_GROUPS: Mapping[str, str] = {
+    "FK1": "Workers and GPUs",
+    "FK2": "Time",
+    "FK3": "Secrets",
+    "FK4": "Models and volumes",
+    "FK5": "Handlers",
+    "FK6": "Images",
+    "FK7": "Operation",
+    "FK9": "Comments",
+}
+
+
+def checks_page() -> str:
+    """Return every rule of `flashkit check` with what it is for."""
+    groups = {prefix: [rule for rule in ALL_RULES if rule.id.startswith(prefix)] for prefix in RULE_GROUPS}
+    if missing := {rule.id for rule in ALL_RULES} - {rule.id for rules in groups.values() for rule in rules}:
+        raise Undocumented(f"no group of the reference has the rules {', '.join(sorted(missing))}")
+    overview = [(f"[{rule.id}](#{rule.id.lower()})", rule.severity.value, rule.what) for rule in ALL_RULES]
+    sections = [
+        f"## {title}\n\n" + "\n".join(_rule_section(rule) for rule in groups[prefix])
+        for prefix, title in RULE_GROUPS.items()
+    ]
+    return page("Checks", CHECKS_INTRO, "## Overview\n", table(["Rule", "Severity", "What"], overview), *sections)
+
+
+def _rule_section(rule: Rule) -> str:
+    return (
+        f"### {rule.id} {rule.name} {{ #{rule.id.lower()} }}\n\n{rule.what}\n\n{rule.why}\n\n{rule.fix}\n\n"
+        f"{capitalise(rule.severity.value)}, for {environments_of(rule)}.\n"
     )
 
 
@@ -493,6 +553,7 @@ def _shown(title: str, modules: Iterable[str]) -> Iterator[str]:
 
 
 PAGES: Mapping[str, Callable[[], str]] = {
+    "checks.md": checks_page,
     "cli.md": cli_page,
     "endpoint-options.md": endpoint_options_page,
     "errors.md": errors_page,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from flashkit.checks.dockerfile import Image, read_dockerfile
+from flashkit.checks.dockerfile import Image, Instruction, read_dockerfile
 from flashkit.checks.project import Project
 from flashkit.spec import Weights
 
 VOLUME_FOLDER: Final = "/runpod-volume"
 """Where the platform mounts a network volume (docs.runpod.io/storage/network-volumes)."""
-_BAKING: Final = ("huggingface-cli download", "hf download", "snapshot_download", "flashkit weights pull", "/models")
-"""What Dockerfiles say that bring weights into the image."""
+_DOWNLOADS: Final = ("huggingface-cli download", "hf download", "snapshot_download", "flashkit weights pull")
+"""Commands of Dockerfiles that bring weights into the image."""
+_FOLDERS: Final = ("model", "weights")
+"""Words in the names of folders that weights are copied to."""
 
 
 def images_of(project: Project) -> list[Image]:
@@ -37,6 +39,14 @@ def image_env(files: Mapping[str, str], folder: str) -> dict[str, str]:
 
 
 def is_baked(weights: Weights, project: Project) -> bool:
-    """Return whether a Dockerfile seems to bring the weights into the image."""
-    texts = [project.files[image.path] for image in images_of(project)]
-    return any(weights.name in text or any(words in text for words in _BAKING) for text in texts)
+    """Return whether a Dockerfile seems to bring the weights into the image, where no volume hides them."""
+    return any(_brings(each, weights) for image in images_of(project) for each in image.instructions)
+
+
+def _brings(each: Instruction, weights: Weights) -> bool:
+    if VOLUME_FOLDER in each.rest:
+        return False
+    if each.word == "RUN":
+        return weights.name in each.rest or any(command in each.rest for command in _DOWNLOADS)
+    target = each.arguments[-1] if each.arguments else ""
+    return each.word in ("COPY", "ADD") and any(word in target for word in _FOLDERS)

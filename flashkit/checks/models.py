@@ -27,7 +27,7 @@ from flashkit.plan.sizing import (
 from flashkit.spec import Weights
 
 LANGUAGE_MODEL: Final = "vllm"
-FROM_NAME: Final = "by the name of the weights; with their config.json on this machine it would be computed"
+FROM_NAME: Final = "a size by the name of the weights"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Environment(StrEnum):
 
 
 class LocalRun(StrEnum):
-    """What is known of the endpoint's jobs under `flashkit dev`."""
+    """What is known of the endpoint's jobs on this machine."""
 
     SEEN = "seen"
     """One completed with the code as it is now."""
@@ -130,7 +130,11 @@ class Endpoint:
     """JSON schema of its input."""
     routes: tuple[Mapping[str, Any], ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables of its workers: its own, the image's, and those of `.runpod/hub.json`."""
+    """Variables of its workers: its own, the image's, those of `.runpod/hub.json` and of the deployment's settings."""
+    plain: frozenset[str] = frozenset()
+    """Variables whose names look secret and whose values are not, as the deployment's settings say."""
+    has_model_cache: bool = False
+    """The platform puts its weights onto the machines before workers start."""
     is_plain_handler: bool = False
     """A file that calls `runpod.serverless.start`."""
     local_run: LocalRun = LocalRun.NONE

@@ -35,7 +35,11 @@ class Described:
     schema: Mapping[str, Any] = field(default_factory=dict)
     routes: Sequence[Mapping[str, Any]] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    """Variables of its workers besides its own."""
+    """Variables of its workers, for which its own go before."""
+    deployed_env: Mapping[str, str] = field(default_factory=dict)
+    """Variables that go before its own."""
+    plain: frozenset[str] = frozenset()
+    has_model_cache: bool = False
     local_run: LocalRun = LocalRun.NONE
 
 
@@ -54,7 +58,9 @@ def read_endpoints(described: Sequence[Described], sources: Sources) -> tuple[En
             code=_read_code(found, reader, handlers) if found else None,
             schema=each.schema,
             routes=tuple(each.routes),
-            env={**each.env, **each.spec.env},
+            env={**each.env, **each.spec.env, **each.deployed_env},
+            plain=each.plain,
+            has_model_cache=each.has_model_cache,
             is_plain_handler=not each.attribute,
             local_run=each.local_run,
         )

@@ -1,8 +1,8 @@
 """The `flashkit` command. Everything heavy is imported by the command that needs it.
 
-Exit codes: 0 done; 1 the job or the platform failed; 2 the command line or the configuration is wrong;
-3 the app file does not import; 4 the port is taken; 5 workers do not come up; 6 an input or output is not what
-the handler declares; 7 a cold start took longer than its budget; 130 interrupted.
+Exit codes: 0 done; 1 the job or the platform failed, or a check found something; 2 the command line or the
+configuration is wrong; 3 the app file does not import; 4 the port is taken; 5 workers do not come up; 6 an input or
+output is not what the handler declares; 7 a cold start took longer than its budget; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -51,6 +51,12 @@ class AppEndpoint:
         return self.local.spec.name
 
     @property
+    def file(self) -> Path:
+        """The app's file."""
+        name = self.local.command[-1]
+        return self.local.cwd / (name.rpartition(":")[0] if self.attribute else name)
+
+    @property
     def example(self) -> Any:
         """An input that the handler takes."""
         return self.local.example

@@ -22,8 +22,9 @@ from flashkit.cli.describing import ask_app, no_endpoint_in, refuse_doubles
 from flashkit.cli.hub import hub_environment
 from flashkit.cli.local_runs import RUNS_FILE, code_digest, read_local_runs
 from flashkit.cli.projects import project_folder
+from flashkit.deploy.config import read_config
 from flashkit.settings import Settings
-from flashkit.spec import EndpointSpec, Kind, Weights
+from flashkit.spec import EndpointSpec, Kind, Weights, WorkerBounds
 
 _SUFFIXES: Final = (".py", ".sh", ".ipynb", ".txt", ".toml", ".yaml", ".yml", ".json", ".cfg", ".ini", ".Dockerfile")
 _NAMES: Final = (".env", ".dockerignore", ".gitignore", "Dockerfile")
@@ -104,7 +105,7 @@ def _read_project(
     files = dict(_read_texts(folder, answers, here))
     shown = shown_path(folder, here)
     env = {**image_env(files, shown), **hub_environment(folder)}
-    described = [each for answer in answers for each in _describe(answer, folder, here, env)]
+    described = [each for answer in answers for each in _describe(answer, folder, environment, here=here, env=env)]
     return Project(
         place=Place(shown_path(answers[0].file, here)),
         folder=shown,
@@ -134,16 +135,23 @@ def _is_entered(path: Path) -> bool:
     return path.name not in _LEFT_OUT and not (path / "pyvenv.cfg").exists() and not path.is_symlink()
 
 
-def _describe(answer: AppAnswer, folder: Path, here: Path, env: Mapping[str, str]) -> Iterator[Described]:
+def _describe(
+    answer: AppAnswer, folder: Path, environment: Environment, *, here: Path, env: Mapping[str, str]
+) -> Iterator[Described]:
     app = shown_path(answer.file, here)
     if answer.data.get("runpod_handler"):
         yield Described(spec=EndpointSpec(name="handler", kind=Kind.CPU, cpu=_HANDLER_CPU), app=app, env=env)
         return
     seen = _local_runs(answer, folder, here)
+    config = read_config(folder, environment)
     for item in answer.data["endpoints"]:
+        spec, own = EndpointSpec.from_dict(item["spec"]), config.of(item["name"])
         yield Described(
-            spec=EndpointSpec.from_dict(item["spec"]),
+            spec=spec if own.workers is None else replace(spec, workers=WorkerBounds.from_option(own.workers)),
             app=app,
+            deployed_env=own.env,
+            plain=config.plain,
+            has_model_cache=own.model_cache,
             attribute=item["attribute"],
             where=str(item.get("where") or ""),
             schema=item.get("schema") or {},

@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from flashkit.checks.project import Environment
 from flashkit.checks.rule import Finding, Rule, Severity
 from flashkit.checks.running import Report
 
@@ -75,18 +76,22 @@ def rules_text(rules: Sequence[Rule]) -> RenderableType:
 
 def rule_text(rule: Rule) -> RenderableType:
     """Return everything about one rule."""
-    where = ", ".join(sorted((each.value for each in rule.environments), key=_order))
     facts = Table.grid(padding=(0, 2))
     for name, text in (
         ("what", rule.what),
         ("why", rule.why),
         ("fix", rule.fix),
         ("severity", rule.severity.value),
-        ("for", where),
+        ("for", environments_of(rule)),
         ("silence", f"# flashkit: ignore[{rule.id}]"),
     ):
         facts.add_row(Text(name, style="dim"), Text(text))
     return Group(Text.assemble((rule.id, "bold"), f"  {rule.name}"), Padding(facts, (0, 0, 0, 2), expand=False))
+
+
+def environments_of(rule: Rule) -> str:
+    """Return in words where a rule holds: `production, staging`."""
+    return ", ".join(each.value for each in Environment if each in rule.environments)
 
 
 def _findings_table(findings: Sequence[Finding]) -> RenderableType:
@@ -97,10 +102,6 @@ def _findings_table(findings: Sequence[Finding]) -> RenderableType:
         told = Text.assemble(finding.message, (f"  {finding.rule.id}", "dim"), "\n", ("→ ", "dim"), finding.fix)
         table.add_row(Text(str(finding.place.line), style="dim"), Text(mark, style=style), told)
     return Padding(table, (0, 0, 0, 2), expand=False)
-
-
-def _order(environment: str) -> int:
-    return ("production", "staging", "dev").index(environment)
 
 
 def _plural(number: int, word: str) -> str:

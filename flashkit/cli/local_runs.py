@@ -1,8 +1,9 @@
-"""What was seen to work under `flashkit dev`: for each endpoint, the code with which a job last completed.
+"""What was seen to work on this machine: for each endpoint, the code with which a job last completed.
 
-`flashkit dev` keeps it in `.flashkit/local-runs.json`, and `flashkit check` compares it with the code as it is. The
-digest covers what `dependencies` says the endpoint depends on: its own statements, decorator included, and the files
-of the project that they import. Packages that are installed are not in it.
+`flashkit dev`, and pytest with the `platform` fixture, keep it in `.flashkit/local-runs.json`; `flashkit check`
+compares it with the code as it is. The digest covers what `dependencies` says the endpoint depends on: its own
+statements, decorator included, and the files of the project that they import. Packages that are installed are not in
+it.
 """
 
 from __future__ import annotations
@@ -11,17 +12,34 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from flashkit.cli.dependencies import Dependencies
+from flashkit.cli.dependencies import Dependencies, read_dependencies
+from flashkit.cli.projects import project_folder
 from flashkit.emulator.events import Event, JobEvent, ReloadEvent, RequestEvent
 from flashkit.protocol import JobStatus
 
 RUNS_FILE: Final = Path(".flashkit") / "local-runs.json"
 _GOOD_STATUS: Final = range(200, 400)
+
+
+class Runnable(Protocol):
+    """An endpoint of an app, as `apps` describes it."""
+
+    @property
+    def name(self) -> str:
+        """Its name in URLs."""
+
+    @property
+    def attribute(self) -> str:
+        """Variable that holds it; none in a plain handler file."""
+
+    @property
+    def file(self) -> Path:
+        """The app's file."""
 
 
 class LocalRuns:
@@ -67,6 +85,7 @@ class LocalRuns:
         run = {"code": code, "at": datetime.now(UTC).isoformat(timespec="seconds")}
         record = _read(self._file) | {endpoint: run}  # another server of this folder may have written meanwhile
         with contextlib.suppress(OSError):  # a full disk takes the evidence, not the platform
+            _make_folder(self._file.parent)
             draft = self._file.with_suffix(f".{os.getpid()}.tmp")
             draft.write_text(json.dumps(record, indent=1))
             draft.replace(self._file)
@@ -85,6 +104,35 @@ def code_digest(dependencies: Dependencies, root: Path) -> str:
     """Return one digest of everything that an endpoint depends on, the same wherever the project's folder is."""
     files = sorted((_relative(path, root), digest) for path, digest in dependencies.files.items())
     return hashlib.blake2b(json.dumps([dependencies.own, files]).encode(), digest_size=16).hexdigest()
+
+
+def watch_endpoints(endpoints: Iterable[Runnable]) -> Callable[[Event], None]:
+    """Return what notes the runs of endpoints whose code stays as it is now, each in its project's folder."""
+    by_app: dict[Path, dict[str, str]] = {}
+    for endpoint in endpoints:
+        if endpoint.attribute:
+            by_app.setdefault(endpoint.file, {})[endpoint.attribute] = endpoint.name
+    watchers = [_watch_app(app, names) for app, names in by_app.items()]
+
+    def notice(event: Event) -> None:
+        for watcher in watchers:
+            watcher.notice(event)
+
+    return notice
+
+
+def _watch_app(app: Path, names: Mapping[str, str]) -> LocalRuns:
+    folder = project_folder(app)
+    now = read_dependencies(app, list(names), root=folder)
+    codes = {names[attribute]: code_digest(each, folder) for attribute, each in now.items()}
+    return LocalRuns(folder / RUNS_FILE, codes.get)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of flashkit's own files, out of the way of git, below a project that is there."""
+    if not folder.exists():
+        folder.mkdir()
+        (folder / ".gitignore").write_text("*\n")
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, Final, Self, TypeVar
 
 from flashkit.cli.apps import describe_apps
 from flashkit.cli.dev_store import open_dev_store
+from flashkit.cli.local_runs import watch_endpoints
 from flashkit.cli.projects import USUAL_NAMES, find_app
 from flashkit.client import Client, EndpointClient, JobHandle, JobState
 from flashkit.emulator.events import Event, LogLine
@@ -46,13 +47,18 @@ class LocalPlatform:
     Args:
         apps: Files that define endpoints, or plain runpod handlers.
         sessions: URL of a store for sessions; by default a store of the platform's own.
+        notes_runs: Write down which code was seen to work, for `flashkit check`, below the projects' folders.
         emulator_options: What `Emulator` takes besides, for example `faults`, `seed`, `defaults`.
     """
 
-    def __init__(self, *apps: Path | str, sessions: str | None = None, **emulator_options: Any) -> None:
+    def __init__(
+        self, *apps: Path | str, sessions: str | None = None, notes_runs: bool = False, **emulator_options: Any
+    ) -> None:
         self._apps = [Path(app).resolve() for app in apps]
         self._sessions = sessions
         self._options = emulator_options
+        self._notes_runs = notes_runs
+        self._notice_run: Callable[[Event], None] | None = None
         self._loop = LoopThread()
         self._stack = AsyncExitStack()
         self._events: list[Event] = []
@@ -127,6 +133,7 @@ class LocalPlatform:
         store = await stack.enter_async_context(open_dev_store(Path.cwd(), folder, named=self._sessions))
         self._state = store.url
         found = await describe_apps(self._apps, env={**_WORKER_SETTINGS, "FLASHKIT_STATE": store.url})
+        self._notice_run = watch_endpoints(found) if self._notes_runs else None
         emulator = Emulator(
             [endpoint.local for endpoint in found],
             state_dir=folder,
@@ -146,6 +153,8 @@ class LocalPlatform:
             self._loop.stop()
 
     def _take_event(self, event: Event) -> None:
+        if self._notice_run is not None:
+            self._notice_run(event)
         with self._lock:
             self._events.append(event)
             if len(self._events) > _EVENTS_KEPT:

@@ -14,6 +14,7 @@ import pytest
 from doc_pages import ROOT
 
 import flashkit
+from flashkit.checks.all_rules import ALL_RULES
 from flashkit.cli.commands import cli
 from flashkit.emulator.server import Emulator
 from flashkit.protocol import PlatformDefaults
@@ -92,6 +93,14 @@ def test_every_error_code_is_documented():
     codes = {code for text in SOURCES for code in re.findall(r'\bcode(?:: [^=\n]+)? ?= ?"([a-z_]+)"', text)}
     assert "worker_died" in codes
     assert [code for code in sorted(codes) if f"`{code}`" not in page] == []
+
+
+def test_every_check_is_documented_with_all_its_words():
+    page = read("checks.md")
+    for rule in ALL_RULES:
+        section = page.partition(f"### {rule.id} {rule.name} ")[2].partition("\n###")[0]
+        for text in (rule.what, rule.why, rule.fix, rule.severity.value.capitalize()):
+            assert text in section, rule.id
 
 
 def test_every_platform_default_is_documented():

@@ -75,7 +75,7 @@ def image_not_root(project: Project) -> Iterator[Problem]:
     why="Without one, COPY . . takes .git, virtual environments, models and .env along: a larger image, slower "
     "starts, and "
     "files in it that nobody meant to publish. Every change of any of them also builds the layer anew.",
-    fix="Write .dockerignore with .git, .venv, .env*, .flashkit, tests and __pycache__.",
+    fix="Write .dockerignore with .git, .venv, .env*, .flashkit, tests and `__pycache__`.",
 )
 def dockerignore_there(project: Project) -> Iterator[Problem]:
     """Dockerfiles that copy folders without a `.dockerignore`."""

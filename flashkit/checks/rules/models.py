@@ -39,20 +39,22 @@ _FP4: Final = ("nvfp4", "modelopt_fp4")
     what="Weights of more than a few GB are on a volume, in the image or in the platform's cache.",
     why="Otherwise each cold start downloads them, on a GPU that is paid meanwhile, and a hub that is down takes your "
     "endpoint with it.",
-    fix='Write volume=NetworkVolume("models", size=...), or bring them into the image with `flashkit weights pull`.',
+    fix='Write volume=NetworkVolume("models", size=...), or model_cache = true in flashkit.toml, or bring them into '
+    "the image with `flashkit weights pull`.",
     environments=SHIPPED,
 )
 def weights_near_workers(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
     """Large models of endpoints without a volume."""
     model = model_of(endpoint, project)
-    if model is None or model.on_disk is None or endpoint.spec.volumes or model.weights.path or model.weights.s3:
+    if model is None or model.on_disk is None or model.weights.path or model.weights.s3:
+        return
+    if endpoint.spec.volumes or endpoint.has_model_cache:
         return
     if model.on_disk.value > _LARGE and not is_baked(model.weights, project):
         yield Problem(
             f"endpoint `{endpoint.name}` loads {model.weights.name}, {model.on_disk}, and has no volume for it",
-            fix=f'Write volume=NetworkVolume("models", size={_volume_gb(model.on_disk)}), or bring them into the '
-            "image with "
-            "`flashkit weights pull` in the Dockerfile.",
+            fix=f'Write volume=NetworkVolume("models", size={_volume_gb(model.on_disk)}), or model_cache = true in '
+            "flashkit.toml, or bring them into the image with `flashkit weights pull`.",
         )
 
 

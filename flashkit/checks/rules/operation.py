@@ -61,12 +61,11 @@ def tracing_on(project: Project) -> Iterator[Problem]:
     "FK703",
     "local-run-seen",
     Severity.WARNING,
-    what="A job of each endpoint has completed under `flashkit dev` with the code as it is now.",
+    what="A job of each endpoint has completed on this machine with the code as it is now.",
     why="A handler that never ran here fails on Runpod after an image was built, pushed and pulled: a quarter of an "
     "hour "
     "for a typo. What counts is one finished job of this very code.",
-    fix="Run `flashkit dev`, send a job with `flashkit run`, and check again; in CI, `flashkit dev --ci -- pytest` "
-    "first.",
+    fix="Run `flashkit dev` and send a job with `flashkit run`, or run tests that use the `platform` fixture.",
     environments=SHIPPED,
 )
 def local_run_seen(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
@@ -74,8 +73,6 @@ def local_run_seen(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
     del project
     match endpoint.local_run:
         case LocalRun.NONE:
-            yield Problem(f"no job of `{endpoint.name}` has completed under `flashkit dev` in this folder")
+            yield Problem(f"no job of `{endpoint.name}` has completed on this machine")
         case LocalRun.OUTDATED:
-            yield Problem(
-                f"the code of `{endpoint.name}` has changed since its last completed job under `flashkit dev`"
-            )
+            yield Problem(f"the code of `{endpoint.name}` has changed since its last completed job on this machine")

@@ -47,7 +47,8 @@ def no_secret_in_env(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
     """Values in `env=`, those taken from the developer's shell too."""
     del project
     for name, value in endpoint.spec.env.items():
-        found = None if value.strip().startswith(_BY_REFERENCE) else secret_in_value(name, value)
+        is_fine = name in endpoint.plain or value.strip().startswith(_BY_REFERENCE)
+        found = None if is_fine else secret_in_value(name, value)
         if found is not None:
             yield Problem(f"env[{name!r}] of endpoint `{endpoint.name}` holds {found.kind}: {found.shown}")
 

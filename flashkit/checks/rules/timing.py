@@ -179,9 +179,7 @@ def start_in_time(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
     given = endpoint.env.get("RUNPOD_INIT_TIMEOUT", "")
     limit = float(given) if given.isdecimal() else PlatformDefaults().init_timeout
     pull = catalog.IMAGE_PULL_MB_PER_SECOND * 1e6
-    rate, how = (
-        (catalog.VOLUME_MB_PER_SECOND.low * 1e6, "a volume's") if endpoint.spec.volumes else (pull, "a download's")
-    )
+    rate, how = _reading_rate(endpoint)
     seconds = model.on_disk.value / rate + _IMAGE_BYTES / pull
     if seconds > limit:
         basis = f" ({FROM_NAME})" if model.is_from_name else ""
@@ -191,3 +189,12 @@ def start_in_time(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
             "image of "
             f"about {format_bytes(_IMAGE_BYTES)} at {pull / 1e6:.0f} MB/s{basis}"
         )
+
+
+def _reading_rate(endpoint: Endpoint) -> tuple[float, str]:
+    """Return how fast weights come, in bytes a second, and from where."""
+    if endpoint.has_model_cache:
+        return catalog.LOCAL_DISK_MB_PER_SECOND * 1e6, "the model cache's"
+    if endpoint.spec.volumes:
+        return catalog.VOLUME_MB_PER_SECOND.low * 1e6, "a volume's"
+    return catalog.IMAGE_PULL_MB_PER_SECOND * 1e6, "a download's"

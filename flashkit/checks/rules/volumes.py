@@ -92,10 +92,8 @@ def volumes_have_datacentres(endpoint: Endpoint, project: Project) -> Iterator[P
         return
     unpinned = [volume.name for volume in volumes if volume.datacenter is None]
     if unpinned:
-        yield Problem(
-            f"endpoint `{endpoint.name}` has {len(volumes)} volumes, and {', '.join(map(repr, unpinned))} "
-            "without a data centre"
-        )
+        names = ", ".join(map(repr, unpinned))
+        yield Problem(f"endpoint `{endpoint.name}` has {len(volumes)} volumes, and no data centre for {names}")
     elif len({volume.datacenter for volume in volumes}) < len(volumes):
         yield Problem(f"endpoint `{endpoint.name}` has two volumes in one data centre, and a worker gets one of them")
 

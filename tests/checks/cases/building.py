@@ -48,7 +48,7 @@ FILE_NAMES = {
     "dockerfile": "Dockerfile", "dockerignore": ".dockerignore", "gitignore": ".gitignore", "env": ".env",
     "env_example": ".env.example", "requirements": "requirements.txt", "constraints": "constraints.txt",
     "hub": ".runpod/hub.json", "tests": ".runpod/tests.json", "config": "models/org/model/config.json",
-    "tools": "tools.py", "script": "start.sh", "settings": "settings.toml",
+    "tools": "tools.py", "toml": "flashkit.toml", "script": "start.sh", "settings": "settings.toml",
 }  # fmt: skip
 
 

@@ -6,13 +6,19 @@ from tests.checks.cases.building import COMMIT, SMALL, VOLUME, Case, app, config
 
 CASES: dict[str, Case] = {
     "FK401": Case(
-        broken=(app(llm("Qwen/Qwen3-8B")), app(llm("org/model"), config=config())),
+        broken=(
+            app(llm("Qwen/Qwen3-8B")),
+            app(llm("org/model"), config=config()),
+            app(llm("Qwen/Qwen3-8B"), dockerfile="FROM a:1\nCOPY models /runpod-volume/models\nCOPY\nRUN true\n"),
+        ),
         fine=(
             app(llm("Qwen/Qwen3-8B", volume=VOLUME)),
+            app(llm("Qwen/Qwen3-8B"), toml="[endpoints.llm]\nmodel_cache = true\n"),
             app(llm("Qwen/Qwen3-1B")),
             app(llm("org/model")),
             app(gpu()),
             app(llm("Qwen/Qwen3-8B"), dockerfile="FROM a:1\nRUN flashkit weights pull Qwen/Qwen3-8B\n"),
+            app(llm("Qwen/Qwen3-8B"), dockerfile="FROM a:1\nCOPY --from=weights /out /models\n"),
             app(
                 f'llm = gpu_endpoint(name="llm", gpu="A100", execution_timeout_ms=9_000, '
                 f'engine=VLLM(Weights("Qwen/Qwen3-8B", "{COMMIT}", path="/models/qwen")))'

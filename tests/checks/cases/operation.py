@@ -11,6 +11,7 @@ CASES: dict[str, Case] = {
         broken=(app(agent()), app(agent(env={"FLASHKIT_STATE": "sqlite:////data/sessions.db"}))),
         fine=(
             app(agent(env={"FLASHKIT_STATE": "{{ RUNPOD_SECRET_redis_url }}"})),
+            app(agent(), toml='[endpoints.agent.env]\nFLASHKIT_STATE = "{{ RUNPOD_SECRET_redis_url }}"\n'),
             app(cpu()),
             app(
                 agent(),

@@ -27,6 +27,7 @@ CASES: dict[str, Case] = {
         fine=(
             app(cpu(env={"HF_TOKEN": "{{ RUNPOD_SECRET_hf_token }}"})),
             app(cpu(env={"LOG_LEVEL": "debug"})),
+            app(cpu(env={"PAGE_TOKEN": RANDOM_VALUE}), toml='plain = ["PAGE_TOKEN"]\n'),
             app(cpu(env={"HF_TOKEN": "${HF_TOKEN}"})),
         ),
     ),

@@ -97,6 +97,7 @@ CASES: dict[str, Case] = {
         fine=(
             app(llm("Qwen/Qwen-14B", volume=VOLUME)),
             app(llm("Qwen/Qwen-14B", env={"RUNPOD_INIT_TIMEOUT": "900"})),
+            app(llm("Qwen/Qwen-14B"), toml="[endpoints.llm]\nmodel_cache = true\n"),
             app(llm("Qwen/Qwen3-8B")),
             app(llm("org/model")),
         ),

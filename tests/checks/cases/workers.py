@@ -34,9 +34,15 @@ CASES: dict[str, Case] = {
         ),
     ),
     "FK104": Case(
-        broken=(app(agent(workers=(1, 3))), app(llm(workers=(0, 3)))),
+        broken=(
+            app(agent(workers=(3, 9)), toml="[environments.production.endpoints.agent]\nworkers = [1, 2]\n"),
+            app(agent(workers=(1, 3))),
+            app(llm(workers=(0, 3))),
+        ),
         fine=(
             app(agent(workers=(3, 9))),
+            app(agent(workers=(0, 1)), toml="[endpoints.agent]\nworkers = [3, 9]\n"),
+            app(agent(workers=(3, 9)), toml="[environments.staging.endpoints.agent]\nworkers = [1, 2]\n"),
             app(gpu(workers=(1, 3))),
             app(cpu()),
             app(
