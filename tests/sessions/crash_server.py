@@ -7,11 +7,10 @@ starting Python for every death would take longer than all the rest.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from flashkit import Session, orchestrator_endpoint
 from flashkit.settings import Settings
 from flashkit.worker.runtime import Runtime
 from flashkit.worker.sessions import effect_key
-from flashkit.worker.sessions.records import Kind
+from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.store import Lease
 
 WRITES = frozenset({"commit", "release", "put_blob"})
@@ -55,7 +54,7 @@ class DyingStore:
         self._store = store
         self._dies_at = dies_at
         self._log = log
-        self._numbers = itertools.count(1)
+        self._is_repeated = False
         self.writes = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -69,21 +68,44 @@ class DyingStore:
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
+    def commit_soon(self, lease: Lease, records: Sequence[Record], change: Any, then: Callable[[Any], None]) -> bool:
+        """Count it if it is sent; what `commit` has to see to afterwards is the same write still."""
+        self._die_before(self.writes + 1)
+
+        def end(moved: Lease | None) -> None:
+            self._is_repeated = moved is None
+            if moved is not None:
+                self._die_after(number, records)
+            then(moved)
+
+        number = self.writes + 1
+        is_sent: bool = self._store.commit_soon(lease, records, change, end)
+        self.writes += is_sent
+        return is_sent
+
     def _counted(self, write: Callable[..., Any]) -> Callable[..., Any]:
         async def counted(*args: Any, **kwargs: Any) -> Any:
-            self.writes = number = next(self._numbers)
-            if number == -self._dies_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            is_repeated, self._is_repeated = self._is_repeated, False
+            if not is_repeated:
+                self._die_before(self.writes + 1)
+                self.writes += 1
+            number = self.writes
             result = await write(*args, **kwargs)
-            records = args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ()
-            for record in records:
-                if record.kind is Kind.RESULT:
-                    self._log.write("acknowledged", record.key)
-            if number == self._dies_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            self._die_after(number, args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ())
             return result
 
         return counted
+
+    def _die_before(self, number: int) -> None:
+        if number == -self._dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _die_after(self, number: int, records: Sequence[Record]) -> None:
+        for record in records:
+            if record.kind is Kind.RESULT:
+                self._log.write("acknowledged", record.key)
+        if number == self._dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_agent(log: Log) -> Callable[..., Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from flashkit.handler import parse_json
 from flashkit.settings import Settings
 from flashkit.worker.job import HandBack
 from flashkit.worker.runtime import Outcome, Runtime
-from flashkit.worker.sessions.store import Head, Store, open_store
+from flashkit.worker.sessions.records import Record
+from flashkit.worker.sessions.store import NO_CHANGE, Change, Head, Lease, Store, open_store
 
 
 class Worker:
@@ -118,6 +119,14 @@ def output_of(outcome: Outcome) -> Any:
     """Return the output of a job that succeeded."""
     assert outcome.error is None, outcome.error.render()
     return parse_json(outcome.output or b"null")
+
+
+async def commit_soon(store: Store, lease: Lease, records: Sequence[Record], change: Change = NO_CHANGE) -> Lease:
+    """Commit as a worker does: in one attempt where the store can, and again if that does not tell."""
+    told: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
+    if store.commit_soon(lease, records, change, told.set_result) and (moved := await told) is not None:
+        return moved
+    return await store.commit(lease, records, change)
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 5.0) -> None:

@@ -100,7 +100,7 @@ async def test_an_error_costs_no_write_of_its_own(lab, steps):
             writes.append([record.kind.name for record in records])
             return await commit(lease, records, change)
 
-        store.commit = counted
+        store.commit, store.commit_soon = counted, lambda *call: False
         try:
             return await session.step("search", service.ask)
         except ConnectionError:

@@ -19,6 +19,7 @@ from flashkit.errors import (
 )
 from flashkit.worker.sessions.records import Keyring, Kind, Record, Snapshot
 from flashkit.worker.sessions.store import Busy, Change, Durability, Lease, Limits, Message, Status
+from tests.sessions.session_lab import commit_soon
 
 
 def result(key: str, output: bytes = b"1") -> Record:
@@ -312,6 +313,57 @@ async def test_namespaces_and_ids_do_not_meet(make_store, store_url):
     assert await other.head("a:b") is None
     assert await one.head("a") is None
     assert [head.session for head in await _settled(one.sessions)] == ["a:b"]
+
+
+# ------------------------------------------------------------------ commits that are not waited for
+
+
+async def test_a_commit_that_is_sent_at_once_is_like_any_other(store):
+    lease = await store.acquire("s", "w", ttl_s=10)
+    await store.post("s", "m", b"hello")
+    for key in "abc":
+        lease = await commit_soon(store, lease, [result(key)])
+    assert (lease.seq, lease.pending) == (3, 1)
+    lease = await commit_soon(store, lease, [result("d"), result("e")])
+    assert await keys_of(store) == ["a", "b", "c", "d", "e"]
+    change = Change(snapshot=Snapshot(b'"state"', 1), status=Status.IDLE, release=True)
+    await commit_soon(store, lease, [result("f")], change)
+    image = await store.load("s")
+    assert (image.snapshot.data, image.snapshot.seq, image.head.is_held) == (b'"state"', 6, False)
+
+
+async def test_one_whose_answer_was_lost_is_written_once(store):
+    lease = await store.acquire("s", "w")
+    first = await commit_soon(store, lease, [result("a"), result("b")])
+    again = await commit_soon(store, lease, [result("a"), result("b")])
+    assert (again.seq, again.last_crc) == (first.seq, first.last_crc)
+    with pytest.raises(JournalLost):
+        await commit_soon(store, lease, [result("c"), result("d")])
+    assert await keys_of(store) == ["a", "b"]
+
+
+async def test_one_of_a_worker_that_was_superseded_is_refused(store):
+    first = await store.acquire("s", "w1")
+    first = await commit_soon(store, first, [result("a")])
+    await store.release(first)
+    second = await store.acquire("s", "w2")
+    with pytest.raises(SessionFenced, match="worker 'w2' took it over"):
+        await commit_soon(store, first, [result("b")])
+    assert (await commit_soon(store, second, [result("c")])).seq == 2
+
+
+async def test_one_that_is_too_large_or_too_long_says_so(make_store, store_url):
+    store = make_store(store_url, limits=Limits(record_bytes=100, session_bytes=400, journal_records=3))
+    lease = await store.acquire("s", "w")
+    with pytest.raises(PayloadTooLarge, match="the output of step 'a'"):
+        await commit_soon(store, lease, [result("a", b"1" * 101)])
+    for key in "abc":
+        lease = await commit_soon(store, lease, [result(key)])
+    with pytest.raises(PayloadTooLarge, match="3 records"):
+        await commit_soon(store, lease, [result("d")])
+    other = await store.acquire("t", "w")
+    with pytest.raises(PayloadTooLarge, match="session 't'"):
+        await commit_soon(store, other, [result("x" * 90, b"1" * 90) for _ in range(3)])
 
 
 # ------------------------------------------------------------------ deletion, retention, listing

@@ -20,7 +20,8 @@ from hypothesis.stateful import (
 
 from flashkit.errors import SessionFenced
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
-from flashkit.worker.sessions.store import Busy, Change, Status, open_store
+from flashkit.worker.sessions.store import NO_CHANGE, Busy, Change, Status, open_store
+from tests.sessions.session_lab import commit_soon
 
 WORKERS = ("w1", "w2", "w3")
 PARTS = ("snapshot", "trim", "release")
@@ -93,6 +94,26 @@ class SessionMachine(RuleBasedStateMachine):
         self.holder, self.valid_fence, self.last_commit = None, self.fence, None
         return outcome
 
+    @rule(lease=leases, kinds=st.lists(KINDS, max_size=3), soon=st.booleans())
+    def append(self, lease, kinds, soon):
+        """Write records and nothing else, as steps do."""
+        current = self.present if self.present is not None and self.present.fence == lease.fence else lease
+        records = [Record(kind, next(self.keys)) for kind in kinds]
+        commit = commit_soon if soon else type(self.store).commit
+        if lease.fence != self.valid_fence:
+            with pytest.raises(SessionFenced):
+                self.do(commit(self.store, current, records, NO_CHANGE))
+            return
+        self.present = self.do(commit(self.store, current, records, NO_CHANGE))
+        self.note_records(records)
+        self.last_commit = (current, records, NO_CHANGE)
+        self.holder = self.keeper(lease)
+
+    def note_records(self, records):
+        self.seq += len(records)
+        self.journal += [record.key for record in records]
+        assert (self.present.seq, self.present.pending) == (self.seq, len(self.posted) - self.consumed)
+
     @rule(lease=leases, kinds=st.lists(KINDS, max_size=3), what=st.sets(st.sampled_from(PARTS)), take=st.integers(0, 2))
     def commit(self, lease, kinds, what, take):
         snapshot, trim, release = (part in what for part in PARTS)
@@ -109,13 +130,11 @@ class SessionMachine(RuleBasedStateMachine):
                 self.do(self.store.commit(current, records, change))
             return
         self.present = self.do(self.store.commit(current, records, change))
-        self.seq += len(records)
-        self.journal += [record.key for record in records]
         self.consumed = consumed
+        self.note_records(records)
         if snapshot:
             self.snapshot = (data, self.seq)
             self.journal = [] if trim else self.journal
-        assert (self.present.seq, self.present.pending) == (self.seq, len(self.posted) - self.consumed)
         self.last_commit = (current, records, change)
         self.holder = None if release else self.keeper(lease)
 

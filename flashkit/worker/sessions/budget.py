@@ -55,8 +55,11 @@ class LoopWatch:
 
     def add(self, move: Move) -> None:
         """Take in the next step."""
-        for index, earlier in enumerate(reversed(self._last)):
-            self._same_as[index] = self._same_as[index] + 1 if earlier == move else 0
+        if move in self._last:
+            for index, earlier in enumerate(reversed(self._last)):
+                self._same_as[index] = self._same_as[index] + 1 if earlier == move else 0
+        else:
+            self._same_as = [0] * LONGEST_LOOP
         self._last.append(move)
 
     def find(self, rounds: int) -> tuple[Move, ...] | None:

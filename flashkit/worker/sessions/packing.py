@@ -25,7 +25,7 @@ from flashkit.worker.sessions.records import (
     unseal,
 )
 from flashkit.worker.sessions.refusals import damaged, require_size
-from flashkit.worker.sessions.store import Change, Head, Image, Lease, Limits, Status, Stored
+from flashkit.worker.sessions.store import NO_CHANGE, Change, Head, Image, Lease, Limits, Status, Stored
 
 OWN_THREAD_FROM_BYTES: Final = 64 << 10
 """Compressing or encrypting more than this would hold up the event loop."""
@@ -47,7 +47,7 @@ class Packed(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """How much of it is data."""
-        return sum(record.size_bytes for record in self.records) + len(self.snapshot or b"")
+        return sum([len(record.data) for record in self.records]) + len(self.snapshot or b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +60,24 @@ class Packer:
 
     async def pack(self, lease: Lease, records: Sequence[Record], change: Change) -> Packed:
         """Return the bytes of a commit. Raises `PayloadTooLarge`."""
+        packed = self.pack_now(lease, records, change)
+        return await asyncio.to_thread(self._pack, lease, records, change) if packed is None else packed
+
+    def pack_now(self, lease: Lease, records: Sequence[Record], change: Change) -> Packed | None:
+        """Return the bytes of a commit, None if making them takes a thread. Raises `PayloadTooLarge`."""
         size = self._require_sizes(records, change)
-        if size > OWN_THREAD_FROM_BYTES:
-            return await asyncio.to_thread(self._pack, lease, records, change)
-        return self._pack(lease, records, change)
+        return None if size > OWN_THREAD_FROM_BYTES else self._pack(lease, records, change)
 
     def _pack(self, lease: Lease, records: Sequence[Record], change: Change) -> Packed:
         place = Place(self.namespace, lease.session, lease.incarnation)
-        crc, sealed_records, kinds = lease.last_crc, [], [record.kind for record in records]
+        crc, sealed_records, goes_on = lease.last_crc, [], False
         for seq, record in enumerate(records, lease.seq + 1):
             sealed = seal(place, record.kind, *encode_record(record), seq=seq, previous=crc, keyring=self.keyring)
             sealed_records.append(sealed)
             crc = sealed.crc
+            goes_on = goes_on or record.kind not in _BEGINNINGS
+        if change is NO_CHANGE:
+            return Packed(tuple(sealed_records), crc, None, (), (), goes_on)
         snapshot = None
         if change.snapshot is not None:
             seq, body = lease.seq + len(records), encode_snapshot(change.snapshot)
@@ -83,7 +89,7 @@ class Packer:
             answers=tuple([(name, self.seal_message(lease.session, name, body)) for name, body in change.answers]),
             fields=_fields(change),
             # A worker that ends a turn in order, if only with an error, has not died of it.
-            makes_progress=change.release or snapshot is not None or not _BEGINNINGS.issuperset(kinds),
+            makes_progress=change.release or snapshot is not None or goes_on,
         )
 
     def _require_sizes(self, records: Sequence[Record], change: Change) -> int:
@@ -93,6 +99,8 @@ class Packer:
             size += len(record.output)
             if len(record.output) > self.limits.record_bytes:
                 require_size(f"the output of step {record.key!r}", record.output, self.limits.record_bytes)
+        if change is NO_CHANGE:
+            return size
         if change.snapshot is not None:
             size += len(change.snapshot.data)
             require_size("the session's state", change.snapshot.data, self.limits.snapshot_bytes)
@@ -281,9 +289,11 @@ def rewritten_fields(head: Head) -> dict[str, str | int]:
 
 
 def make_lease(
-    prior: Head,
+    session: str,
+    fields: Mapping[str, Any],
     owner: str,
     *,
+    now_ms: int,
     incarnation: str,
     fence: int,
     nonce: str,
@@ -291,16 +301,33 @@ def make_lease(
     asked: float,
     stored: Stored | None,
 ) -> Lease:
-    """Return the lease that `acquire` got for a session that looked like `prior`. Raises `RecordCorrupt`."""
+    """Return the lease that `acquire` got for a session of which a store's fields told before.
+
+    Args:
+        session: Its id.
+        fields: As `make_head` takes them.
+        owner: Who has it now.
+        now_ms: The store's time.
+        incarnation: Of a session that begins with this.
+        fence: The lease's.
+        nonce: The lease's.
+        ttl_s: Its length.
+        asked: When it was asked for, by `time.monotonic()`.
+        stored: The session's data, if that was asked for.
+
+    Raises:
+        RecordCorrupt: The fields make no sense.
+    """
+    taken = {"inc": fields.get("inc") or incarnation, "fence": fence, "owner": owner}
+    head = make_head(session, {**fields, **taken, "until": now_ms + round(ttl_s * 1000)}, now_ms)
     try:
-        require_readable(prior)
+        require_readable(head)
     except RecordCorrupt as exc:
-        raise damaged(prior.session, exc) from exc
-    head = replace(prior, incarnation=incarnation, fence=fence, owner=owner, lease_left_s=ttl_s)
+        raise damaged(session, exc) from exc
     return Lease(
-        session=prior.session,
+        session=session,
         owner=owner,
-        incarnation=incarnation,
+        incarnation=head.incarnation,
         fence=fence,
         nonce=nonce,
         ttl_s=ttl_s,

@@ -133,19 +133,8 @@ class Place(NamedTuple):
 class Sealed(NamedTuple):
     """Bytes as they are stored, and their checksum, with which the next record is chained."""
 
-    parts: tuple[bytes, ...]
-    """The bytes in pieces, the header first: large ones go to the store without being copied together."""
+    data: bytes
     crc: int
-
-    @property
-    def data(self) -> bytes:
-        """The bytes in one piece."""
-        return b"".join(self.parts)
-
-    @property
-    def size_bytes(self) -> int:
-        """How many bytes there are."""
-        return sum(map(len, self.parts))
 
 
 class Opened(NamedTuple):
@@ -251,7 +240,7 @@ def seal(
     crc = zlib.crc32(header)
     for part in stored:
         crc = zlib.crc32(part, crc)
-    return Sealed((header + _CRC.pack(crc), *stored), crc)
+    return Sealed(b"".join((header, _CRC.pack(crc), *stored)), crc)
 
 
 def unseal(place: Place, data: bytes, *, keyring: Keyring | None = None) -> Opened:
@@ -295,8 +284,14 @@ def unseal(place: Place, data: bytes, *, keyring: Keyring | None = None) -> Open
 def encode_record(record: Record) -> tuple[bytes, bytes]:
     """Return a record's body: its first line, and the output as the caller encoded it."""
     known: dict[str, Any] = {"k": record.key, "s": record.started_ms, "t": record.seconds, "n": record.attempt}
-    optional = {"a": record.digest, "b": record.blob, "c": record.code, "x": dict(record.extra)}
-    known.update({name: value for name, value in optional.items() if value})
+    if record.digest:
+        known["a"] = record.digest
+    if record.blob:
+        known["b"] = record.blob
+    if record.code:
+        known["c"] = record.code
+    if record.extra:
+        known["x"] = dict(record.extra)
     return orjson.dumps(known, option=orjson.OPT_APPEND_NEWLINE), record.output
 
 

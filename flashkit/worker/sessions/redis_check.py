@@ -15,7 +15,7 @@ _WAITAOF_SINCE: Final = (7, 2)
 _PROBE: Final = """
 redis.call('XADD', KEYS[1], '1-0', 'r', '')
 redis.call('XTRIM', KEYS[1], 'MINID', '2-0')
-redis.call('PEXPIRE', KEYS[1], 1000)
+redis.call('PEXPIREAT', KEYS[1], redis.call('TIME')[1] * 1000 + 1000)
 redis.call('HSET', KEYS[2], 'f', redis.call('TIME')[1])
 return redis.call('UNLINK', KEYS[1], KEYS[2])
 """

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -21,6 +21,7 @@ from flashkit.errors import ConfigurationError, FlashkitError, StoreFull, StoreM
 from flashkit.worker.sessions.store import without_password
 
 try:
+    import hiredis
     import redis.asyncio as aioredis
     import redis.exceptions
     from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -29,7 +30,7 @@ try:
     from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
     from redis.backoff import NoBackoff
 
-    from flashkit.worker.sessions.redis_lane import Lane, Word, pack, whole
+    from flashkit.worker.sessions.redis_lane import Lane, NoTransport, Then, settle
 except ImportError as exc:
     raise ConfigurationError(
         "the sessions' store is a Redis, but the package redis is not installed",
@@ -37,6 +38,8 @@ except ImportError as exc:
     ) from exc
 
 T = TypeVar("T")
+Word = bytes | str | int
+"""One word of a command."""
 
 redis_errors: Final = redis.exceptions
 
@@ -138,9 +141,39 @@ class RedisClient:
             last = exc
         return await self.persist(lambda: self._run_once(script, keys, arguments), budget_s=left, last=last)
 
+    @property
+    def is_ready(self) -> bool:
+        """True when `send` sends at once."""
+        return self._lane is not None and self._lane.is_open
+
+    def send(self, script: Script, keys: Sequence[str], arguments: Sequence[Word], then: Then) -> None:
+        """Make one attempt at a call; `then` gets the answer, or the exception in its place.
+
+        Only while `is_ready`. A call that fails has to be made again by `run`, which knows what to do.
+        """
+        self._send(then, "EVALSHA", script.sha, len(keys), *keys, *arguments)
+
+    def _send(self, then: Then, *words: Word) -> None:
+        assert self._lane is not None  # noqa: S101 - the caller has asked
+        self._lane.send(_pack(words), then)
+
     async def command(self, *words: Any) -> Any:
         """Return a command's answer, retrying within the budget. Raises `StoreUnavailable`."""
         return await self.persist(lambda: self.raw.execute_command(*words))
+
+    async def run_many(self, commands: Sequence[tuple[Word, ...]]) -> None:
+        """Run commands on any keys, one attempt each, and return when all have been answered, well or not."""
+        if self.is_ready:
+            answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            for number, words in enumerate(commands, 1):  # answers come in order
+                is_last = number == len(commands)
+                self._send(partial(settle, answered) if is_last else _ignore, *words)
+            await answered
+            return
+        async with self.raw.pipeline(transaction=False) as pipe:
+            for words in commands:
+                pipe.execute_command(*words)
+            await pipe.execute(raise_on_error=False)
 
     async def run_durably(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Word], confirm: Sequence[Any]
@@ -175,19 +208,21 @@ class RedisClient:
 
     async def _run_once(self, script: Script, keys: Sequence[str], arguments: Sequence[Word]) -> Any:
         try:
-            if self._lane is None:
-                words = map(whole, arguments)
-                return await self.raw.execute_command("EVALSHA", script.sha, len(keys), *keys, *words)
-            start = b"*%d\r\n%b" % (3 + len(keys) + len(arguments), _pack_start(script.sha, tuple(keys)))
-            return await self._lane.call([start, *pack(arguments)])
+            words = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            if self._lane is not None:
+                try:
+                    return await self._lane.call(_pack(words))
+                except NoTransport:
+                    self._lane = None
+            return await self.raw.execute_command(*words)
         except redis_errors.NoScriptError:  # a new server; EVAL also teaches it the script
-            return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *map(whole, arguments))
+            return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
 
     async def _run_confirmed(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Word], confirm: Sequence[Any]
     ) -> Any:
         async with self.raw.pipeline(transaction=False) as pipe:
-            pipe.execute_command("EVAL", script.text, len(keys), *keys, *map(whole, arguments))
+            pipe.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
             pipe.execute_command(*confirm)
             reply, confirmed = await pipe.execute()
         count = confirmed[0] if isinstance(confirmed, list) else confirmed
@@ -234,10 +269,13 @@ class RedisClient:
         )
 
 
-@lru_cache(maxsize=4096)
-def _pack_start(sha: str, keys: tuple[str, ...]) -> bytes:
-    """Return the part of a call that is the same for every call of a script on a session."""
-    return b"".join(pack(("EVALSHA", sha, len(keys), *keys)))
+def _pack(words: tuple[Word, ...]) -> bytes:
+    packed: bytes = hiredis.pack_command(words)  # type: ignore[arg-type]  # it takes any number of words
+    return packed
+
+
+def _ignore(answer: Any) -> None:
+    """Take an answer that nobody needs."""
 
 
 def _connect(url: str, shown_url: str, *, attempt_s: float, is_lane: bool = False) -> Any:

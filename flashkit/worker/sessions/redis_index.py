@@ -10,6 +10,7 @@ import asyncio
 import logging
 import zlib
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, Final
 
 from flashkit.errors import FlashkitError
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _SHARDS: Final = 16
 _FIRST_S: Final = 0.005
-_COLLECT_S: Final = 0.05
+_COLLECT_S: Final = 0.1
 """While changes go on coming, they are sent this often."""
 _LIFETIME_S: Final = 90 * 86_400
 _GONE: Final = -1
@@ -96,19 +97,8 @@ class SessionIndex:
         waiting, self._waiting = self._waiting, {}
         if not waiting:
             return
-        scores: defaultdict[str, dict[str, int]] = defaultdict(dict)
-        for (key, session), score in waiting.items():
-            scores[key][session] = score
         try:
-            async with self._client.raw.pipeline(transaction=False) as pipe:
-                for key, by_session in scores.items():
-                    gone = [session for session, score in by_session.items() if score == _GONE]
-                    if gone:
-                        pipe.zrem(key, *gone)
-                    if len(gone) < len(by_session):
-                        pipe.zadd(key, {session: score for session, score in by_session.items() if score != _GONE})
-                    pipe.expire(key, _LIFETIME_S)
-                await pipe.execute(raise_on_error=False)
+            await self._client.run_many(_commands(waiting))
         except (*FAILURES, FlashkitError) as exc:
             log.debug("the index of sessions was not written: %r", exc)
 
@@ -120,6 +110,22 @@ class SessionIndex:
         scored = [(float(score), name.decode()) for shard in shards for name, score in _scored(shard)]
         scored.sort(reverse=is_descending)
         return [name for _, name in scored[:limit]]
+
+
+def _commands(waiting: Mapping[tuple[str, str], int]) -> list[tuple[str | int, ...]]:
+    """Return the commands that write these scores."""
+    scores: defaultdict[str, list[str | int]] = defaultdict(list)
+    gone: defaultdict[str, list[str | int]] = defaultdict(list)
+    for (key, session), score in waiting.items():
+        if score == _GONE:
+            gone[key].append(session)
+        else:
+            scores[key] += (score, session)
+    return [
+        *(("ZREM", key, *sessions) for key, sessions in gone.items()),
+        *(("ZADD", key, *pairs) for key, pairs in scores.items()),
+        *(("EXPIRE", key, _LIFETIME_S) for key in scores),
+    ]
 
 
 def _shard(session: str) -> int:

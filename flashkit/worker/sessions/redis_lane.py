@@ -1,172 +1,265 @@
-"""Calls of many sessions on one connection: what is asked while the server answers goes out in one write.
+"""Calls of many sessions on one connection: what is asked in one round of the event loop goes out in one write.
 
 A command of redis-py's client takes a connection from the pool, encodes argument by argument and reads its
-answer alone. With sessions side by side most of a worker's time per step went there, so scripts take this way.
+answer alone, through a dozen coroutines. With sessions side by side most of a worker's time per step went there,
+so scripts take this way: redis-py connects (login, TLS, Sentinel), and from then on the lane is what reads and
+writes that connection. Who asks gives a function, which is called with the answer as soon as it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final
 
+import hiredis
+from redis.asyncio.connection import DefaultParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError
 
+_READ_BYTES: Final = 256 << 10
 _MOST_BYTES_AT_ONCE: Final = 256 << 10
 """The server shall have work while the rest is written."""
+_NOTHING: Final = object()
+_WRONG_SERVER: Final = (ReadOnlyError, RedisConnectionError)
+"""Answers after which the pool has to look for another server: the primary is elsewhere, or this one is not ready."""
 
-Word = bytes | str | int | tuple[bytes, ...]
-"""One argument of a command; in a tuple it comes in pieces."""
-
-
-def pack(words: Sequence[Word]) -> list[bytes]:
-    """Return words as Redis's protocol has them, without the count in front; pieces are not copied together."""
-    parts: list[bytes] = []
-    for word in words:
-        if isinstance(word, tuple):
-            parts += (b"$%d\r\n" % sum(map(len, word)), *word, b"\r\n")
-            continue
-        data = word if isinstance(word, bytes) else str(word).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return parts
+Then = Callable[[Any], object]
+"""Gets the server's answer, or an exception in its place. Must not raise."""
 
 
-def whole(word: Word) -> bytes | str | int:
-    """Return a word as redis-py's own commands take it."""
-    return b"".join(word) if isinstance(word, tuple) else word
-
-
-class _Call(NamedTuple):
-    """A command on its way, and who waits for what comes back."""
-
-    packed: list[bytes]
-    answer: asyncio.Future[Any]
+class NoTransport(Exception):
+    """This release of redis-py does not show the transport of its connections, so a lane cannot take one over."""
 
 
 class Lane:
     """One connection of a pool, opened when needed and again after it broke.
 
-    Calls are sent while answers to earlier ones are under way: one task writes, one reads. Answers come in the
-    order of the calls, so whatever breaks the connection fails all that were sent and have none yet.
+    Answers come in the order of the calls, so whatever breaks the connection fails all that were sent and have
+    none yet. A call is carried out even if whoever made it has gone.
     """
 
     def __init__(self, pool: Any, *, attempt_s: float) -> None:
         self._pool = pool
-        self._attempt_s = attempt_s
-        self._waiting: list[_Call] = []
-        self._unanswered: deque[_Call] = deque()
-        self._sender: asyncio.Task[None] | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._connection: Any = None
+        self.attempt_s = attempt_s
+        self._commands: list[bytes] = []
+        self._callers: list[Then] = []
+        self._line: _Line | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_flush_due = False
 
-    async def call(self, packed: list[bytes]) -> Any:
-        """Return the server's answer to one packed command; it is carried out even if the caller is cancelled.
+    @property
+    def is_open(self) -> bool:
+        """True when a call is sent without waiting for a connection."""
+        return self._line is not None
+
+    def send(self, command: bytes, then: Then) -> None:
+        """Send a packed command in this round of the loop, or once there is a connection."""
+        self._commands.append(command)
+        self._callers.append(then)
+        if self._line is None:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open())
+        elif not self._is_flush_due:
+            self._is_flush_due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    async def call(self, command: bytes) -> Any:
+        """Return the server's answer to a packed command.
 
         Raises:
             RedisError: The answer is an error, or the connection broke and nobody knows what became of the call.
+            NoTransport: Calls have to be made through redis-py.
         """
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Call(packed, answer))
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send_waiting())
+        self.send(command, partial(settle, answer))
         return await answer
 
     async def close(self) -> None:
         """Wait for calls under way and close the connection."""
-        while tasks := [task for task in (self._sender, self._reader) if task is not None]:
-            await asyncio.wait(tasks)
-        await self._disconnect()
+        if self._opening is not None:
+            await asyncio.wait([self._opening])
+        if self._line is not None:
+            self._flush()
+            await self._line.drain()
+            self.give_up(self._line, RedisConnectionError("the lane was closed"))
+        while self._closing:
+            await asyncio.wait(self._closing)
 
-    async def _send_waiting(self) -> None:
+    async def _open(self) -> None:
+        lost: Exception = RedisConnectionError("the event loop is shutting down")
         try:
-            while self._waiting:
-                await self._send(self._next_batch())
-                if self._waiting and self._has_no_reader:
-                    self._reader = asyncio.create_task(self._read_answers(self._connection))
-        finally:
-            self._sender = None
-            for call in self._waiting:  # only when the loop is shutting down
-                call.answer.cancel()
-        if self._has_no_reader:
-            self._reader = asyncio.current_task()  # saves a task where calls come one by one
-            await self._read_answers(self._connection)
-
-    @property
-    def _has_no_reader(self) -> bool:
-        """True when answers are to come, and nobody reads them."""
-        return self._reader is None and bool(self._unanswered)
-
-    def _next_batch(self) -> list[_Call]:
-        size = count = 0
-        for call in self._waiting:
-            size += sum(map(len, call.packed))
-            count += 1
-            if size > _MOST_BYTES_AT_ONCE:
-                break
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        return batch
-
-    async def _send(self, batch: list[_Call]) -> None:
-        connection = None
-        self._unanswered.extend(batch)
-        try:
-            async with asyncio.timeout(self._attempt_s):
-                if self._connection is None:
-                    self._connection = await self._pool.get_connection()
-                connection = self._connection
-                await connection.send_packed_command([part for call in batch for part in call.packed])
+            async with asyncio.timeout(self.attempt_s):
+                connection = await self._pool.get_connection()
+            self._line = _take_over(connection, self)
+            if self._line is None:
+                lost = NoTransport("redis-py's connection shows no transport")
+                await self._put_back(connection)
         except (RedisError, OSError, TimeoutError) as exc:
-            await self._break(connection, exc)
-
-    async def _read_answers(self, connection: Any) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._attempt_s) as timer:
-                while self._unanswered:
-                    await self._read(connection)
-                    renewed = loop.time() + self._attempt_s
-                    if renewed - (timer.when() or 0.0) > self._attempt_s / 10:
-                        timer.reschedule(renewed)
-        except (RedisError, OSError, TimeoutError) as exc:
-            await self._break(connection, exc)
+            lost = _as_redis_error(exc)
         finally:
-            if self._reader is asyncio.current_task():
-                self._reader = None
+            self._opening = None
+            if self._line is None:
+                callers, self._callers, self._commands = self._callers, [], []
+                _answer_all(callers, lost)
+        if self._line is not None:
+            self._flush()
 
-    async def _read(self, connection: Any) -> None:
-        """Take in the answer to the call that was sent first."""
-        reply = error = None
-        try:
-            reply = await connection.read_response()
-        except ResponseError as exc:
-            error = exc
-        answer = self._unanswered.popleft().answer
-        if answer.done():
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        if self._line is None or not self._callers:
             return
-        if error is None:
-            answer.set_result(reply)
+        commands, self._commands = self._commands, []
+        callers, self._callers = self._callers, []
+        self._line.send(commands, callers)
+
+    def give_up(self, line: _Line, exc: Exception) -> None:
+        """Close a connection and fail the calls whose answers it owes, and those that were to go there."""
+        if line is not self._line:
+            return
+        self._line = None
+        self._commands = []
+        callers, self._callers = [*line.unanswered, *self._callers], []
+        line.unanswered.clear()
+        task = asyncio.get_running_loop().create_task(self._put_back(line.connection))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        _answer_all(callers, _as_redis_error(exc))
+
+    async def _put_back(self, connection: Any) -> None:
+        await connection.disconnect(nowait=True)
+        await self._pool.release(connection)
+
+
+class _Line(asyncio.BufferedProtocol):
+    """One connection that was taken over from redis-py."""
+
+    def __init__(self, connection: Any, transport: asyncio.Transport, lane: Lane) -> None:
+        self.connection = connection
+        self.unanswered: deque[Then] = deque()
+        self._transport = transport
+        self._lane = lane
+        self._attempt_s = lane.attempt_s
+        self._loop = asyncio.get_running_loop()
+        self._former = transport.get_protocol()
+        self._buffer = bytearray(_READ_BYTES)
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=DefaultParser.parse_error,
+            notEnoughData=_NOTHING,
+        )
+        self._heard = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    def send(self, commands: Sequence[bytes], callers: Iterable[Then]) -> None:
+        """Write what these callers ask."""
+        if not self.unanswered:
+            self._heard = self._loop.time()
+        self.unanswered.extend(callers)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._attempt_s, self._check_time)
+        for piece in _pieces(commands):
+            self._transport.write(piece)
+
+    async def drain(self) -> None:
+        """Return when nothing is owed any more, or the connection is lost."""
+        if self.unanswered:
+            self._drained = self._loop.create_future()
+            await self._drained
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        """Return where the next bytes go."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand the answers on that have come."""
+        reader, unanswered = self._reader, self.unanswered
+        self._heard = self._loop.time()
+        try:
+            reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]  # any buffer will do
+            while unanswered and (answer := reader.gets()) is not _NOTHING:
+                unanswered.popleft()(answer)
+                if isinstance(answer, _WRONG_SERVER):
+                    self._lose(answer)
+        except InvalidResponse as exc:
+            self._lose(exc)
+        if not unanswered:
+            self._note_drained()
+
+    def eof_received(self) -> None:
+        """Let the transport close itself."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail what is owed; redis-py's own protocol is told too, for those who wait for the end."""
+        self._former.connection_lost(exc)
+        self._lose(exc or RedisConnectionError("the server closed the connection"))
+
+    def _check_time(self) -> None:
+        """Give up a server that has not answered for too long."""
+        self._timer = None
+        if not self.unanswered:
+            return
+        left = self._heard + self._attempt_s - self._loop.time()
+        if left <= 0:
+            self._lose(TimeoutError())
         else:
-            answer.set_exception(error)
+            self._timer = self._loop.call_later(left, self._check_time)
 
-    async def _break(self, connection: Any, exc: Exception) -> None:
-        """Give up a connection, and fail the calls whose answers it owes; nothing if the other task has done so."""
-        if connection is not self._connection:
-            return
-        lost = exc if isinstance(exc, RedisError) else RedisConnectionError(f"the connection broke: {exc!r}")
-        calls, self._unanswered = self._unanswered, deque()
-        await self._disconnect()
-        for call in calls:
-            if not call.answer.done():
-                call.answer.set_exception(lost)
+    def _lose(self, exc: Exception) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._lane.give_up(self, exc)
+        self._note_drained()
 
-    async def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        reader, self._reader = self._reader, None
-        if reader is not None and reader is not asyncio.current_task():
-            reader.cancel()  # and wait for it: the pool gives the same connection out again
-            await asyncio.wait([reader])
-        if connection is not None:
-            await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+    def _note_drained(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+
+def _take_over(connection: Any, lane: Lane) -> _Line | None:
+    """Read and write a connected connection from now on; None where this redis-py hides its transport."""
+    transport = getattr(getattr(connection, "_writer", None), "transport", None)
+    if transport is None:
+        return None
+    if transport.is_closing():
+        raise RedisConnectionError("the server closed the connection")
+    line = _Line(connection, transport, lane)
+    transport.set_protocol(line)
+    return line
+
+
+def _pieces(commands: Sequence[bytes]) -> Iterable[bytes]:
+    """Yield what is to be written in pieces that are not too large."""
+    start = size = 0
+    for end, command in enumerate(commands, 1):
+        size += len(command)
+        if size > _MOST_BYTES_AT_ONCE:
+            yield b"".join(commands[start:end])
+            start, size = end, 0
+    if size:
+        yield b"".join(commands[start:])
+
+
+def _answer_all(callers: Iterable[Then], exc: Exception) -> None:
+    for then in callers:
+        then(exc)
+
+
+def settle(answer: asyncio.Future[Any], reply: Any) -> None:
+    """Let whoever awaits this future have an answer, if anybody still does."""
+    if answer.done():
+        return
+    if isinstance(reply, Exception):
+        answer.set_exception(reply)
+    else:
+        answer.set_result(reply)
+
+
+def _as_redis_error(exc: Exception) -> Exception:
+    if isinstance(exc, (RedisError, NoTransport)):
+        return exc
+    return RedisConnectionError(f"the connection broke: {exc!r}")

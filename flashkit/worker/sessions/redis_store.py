@@ -15,16 +15,16 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from flashkit.errors import StoreMisconfigured
+from flashkit.errors import FlashkitError, StoreMisconfigured
 from flashkit.worker.sessions.packing import Packed, Packer, make_head, make_lease, rewritten_fields
 from flashkit.worker.sessions.records import Keyring, Record, Snapshot
 from flashkit.worker.sessions.redis_check import ServerFacts, check_server
-from flashkit.worker.sessions.redis_client import RedisClient, read_script
+from flashkit.worker.sessions.redis_client import RedisClient, Word, read_script
 from flashkit.worker.sessions.redis_index import SessionIndex
 from flashkit.worker.sessions.refusals import (
     blocked,
@@ -39,6 +39,7 @@ from flashkit.worker.sessions.refusals import (
 )
 from flashkit.worker.sessions.store import (
     DAY_S,
+    NO_CHANGE,
     Busy,
     Change,
     Claim,
@@ -58,6 +59,7 @@ from flashkit.worker.sessions.store import (
 )
 
 _ACQUIRE: Final = read_script("acquire")
+_APPEND: Final = read_script("append")
 _BLOB: Final = read_script("blob")
 _CLAIM: Final = read_script("claim", prelude=False)
 _COMMIT: Final = read_script("commit")
@@ -76,18 +78,17 @@ _EVENTS_LIFETIME_MS: Final = 600_000
 _LONGEST_BLOCK_S: Final = 2.0
 _KEPT_CALLS_BYTES: Final = 4 << 20
 """How much of a lease's latest commits is kept in memory, to put it back after a lossy failover."""
-_NO_CHANGE: Final = Change()
 _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class _Call(NamedTuple):
-    """A commit as it was sent."""
+    """A commit as it is sent."""
 
     seq: int
     """The number of the last record before it."""
     last_crc: int
-    arguments: tuple[Any, ...]
-    size_bytes: int
+    packed: Packed
+    change: Change
 
 
 @dataclass(slots=True)
@@ -158,11 +159,12 @@ class RedisStore:
             case b"BLOCKED":
                 raise blocked(session, reply[1].decode())
         now, fence, fields = reply[1:4]
-        prior = make_head(session, _pairs(fields), now)
         lease = make_lease(
-            prior,
+            session,
+            _pairs(fields),
             owner,
-            incarnation=prior.incarnation or incarnation,
+            now_ms=now,
+            incarnation=incarnation,
             fence=fence,
             nonce=nonce,
             ttl_s=ttl_s,
@@ -175,14 +177,44 @@ class RedisStore:
 
     async def commit(self, lease: Lease, records: Sequence[Record] = (), change: Change | None = None) -> Lease:
         """Append records and apply a change in one write, all or nothing; see `Store.commit`."""
-        change = change or _NO_CHANGE
-        packed = await self._packer.pack(lease, records, change)
-        call = _Call(lease.seq, lease.last_crc, self._commit_arguments(lease, packed, change), packed.size_bytes)
+        change = change or NO_CHANGE
+        call = _Call(lease.seq, lease.last_crc, await self._packer.pack(lease, records, change), change)
         asked = time.monotonic()
         reply = await self._send(lease, call, change.durability)
         if reply[0] == b"SEQ":
-            reply = await self._put_back(lease, call, change.durability, int(reply[1]), int(reply[2]))
+            reply = await self._put_back(lease, call, int(reply[1]), int(reply[2]))
         self._require_accepted(lease, reply)
+        return self._note_commit(lease, call, asked, reply)
+
+    def commit_soon(
+        self, lease: Lease, records: Sequence[Record], change: Change | None, then: Callable[[Lease | None], object]
+    ) -> bool:
+        """Send a commit at once, if that takes no waiting; see `Store.commit_soon`."""
+        if not self._client.is_ready or (change is not None and change.durability is not Durability.DEFAULT):
+            return False
+        try:
+            packed = self._packer.pack_now(lease, records, change or NO_CHANGE)
+        except FlashkitError:
+            packed = None  # `commit` says what is wrong
+        if packed is None:
+            return False
+        call = _Call(lease.seq, lease.last_crc, packed, change or NO_CHANGE)
+        asked = time.monotonic()
+
+        def end(reply: Any) -> None:
+            is_accepted = isinstance(reply, list) and reply[0] == b"OK"
+            then(self._note_commit(lease, call, asked, reply) if is_accepted else None)
+
+        keys = self._keys(lease.session)
+        if call.change is NO_CHANGE:
+            self._client.send(_APPEND, keys[:2], self._append_arguments(lease, call), end)
+        else:
+            self._client.send(_COMMIT, keys, self._commit_arguments(lease, call), end)
+        return True
+
+    def _note_commit(self, lease: Lease, call: _Call, asked: float, reply: Any) -> Lease:
+        """Return the lease after a commit that was accepted."""
+        change = call.change
         if change.release:
             self._sent.pop(lease.nonce, None)
         else:
@@ -190,13 +222,11 @@ class RedisStore:
         if change.release or change.status is not None or change.snapshot is not None:
             self._index.note_change(lease.session, reply[1])
             self._index.note_due(lease.session, _due_after(lease, change, now_ms=reply[1]))
-        return replace(
-            lease,
-            seq=lease.seq + len(packed.records),
-            last_crc=packed.last_crc,
+        return lease.moved(
+            seq=lease.seq + len(call.packed.records),
+            last_crc=call.packed.last_crc,
             deadline=asked if change.release else asked + lease.ttl_s,
             pending=reply[2],
-            stored=None,
         )
 
     async def renew(self, lease: Lease) -> Lease:
@@ -205,7 +235,7 @@ class RedisStore:
         arguments = (lease.incarnation, lease.fence, lease.nonce, round(lease.ttl_s * 1000))
         reply = await self._client.run(_RENEW, self._keys(lease.session), arguments)
         self._require_accepted(lease, reply)
-        return replace(lease, deadline=asked + lease.ttl_s, pending=reply[2], stored=None)
+        return lease.moved(seq=lease.seq, last_crc=lease.last_crc, deadline=asked + lease.ttl_s, pending=reply[2])
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing happens if it was lost."""
@@ -390,18 +420,22 @@ class RedisStore:
                 self._index.forget(name)
         return [head for head in heads if head is not None]
 
-    def _commit_arguments(self, lease: Lease, packed: Packed, change: Change) -> tuple[Any, ...]:
-        records = [record.parts for record in packed.records]
-        first = (
-            f"{lease.incarnation} {lease.fence} {lease.nonce} {lease.seq} {round(lease.ttl_s * 1000)} "
-            f"{change.release:d} {packed.makes_progress:d} {packed.last_crc} "
-            f"{self.limits.session_bytes} {self.limits.journal_records} "
+    def _append_arguments(self, lease: Lease, call: _Call) -> tuple[Word, ...]:
+        limits, packed = self.limits, call.packed
+        return (
+            *(lease.incarnation, lease.fence, lease.nonce, round(lease.ttl_s * 1000)),
+            *(limits.session_bytes, limits.journal_records, call.seq, packed.last_crc, int(packed.makes_progress)),
+            *[record.data for record in packed.records],
         )
-        if change is _NO_CHANGE:
-            return (first + "0 0 1 0 -1 0 0 -1", *records)
+
+    def _commit_arguments(self, lease: Lease, call: _Call) -> tuple[Word, ...]:
+        seq, _, packed, change = call
         turn = change.snapshot.turn if change.snapshot else 0
         consumed = -1 if change.consumed is None else change.consumed
-        first += (
+        first = (
+            f"{lease.incarnation} {lease.fence} {lease.nonce} {seq} {round(lease.ttl_s * 1000)} "
+            f"{change.release:d} {packed.makes_progress:d} {packed.last_crc} "
+            f"{self.limits.session_bytes} {self.limits.journal_records} "
             f"{change.snapshot is not None:d} {turn} {change.trim:d} {change.history} {consumed} "
             f"{len(packed.fields)} {len(packed.answers)} {-1 if change.blobs is None else len(change.blobs)}"
         )
@@ -411,15 +445,19 @@ class RedisStore:
             *(part for pair in packed.fields for part in pair),
             *(part for pair in packed.answers for part in pair),
             *(change.blobs or ()),
-            *records,
+            *(record.data for record in packed.records),
         )
 
     async def _send(self, lease: Lease, call: _Call, durability: Durability) -> Any:
-        keys = self._keys(lease.session)
-        confirm = self._confirmation(durability)
+        keys, confirm = self._keys(lease.session), self._confirmation(durability)
+        if call.change is NO_CHANGE and confirm is None:
+            reply = await self._client.run(_APPEND, keys[:2], self._append_arguments(lease, call))
+            if reply[0] != b"FULL":
+                return reply
+        arguments = self._commit_arguments(lease, call)
         if confirm is None:
-            return await self._client.run(_COMMIT, keys, call.arguments)
-        return await self._client.run_durably(_COMMIT, keys, call.arguments, confirm)
+            return await self._client.run(_COMMIT, keys, arguments)
+        return await self._client.run_durably(_COMMIT, keys, arguments, confirm)
 
     def _confirmation(self, durability: Durability) -> tuple[Any, ...] | None:
         """Return the command that waits until a write is durable; None where there is nothing to wait for."""
@@ -447,20 +485,21 @@ class RedisStore:
         if sent is None:
             sent = self._sent[lease.nonce] = _Sent()
         sent.calls.append(call)
-        sent.size_bytes += call.size_bytes
+        sent.size_bytes += call.packed.size_bytes
         while len(sent.calls) > 1 and (
             sent.size_bytes > _KEPT_CALLS_BYTES or len(sent.calls) > self.limits.journal_records
         ):
-            sent.size_bytes -= sent.calls.popleft().size_bytes
+            sent.size_bytes -= sent.calls.popleft().packed.size_bytes
 
-    async def _put_back(self, lease: Lease, call: _Call, durability: Durability, seq: int, last_crc: int) -> Any:
+    async def _put_back(self, lease: Lease, call: _Call, seq: int, last_crc: int) -> Any:
         """Send again what the server forgot in a failover, if this worker knows all of it, and then the call."""
-        calls = [*self._sent.get(lease.nonce, _Sent()).calls, call]
+        known = self._sent.get(lease.nonce)
+        calls = [*(known.calls if known else ()), call]
         start = next((at for at, sent in enumerate(calls) if (sent.seq, sent.last_crc) == (seq, last_crc)), None)
         if start is None:
             raise journal_lost(lease, seq)
         for sent in calls[start:]:
-            reply = await self._send(lease, sent, durability)
+            reply = await self._send(lease, sent, call.change.durability)
             self._require_accepted(lease, reply)
         return reply
 

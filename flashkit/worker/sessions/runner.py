@@ -36,6 +36,7 @@ from flashkit.settings import DEFAULT_WORKER_ID, Settings
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget
 from flashkit.worker.sessions.calls import Allowance, Caller
+from flashkit.worker.sessions.garbage import Collector
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
 from flashkit.worker.sessions.redaction import hide_in_text
@@ -68,6 +69,7 @@ INLINE_ANSWER_BYTES: Final = 16 << 10
 """Larger answers are kept beside the snapshot, not in it."""
 _MOST_TIME_TO_END_S: Final = 10.0
 _SHARE_OF_TIME_TO_END: Final = 0.2
+_ALIVE: Final = (Status.IDLE, Status.RUNNING, Status.WAITING)
 BUSY_POLL_S: Final = (0.02, 0.5)
 _SNAPSHOT_FORMAT: Final = 1
 
@@ -186,6 +188,7 @@ class SessionRunner:
         self._turns: set[Turn] = set()
         self._held: set[str] = set()
         self._is_leaving = False
+        self._collector = Collector()
 
     async def start(self) -> None:
         """Check the store.
@@ -196,9 +199,11 @@ class SessionRunner:
         """
         for warning in (await self._store.check()).warnings:
             log.warning("session store: %s", warning)
+        self._collector.relax()
 
     async def close(self) -> None:
         """Close connections."""
+        self._collector.restore()
         await self._client.close()
         await self._store.close()
 
@@ -435,7 +440,10 @@ class SessionRunner:
             code=self._code,
             extra={"request": request.id, "given_up": opened.given_up[-KEPT_RESULTS:], "endpoint": self._endpoint},
         )
-        change = Change(status=Status.RUNNING, reason="", code=self._code)
+        head = opened.lease.head
+        # Taking a session that is alive has set its status already: its record is all there is to write.
+        is_all = head.status in _ALIVE and not head.reason and head.code == self._code
+        change = None if is_all else Change(status=Status.RUNNING, reason="", code=self._code)
         await writer.append(record, change=change)
         return last + 1
 

@@ -8,9 +8,7 @@ session (its history, its state) must not change there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,12 +28,24 @@ class StepScope:
     cost_usd: float = 0.0
     _watched: tuple[Any, bytes] | None = None
     """The session's state, and what it was when the function first looked at it."""
+    _token: Token[StepScope | None] | None = None
+
+    def __enter__(self) -> StepScope:
+        """Let what is called in here know that it runs in a step."""
+        self._token = _scope.set(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Let it no longer."""
+        assert self._token is not None  # noqa: S101 - set on entering
+        _scope.reset(self._token)
 
     @property
     def spent(self) -> dict[str, Any]:
         """What the record keeps of this."""
-        used = {"tokens": self.tokens, "cost_usd": self.cost_usd}
-        return {"spent": used} if any(used.values()) else {}
+        if not self.tokens and not self.cost_usd:
+            return {}
+        return {"spent": {"tokens": self.tokens, "cost_usd": self.cost_usd}}
 
     def watch(self, state: Any) -> None:
         """Take note that the function looks at the session's state."""
@@ -56,14 +66,3 @@ class StepScope:
 def running_step() -> StepScope | None:
     """Return the step inside of which this is called, None in the handler itself."""
     return _scope.get()
-
-
-@contextmanager
-def enter_step(key: str) -> Iterator[StepScope]:
-    """Let what is called in here know that it runs in a step."""
-    scope = StepScope(key)
-    token = _scope.set(scope)
-    try:
-        yield scope
-    finally:
-        _scope.reset(token)

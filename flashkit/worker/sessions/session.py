@@ -323,8 +323,6 @@ class Session(Generic[StateT]):
     async def _decoded(
         self, output: Awaitable[bytes], function: Callable[..., Any], returned: _Returned | None = None
     ) -> Any:
-        from pydantic_core import ValidationError
-
         text = await output
         annotation, adapter = _result_type(function)
         if returned is not None and returned.text is not None and (adapter is None or annotation is str):
@@ -333,7 +331,7 @@ class Session(Generic[StateT]):
             return parse_json(text)
         try:
             return adapter.validate_json(text)
-        except ValidationError:
+        except ValueError:  # pydantic's is one of them
             return parse_json(text)
 
     async def _run_effect(
@@ -525,9 +523,9 @@ def _result_type(function: Callable[..., Any]) -> _ResultType:
     """Return what a function says it returns; found out once, because that takes longer than a step."""
     plain = getattr(function, "__func__", function)
     try:
-        if plain not in _result_types:
-            _result_types[plain] = _read_result_type(function)
-        known: _ResultType = _result_types[plain]
+        known: _ResultType | None = _result_types.get(plain)
+        if known is None:
+            known = _result_types[plain] = _read_result_type(function)
     except TypeError:  # a callable object that cannot be a key
         return _read_result_type(function)
     return known

@@ -48,12 +48,26 @@ _LATER_COLUMNS: Final = {
 """Columns of `head` that files of earlier versions lack."""
 
 
+class Patience:
+    """How long a transaction waits for other processes that have the file."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left of it, not less than none."""
+        return max(0.0, self._until - time.monotonic())
+
+
 class SqliteFile:
     """One file; it is opened by the first transaction, in the thread that makes it."""
 
-    def __init__(self, path: Path, *, budget_s: float) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._budget_s = budget_s
+        self.patience = Patience(0.0)
+        """That of the next transactions."""
         self._db: sqlite3.Connection | None = None
 
     def close(self) -> None:
@@ -72,6 +86,7 @@ class SqliteFile:
         """
         try:
             db = self._connect()
+            db.execute(f"PRAGMA busy_timeout={round(self.patience.left_s * 1000)}")
             db.execute("PRAGMA synchronous=FULL" if is_synced else "PRAGMA synchronous=NORMAL")
             db.execute("BEGIN" if is_read else "BEGIN IMMEDIATE")
             try:
@@ -85,19 +100,18 @@ class SqliteFile:
 
     def _connect(self) -> sqlite3.Connection:
         """Return the connection. SQLite's own waiting does not cover a file that two processes set up at once."""
-        give_up_at = time.monotonic() + self._budget_s
         while self._db is None:
             try:
                 self._db = self._open()
             except sqlite3.OperationalError as exc:
-                if not exc.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > give_up_at:
+                if not exc.sqlite_errorname.startswith("SQLITE_BUSY") or not self.patience.left_s:
                     raise
                 time.sleep(_SET_UP_PAUSE_S)
         return self._db
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(self.path, timeout=self._budget_s, isolation_level=None)
+        db = sqlite3.connect(self.path, timeout=self.patience.left_s, isolation_level=None)
         try:
             db.row_factory = sqlite3.Row
             db.execute("PRAGMA journal_mode=WAL")
@@ -113,8 +127,14 @@ class SqliteFile:
         what = f"the sessions' store {str(self.path)!r} cannot be used: {exc}"
         if name.startswith("SQLITE_FULL"):
             return StoreFull(what, hint="make room on the disk; nothing of this write was applied")
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR")):
-            return StoreUnavailable(what, hint="another process holds the file, or the disk fails; try again")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return StoreUnavailable(
+                f"the sessions' store {str(self.path)!r} could not be used within {self.patience.seconds:g} s: {exc}",
+                hint="another process writes to the file all the time, or was stopped in the middle of a write: "
+                "let it go on, or end it, and try again",
+            )
+        if name.startswith("SQLITE_IOERR"):
+            return StoreUnavailable(what, hint="the disk fails; try again")
         return StoreMisconfigured(what, hint="check the file and its folder; FLASHKIT_STATE names another one")
 
 

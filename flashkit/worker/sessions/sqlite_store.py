@@ -11,7 +11,6 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -19,10 +18,11 @@ from flashkit.errors import StoreMisconfigured
 from flashkit.worker.sessions.packing import Packer, make_head, make_lease
 from flashkit.worker.sessions.records import Keyring, Record, Snapshot
 from flashkit.worker.sessions.refusals import require_size
-from flashkit.worker.sessions.sqlite_file import SqliteFile
+from flashkit.worker.sessions.sqlite_file import Patience, SqliteFile
 from flashkit.worker.sessions.sqlite_tables import Row, Tables
 from flashkit.worker.sessions.store import (
     DAY_S,
+    NO_CHANGE,
     Busy,
     Change,
     Claim,
@@ -45,7 +45,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _POLL_S: Final = 0.05
-_NO_CHANGE: Final = Change()
 
 
 def wall_clock_ms() -> int:
@@ -70,7 +69,8 @@ class SqliteStore:
         self.limits = limits or Limits()
         self.keyring = keyring
         self._packer = Packer(namespace, keyring, self.limits)
-        self._file = SqliteFile(path, budget_s=budget_s)
+        self._budget_s = budget_s
+        self._file = SqliteFile(path)
         self._tables = Tables(self._file, namespace, self.limits, now_ms)
         self._now = now_ms
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
@@ -80,7 +80,7 @@ class SqliteStore:
 
     async def check(self, *, budget_s: float = 5.0) -> StoreReport:
         """Return what the store is, or raise; see `Store.check`."""
-        version = await asyncio.wait_for(self._run(self._tables.version), budget_s)
+        version = await self._run_within(budget_s, self._tables.version)
         return StoreReport(f"sqlite {version}")
 
     async def close(self) -> None:
@@ -121,12 +121,13 @@ class SqliteStore:
         if not taken:
             left_s = (found["until"] - now) / 1000
             return Busy(session, found["owner"], left_s, found["hb"], found["fence"], found["ttl"] / 1000)
-        prior = make_head(session, found, now)
         return make_lease(
-            prior,
+            session,
+            found,
             owner,
-            incarnation=prior.incarnation or incarnation,
-            fence=prior.fence + 1,
+            now_ms=now,
+            incarnation=incarnation,
+            fence=found.get("fence", 0) + 1,
             nonce=nonce,
             ttl_s=ttl_s,
             asked=asked,
@@ -135,7 +136,7 @@ class SqliteStore:
 
     async def commit(self, lease: Lease, records: Sequence[Record] = (), change: Change | None = None) -> Lease:
         """Append records and apply a change in one write, all or nothing; see `Store.commit`."""
-        change = change or _NO_CHANGE
+        change = change or NO_CHANGE
         if change.durability is Durability.REPLICA:
             raise StoreMisconfigured(
                 "durability='replica' needs a store with replicas, and this one is a SQLite file",
@@ -144,20 +145,24 @@ class SqliteStore:
         packed = await self._packer.pack(lease, records, change)
         asked = time.monotonic()
         pending = await self._run(self._tables.commit, lease, packed, change)
-        return replace(
-            lease,
+        return lease.moved(
             seq=lease.seq + len(packed.records),
             last_crc=packed.last_crc,
             deadline=asked if change.release else asked + lease.ttl_s,
             pending=pending,
-            stored=None,
         )
+
+    def commit_soon(
+        self, lease: Lease, records: Sequence[Record], change: Change | None, then: Callable[[Lease | None], object]
+    ) -> bool:
+        """Return False: a file's transactions take a thread; see `Store.commit_soon`."""
+        return False
 
     async def renew(self, lease: Lease) -> Lease:
         """Start the lease anew."""
         asked = time.monotonic()
         pending = await self._run(self._tables.renew, lease)
-        return replace(lease, deadline=asked + lease.ttl_s, pending=pending, stored=None)
+        return lease.moved(seq=lease.seq, last_crc=lease.last_crc, deadline=asked + lease.ttl_s, pending=pending)
 
     async def release(self, lease: Lease) -> None:
         """Give the lease back; nothing happens if it was lost."""
@@ -281,5 +286,14 @@ class SqliteStore:
 
     async def _run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a transaction in the store's thread; it is carried out even if the caller is cancelled."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+        return await self._run_within(self._budget_s, function, *args, **kwargs)
+
+    async def _run_within(self, budget_s: float, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a transaction that waits so long for other processes, from now on: those before it may wait too."""
+        patience = Patience(budget_s)
+
+        def work() -> T:
+            self._file.patience = patience
+            return function(*args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -410,7 +410,7 @@ class Tables:
             kept = self._one(db, "SELECT count(*) FROM journal WHERE ns = ? AND sid = ?", head["sid"])
             if kept + len(records) > limit:
                 raise journal_too_long(head["sid"], limit)
-        added = sum(record.size_bytes for record in records)
+        added = sum(len(record.data) for record in records)
         sizes = {"jb": 0 if trims else head["jb"] + added, "sb": head["sb"], "hs": head["hs"], "bb": head["bb"]}
         if snapshot is not None:
             sizes["sb"] = len(snapshot)

@@ -25,7 +25,7 @@ commit (`Change.consumed`), in the transaction that records what came of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -169,6 +169,22 @@ class Lease:
     stored: Stored | None = field(default=None, repr=False, compare=False)
     """Its data as `acquire` found it, if that was asked for; gone with the next call that returns the lease anew."""
 
+    def moved(self, *, seq: int, last_crc: int, deadline: float, pending: int) -> Lease:
+        """Return the lease as it is after a write or a renewal."""
+        return Lease(
+            self.session,
+            self.owner,
+            self.incarnation,
+            self.fence,
+            self.nonce,
+            self.ttl_s,
+            seq,
+            last_crc,
+            deadline,
+            pending,
+            self.head,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Busy:
@@ -214,6 +230,9 @@ class Change:
     release: bool = False
     """Give the lease back in the same write."""
     durability: Durability = Durability.DEFAULT
+
+
+NO_CHANGE: Final = Change()
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +371,16 @@ class Store(Protocol):
             SessionFenced: Another worker has the session, or it was deleted.
             PayloadTooLarge: Something is over its limit; nothing was written.
             JournalLost: The store forgot acknowledged records, and they could not be put back.
+        """
+        ...
+
+    def commit_soon(
+        self, lease: Lease, records: Sequence[Record], change: Change | None, then: Callable[[Lease | None], object]
+    ) -> bool:
+        """Send a commit at once, if the store can do that without waiting; False when nothing was sent.
+
+        The usual case, without a task for each commit. It is one attempt: `then` is called with the new lease, or
+        with None, after which the same has to be committed by `commit`. That finds out whether it was written.
         """
         ...
 

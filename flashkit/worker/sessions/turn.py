@@ -20,11 +20,11 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 
@@ -35,7 +35,7 @@ from flashkit.worker.sessions.budget import Budget, Move
 from flashkit.worker.sessions.failures import NOT_KEPT, comes_back, encode_error, led_to, rebuild_error
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.refusals import damaged, require_size
-from flashkit.worker.sessions.scope import enter_step, running_step
+from flashkit.worker.sessions.scope import StepScope, running_step
 from flashkit.worker.sessions.store import Change, Durability, Status, Store
 from flashkit.worker.sessions.writer import Writer
 
@@ -72,8 +72,7 @@ class Suspend(BaseException):
         """Time of day at which the waiting is over; 0 for never."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """A step as the code asks for it: where in the turn, under which name, with which input."""
 
     key: str
@@ -287,7 +286,7 @@ class Turn:
         if record is None:
             self.check_may_begin()
             started_ms, started = round(time.time() * 1000), time.monotonic()
-            with enter_step(ask.key) as scope:
+            with StepScope(ask.key) as scope:
                 try:
                     output, took = encode(await run()), time.monotonic() - started
                     scope.warn_of_changes(self.session)
@@ -326,12 +325,23 @@ class Turn:
         self.check_ended()
         self.check_leaving()
 
-    async def write(self, kind: Kind, ask: Ask, output: bytes = b"null", **more: Any) -> Record:
+    async def write(
+        self,
+        kind: Kind,
+        ask: Ask,
+        output: bytes = b"null",
+        *,
+        blob: str | None = None,
+        started_ms: int = 0,
+        seconds: float = 0.0,
+        attempt: int = 1,
+        extra: Mapping[str, Any] | None = None,
+        durability: Durability = Durability.DEFAULT,
+    ) -> Record:
         """Append one record of a step; `durability` may ask for more than the default."""
-        durability = more.pop("durability", Durability.DEFAULT)
-        extra = {**ask.extra, **more.pop("extra", {})}
-        record = Record(kind, ask.key, output, digest=ask.digest, code=self.code, extra=extra, **more)
-        before = self.take_unwritten()
+        extra = {**ask.extra, **extra} if extra else ask.extra
+        record = Record(kind, ask.key, output, ask.digest, blob, started_ms, seconds, attempt, self.code, extra)
+        before = self.take_unwritten() if self._unwritten else []
         try:
             await self.writer.append(*before, record, durability=durability)
         except FlashkitError:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from flashkit.errors import FlashkitError, SessionError, StoreUnavailable
@@ -39,10 +40,13 @@ class Writer:
         self._lease = lease
         self._on_lost = on_lost
         self._waiting: list[_Entry] = []
+        self._is_writing = False
+        self._at_rest: asyncio.Future[None] | None = None
         self._writing: asyncio.Task[None] | None = None
-        self._renewing = asyncio.create_task(self._renew_for_ever())
-        # Keeps a renewal and a commit from using the same lease value twice.
-        self._lock = asyncio.Lock()
+        self._renewing: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._renew_later()
         self.broken: FlashkitError | None = None
 
     @property
@@ -64,32 +68,58 @@ class Writer:
             raise self.broken
         if durability is not Durability.DEFAULT:
             change = change or Change(durability=durability)
-        entry = _Entry(records, change, asyncio.get_running_loop().create_future())
+        entry = _Entry(records, change, self._loop.create_future())
         self._waiting.append(entry)
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write_all())
+        if not self._is_writing:
+            self._write_next()
         await entry.written  # nobody else awaits it: a step that is cancelled here leaves the write alone
 
     async def close(self, *records: Record, change: Change | None = None) -> None:
         """Write the last records and change and give the lease back; quietly, if the session is lost."""
-        self._renewing.cancel()
+        self._stop_renewing()
         if self.broken is not None:
             return
         await self.append(*records, change=change or Change(release=True))
 
     async def abandon(self) -> None:
         """Give the lease back without writing anything."""
-        self._renewing.cancel()
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
+        self._stop_renewing()
+        if self._is_writing:
+            self._at_rest = self._loop.create_future()
+            await self._at_rest
         if self.broken is None:
             await self._store.release(self._lease)
 
-    async def _write_all(self) -> None:
-        while self._waiting:
+    def _write_next(self) -> None:
+        """Write what waits, if anything does; in a task of its own where it takes more than sending it."""
+        self._is_writing = bool(self._waiting)
+        if self._waiting:
             batch = self._next_batch()
             records = [record for entry in batch for record in entry.records]
-            await self._write(batch, records, batch[-1].change)
+            if not self._store.commit_soon(self._lease, records, batch[-1].change, partial(self._end_soon, batch)):
+                self._write_slowly(batch)
+        elif self._at_rest is not None and not self._at_rest.done():
+            self._at_rest.set_result(None)
+
+    def _end_soon(self, batch: list[_Entry], lease: Lease | None) -> None:
+        if self.broken is not None:  # a renewal has found out meanwhile
+            _refuse(batch, self.broken)
+            self._write_next()
+        elif lease is None:
+            self._write_slowly(batch)
+        else:
+            self._lease = lease
+            _let_go_on(batch)
+            self._write_next()
+
+    def _write_slowly(self, batch: list[_Entry]) -> None:
+        self._writing = self._loop.create_task(self._write_and_go_on(batch))
+
+    async def _write_and_go_on(self, batch: list[_Entry]) -> None:
+        try:
+            await self._write(batch)
+        finally:
+            self._write_next()
 
     def _next_batch(self) -> list[_Entry]:
         """Return the entries up to and including the first that changes more than the journal."""
@@ -100,48 +130,68 @@ class Writer:
         batch, self._waiting = self._waiting[:size], self._waiting[size:]
         return batch
 
-    async def _write(self, batch: Sequence[_Entry], records: Sequence[Record], change: Change | None) -> None:
+    async def _write(self, batch: Sequence[_Entry]) -> None:
+        records = [record for entry in batch for record in entry.records]
         try:
-            async with self._lock:
-                self._lease = await self._store.commit(self._lease, records, change)
+            self._lease = await self._store.commit(self._lease, records, batch[-1].change)
         except Exception as exc:
             if not isinstance(exc, FlashkitError):
                 log.exception("session %s could not be written", self._lease.session)
                 exc = StoreUnavailable(f"session {self._lease.session!r} could not be written: {exc!r}")
             if len(batch) > 1 and not _is_lost(exc):
                 for entry in batch:  # one of them cannot be written; the others can
-                    await self._write([entry], entry.records, entry.change)
-                return
-            if _is_lost(exc):
+                    await self._write([entry])
+            elif _is_lost(exc):
                 self._lose(exc, batch)
             else:
                 _refuse(batch, exc)
         else:
-            for entry in batch:
-                if not entry.written.done():
-                    entry.written.set_result(None)
+            _let_go_on(batch)
 
     def _lose(self, exc: FlashkitError, batch: Sequence[_Entry] = ()) -> None:
-        self.broken = exc
-        self._renewing.cancel()
+        is_first = self.broken is None
+        self.broken = self.broken or exc
+        self._stop_renewing()
         waiting, self._waiting = self._waiting, []
-        self._on_lost()
+        if is_first:
+            self._on_lost()
         _refuse([*batch, *waiting], exc)
 
-    async def _renew_for_ever(self) -> None:
-        while True:
-            await asyncio.sleep(self._lease.ttl_s / RENEWALS_PER_LEASE)
-            try:
-                async with self._lock:
-                    self._lease = await self._store.renew(self._lease)
-            except FlashkitError as exc:
-                log.warning("session %s: %s", self._lease.session, exc)
-                self._lose(exc)
-                return
+    def _renew_later(self) -> None:
+        self._timer = self._loop.call_later(self._lease.ttl_s / RENEWALS_PER_LEASE, self._start_renewing)
+
+    def _start_renewing(self) -> None:
+        self._renewing = self._loop.create_task(self._renew())
+
+    def _stop_renewing(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._renewing is not None and self._renewing is not asyncio.current_task():
+            self._renewing.cancel()
+
+    async def _renew(self) -> None:
+        """Start the lease anew. Writes may go on meanwhile: of the answer, only the time counts."""
+        try:
+            renewed = await self._store.renew(self._lease)
+        except FlashkitError as exc:
+            log.warning("session %s: %s", self._lease.session, exc)
+            self._lose(exc)
+            return
+        lease = self._lease
+        deadline = max(lease.deadline, renewed.deadline)
+        self._lease = lease.moved(seq=lease.seq, last_crc=lease.last_crc, deadline=deadline, pending=renewed.pending)
+        self._renew_later()
+
+
+def _let_go_on(entries: Sequence[_Entry]) -> None:
+    """Let the steps know that wait for these entries."""
+    for entry in entries:
+        if not entry.written.done():
+            entry.written.set_result(None)
 
 
 def _refuse(entries: Sequence[_Entry], exc: FlashkitError) -> None:
-    """Let the steps know that wait for these entries."""
+    """Let the steps fail that wait for these entries."""
     for entry in entries:
         if not entry.written.done():
             entry.written.set_exception(exc)

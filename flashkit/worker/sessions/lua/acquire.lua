@@ -2,7 +2,7 @@
 -- info or '', with data 0/1
 local now = now_ms()
 local found = redis.call('HMGET', KEYS[1],
-  'inc', 'owner', 'until', 'hb', 'fence', 'ttl', 'status', 'err', 'attempts', 'keep')
+  'inc', 'owner', 'until', 'hb', 'fence', 'ttl', 'status', 'err', 'attempts', 'keep', 'ends')
 local lease_ms, most_attempts = tonumber(ARGV[5]), tonumber(ARGV[8])
 local born = not found[1]
 local unblock = ARGV[9] == '1'
@@ -22,6 +22,8 @@ end
 
 local head = redis.call('HGETALL', KEYS[1])
 if born then
+  -- Workers of an older version gave keys ends of their own: what outlived its meta is not this session's.
+  redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
   redis.call('HSET', KEYS[1], 'sid', ARGV[1], 'inc', ARGV[2], 'fmt', 1, 'seq', 0, 'last', 0, 'snap', 0, 'turn', 0,
     'inbox', 0, 'posted', 0, 'jb', 0, 'sb', 0, 'hs', 0, 'bb', 0, 'created', now, 'keep', ARGV[6], 'status', 'running')
 elseif found[7] ~= 'done' and found[7] ~= 'failed' then
@@ -31,7 +33,8 @@ redis.call('HSET', KEYS[1], 'fence', tonumber(found[5] or 0) + 1, 'nonce', ARGV[
   'until', now + lease_ms, 'hb', tonumber(found[4] or 0) + 1, 'ttl', lease_ms, 'attempts', attempts + 1,
   'updated', now)
 if ARGV[10] ~= '' then redis.call('HSET', KEYS[1], 'info', ARGV[10]) end
-keep(found[10] or ARGV[6])
+local ends, is_new_end = ending(now, found[10] or ARGV[6], found[11])
+if is_new_end then keep_all(ends) end
 local reply = {'OK', now, tonumber(found[5] or 0) + 1, head}
 if ARGV[11] == '1' then
   reply[5], reply[6] = redis.call('GET', KEYS[3]), redis.call('XRANGE', KEYS[2], '-', '+')

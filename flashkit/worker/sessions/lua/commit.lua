@@ -7,7 +7,7 @@ local incarnation, fence, nonce, expected, lease_ms, release, progress, last_crc
   '(%d+) ([01]) ([01]) (%d+) (%d+) (%d+) ([01]) (%d+) ([01]) (%d+) (%-?%d+) (%d+) (%d+) (%-?%d+)$')
 if not incarnation then return redis.error_reply('ERR the first value of a commit is not what it should be') end
 local meta = redis.call('HMGET', KEYS[1], 'inc', 'fence', 'nonce', 'owner',
-  'seq', 'last', 'hb', 'jb', 'sb', 'hs', 'bb', 'keep', 'inbox', 'posted', 'turn', 'attempts')
+  'seq', 'last', 'hb', 'jb', 'sb', 'hs', 'bb', 'keep', 'inbox', 'posted', 'turn', 'attempts', 'ends')
 local refusal = fenced(incarnation, fence, nonce, meta)
 if refusal then return refusal end
 local now = now_ms()
@@ -55,16 +55,22 @@ local total = jb + later_sb + later_hs + bb
 if total > tonumber(most_bytes) then return {'TOOBIG', total} end
 if not trims and n > 0 and redis.call('XLEN', KEYS[2]) + n > tonumber(most_records) then return {'TOOLONG', seq} end
 if consumed >= 0 then inbox = math.max(inbox, math.min(consumed, posted)) end
+local retention = meta[12]
+for i = fields_at, answers_at - 1, 2 do
+  if ARGV[i] == 'keep' then retention = ARGV[i + 1] end
+end
+local ends, is_new_end = ending(now, retention, meta[17])
 
 -- From here on only writes.
 for i = records_at, #ARGV do
   seq = seq + 1
-  redis.call('XADD', KEYS[2], string.format('%d-0', seq), 'r', ARGV[i])
+  add_record(seq, ARGV[i], ends)
 end
 if n > 0 then last = last_crc end
 if has_snapshot then
   if archives then
     redis.call('HSET', KEYS[4], old_turn, redis.call('GET', KEYS[3]))
+    redis.call('PEXPIREAT', KEYS[4], ends)
     hs = later_hs
     local turns = redis.call('HKEYS', KEYS[4])
     table.sort(turns, function(a, b) return tonumber(a) < tonumber(b) end)
@@ -73,7 +79,7 @@ if has_snapshot then
       redis.call('HDEL', KEYS[4], turns[i])
     end
   end
-  redis.call('SET', KEYS[3], snapshot)
+  redis.call('SET', KEYS[3], snapshot, 'PXAT', ends)
   if trims then redis.call('XTRIM', KEYS[2], 'MINID', string.format('%d-0', seq + 1)) end
   for _, name in ipairs(unused) do redis.call('HDEL', KEYS[7], name) end
   redis.call('HSET', KEYS[1], 'snap', seq, 'turn', new_turn, 'sb', later_sb, 'hs', hs, 'bb', bb)
@@ -85,12 +91,11 @@ if consumed >= 0 then
   redis.call('HSET', KEYS[1], 'inbox', inbox)
   redis.call('XTRIM', KEYS[5], 'MINID', string.format('%d-0', inbox + 1))
 end
-for i = fields_at, answers_at - 1, 2 do
-  redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-end
+if answers_at > fields_at then redis.call('HSET', KEYS[1], unpack(ARGV, fields_at, answers_at - 1)) end
 for i = answers_at, blobs_at - 1, 2 do
   local number = string.match(redis.call('HGET', KEYS[6], ARGV[i]) or '0', '^%d+')
   redis.call('HSET', KEYS[6], ARGV[i], number .. ' ' .. ARGV[i + 1])
 end
-keep(answers_at > fields_at and redis.call('HGET', KEYS[1], 'keep') or meta[12])
+if blobs_at > answers_at then redis.call('PEXPIREAT', KEYS[6], ends) end
+if is_new_end then keep_all(ends) end
 return {'OK', now, posted - inbox}

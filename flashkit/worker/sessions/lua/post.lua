@@ -1,8 +1,8 @@
 -- ARGV: session, incarnation to use, message id, body, most waiting, retention ms, name of the event or ''
 local now = now_ms()
-local meta = redis.call('HMGET', KEYS[1], 'inc', 'posted', 'inbox', 'status', 'keep', 'unread', 'awaits')
+local meta = redis.call('HMGET', KEYS[1], 'inc', 'posted', 'inbox', 'status', 'keep', 'unread', 'awaits', 'ends')
 local posted, inbox = tonumber(meta[2] or 0), tonumber(meta[3] or 0)
-local known = redis.call('HGET', KEYS[6], ARGV[3])
+local known = meta[1] and redis.call('HGET', KEYS[6], ARGV[3])
 if known then
   return {'KNOWN', now, known, posted - inbox, meta[4] or 'idle'}
 end
@@ -12,7 +12,9 @@ if waiting >= tonumber(ARGV[5]) and not is_awaited then
   return {'FULL', waiting}
 end
 
+local ends, is_new_end = ending(now, meta[5] or ARGV[6], meta[8])
 local number = posted + 1
+if not meta[1] then redis.call('DEL', KEYS[5], KEYS[6]) end -- as at birth in `acquire.lua`
 redis.call('XADD', KEYS[5], string.format('%d-0', number), 'id', ARGV[3], 'b', ARGV[4])
 redis.call('HSET', KEYS[6], ARGV[3], number)
 if not meta[1] then
@@ -29,5 +31,10 @@ if redis.call('HLEN', KEYS[6]) > 96 then -- remember the last 64 and all that wa
     if tonumber(string.match(answers[i + 1], '^%d+')) <= oldest then redis.call('HDEL', KEYS[6], answers[i]) end
   end
 end
-keep(meta[5] or ARGV[6])
+if is_new_end then
+  keep_all(ends)
+else
+  redis.call('PEXPIREAT', KEYS[5], ends)
+  redis.call('PEXPIREAT', KEYS[6], ends)
+end
 return {'OK', now, number, number - inbox, meta[4] or 'idle'}

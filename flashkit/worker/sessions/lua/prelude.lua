@@ -8,9 +8,22 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function keep(ms)
+-- All keys of a session end at one time, the meta's field 'ends'. It is put off once less than the retention is left,
+-- and then by a 64th more than that, so that few writes have to. Returns when the keys end, and whether that is new:
+-- then `keep_all` comes after the writes. Otherwise whoever makes a key gives it that end.
+local function ending(now, retention, ends)
+  retention, ends = tonumber(retention), tonumber(ends)
+  local longest = retention + math.ceil(retention / 64)
+  if ends and ends - now >= retention and ends - now <= longest then
+    return ends, false
+  end
+  return now + longest, true
+end
+
+local function keep_all(ends)
+  redis.call('HSET', KEYS[1], 'ends', ends)
   for key = 1, 7 do
-    redis.call('PEXPIRE', KEYS[key], ms)
+    redis.call('PEXPIREAT', KEYS[key], ends)
   end
 end
 
@@ -22,4 +35,13 @@ local function fenced(mine_incarnation, mine_fence, mine_nonce, held)
     return nil
   end
   return {'FENCED', held[1] or '', held[2] or '', held[4] or ''}
+end
+
+-- Appends a record to the journal, which begins with it if there is none.
+local function add_record(seq, record, ends)
+  local id = string.format('%d-0', seq)
+  if not redis.call('XADD', KEYS[2], 'NOMKSTREAM', id, 'r', record) then
+    redis.call('XADD', KEYS[2], id, 'r', record)
+    redis.call('PEXPIREAT', KEYS[2], ends)
+  end
 end

@@ -45,5 +45,5 @@ for i = fields_at, history_at - 1, 2 do
   redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
 end
 redis.call('HSET', KEYS[1], 'jb', jb, 'sb', sb, 'hs', hs, 'bb', bb)
-keep(redis.call('HGET', KEYS[1], 'keep'))
+keep_all((ending(now, redis.call('HGET', KEYS[1], 'keep'))))
 return {'OK', now, 0}
