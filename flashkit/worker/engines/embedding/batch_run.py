@@ -111,7 +111,7 @@ def _is_of_the_gpu(exc: Exception) -> bool:
 def _failed(exc: Exception, tokens: int) -> EngineError:
     log.warning("the model failed on a text of %d tokens: %s: %s", tokens, type(exc).__name__, exc)
     return EngineError(
-        f"the model failed on a text of {tokens} tokens: {type(exc).__name__}: {exc}",
+        f"the model failed on the text, of {tokens} tokens: {type(exc).__name__}: {exc}",
         hint="send a shorter text, or look at the worker's log",
         details={"tokens": tokens},
     )
@@ -119,5 +119,5 @@ def _failed(exc: Exception, tokens: int) -> EngineError:
 
 def _no_number(model: Model) -> EngineError:
     return EngineError(
-        f"the model gave no number for this text in {model.dtype}", hint='write Embedding(..., dtype="float32")'
+        f"the model gave no number for the text in {model.dtype}", hint='write Embedding(..., dtype="float32")'
     )

@@ -205,6 +205,7 @@ class Batcher:
         added: list[_Candidate] = []
         count, longest = len(chosen), max(candidate.length for candidate in chosen)
         tokens = sum(candidate.length for candidate in chosen)
+        unavoidable = count * longest - tokens
         above = bisect.bisect_right(others, longest, key=lambda candidate: candidate.length)
         below = above - 1
         while below >= 0 or above < len(others):
@@ -215,15 +216,15 @@ class Batcher:
             else:
                 candidate, above = others[above], above + 1
             count, longest, tokens = count + 1, max(longest, candidate.length), tokens + candidate.length
-            if not self._is_worth_it(count * longest, tokens):
+            if not self._is_worth_it(count * longest, padding=count * longest - tokens - unavoidable):
                 break
             added.append(candidate)
         return added
 
-    def _is_worth_it(self, padded: int, tokens: int) -> bool:
+    def _is_worth_it(self, padded: int, *, padding: int) -> bool:
         if padded > self.max_batch_tokens:
             return False
-        return padded <= self._free_tokens or padded - tokens <= padded * PADDING_SHARE
+        return padded <= self._free_tokens or padding <= padded * PADDING_SHARE
 
     def _take(self, chosen: Sequence[_Candidate], now: float) -> Batch:
         served: dict[int, None] = {}

@@ -84,6 +84,7 @@ class EmbeddingEngine:
         )
         self._routes = Routes(self._embed, names=names, vocabulary=loaded.tokenizer.vocabulary)
         self._warmup = options.warmup
+        self.loaded = loaded
 
     def describe(self) -> str:
         """Return what was loaded, in one line."""

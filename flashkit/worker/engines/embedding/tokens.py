@@ -100,6 +100,8 @@ class Tokenizer:
     vocabulary: int
     lower_case: bool = False
     refuses_long: bool = False
+    tells_types: bool = True
+    """Says for tokens of a pair which of the two texts they are of."""
 
     @classmethod
     def load(cls, layout: Layout, *, refuses_long: bool, trust_remote_code: bool) -> Tokenizer:
@@ -114,7 +116,14 @@ class Tokenizer:
         backend.no_truncation()
         if not refuses_long:
             backend.enable_truncation(layout.max_length)
-        return cls(backend, layout.max_length, len(tokenizer), layout.lower_case, refuses_long)
+        return cls(
+            backend,
+            layout.max_length,
+            len(tokenizer),
+            lower_case=layout.lower_case,
+            refuses_long=refuses_long,
+            tells_types="token_type_ids" in tokenizer.model_input_names,
+        )
 
     def encode(self, inputs: Sequence[Input]) -> list[Tokens | InputError]:
         """Return the tokens of each input, or why it has none that the model could read."""
@@ -144,7 +153,8 @@ class Tokenizer:
             return InputError("the text has no tokens", hint="leave empty texts out")
         if len(ids) > self.max_length:
             return self._too_long(len(ids))
-        types = np.array(encoding.type_ids, dtype=np.int32) if isinstance(given, tuple) else None
+        has_types = self.tells_types and isinstance(given, tuple)
+        types = np.array(encoding.type_ids, dtype=np.int32) if has_types else None
         return Tokens(ids, types, bool(encoding.overflowing) or self._was_cut(given))
 
     def _of_ids(self, given: Any) -> Tokens | InputError:
@@ -175,6 +185,10 @@ def _load(folder: Path, *, trust_remote_code: bool) -> Any:
         raise ConfigurationError(
             f"the tokenizer in {folder} cannot be loaded: {exc}", hint="look whether all files of the model are there"
         ) from exc
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ConfigurationError(
+            f"there is no tokenizer in {folder}", hint="look whether all files of the model are there"
+        )
     if not tokenizer.is_fast:
         raise ConfigurationError(
             f"the tokenizer in {folder} ({type(tokenizer).__name__}) is written in Python, and is too slow to serve",
