@@ -58,18 +58,18 @@ class Weights:
             raise DefinitionError(
                 f"Weights({self.name!r}) is not a repository name", hint="write it as 'organisation/name'"
             )
-        if self.revision is not None and (not _REVISION.fullmatch(self.revision) or ".." in self.revision):
+        if self.revision is not None and (not _REVISION.fullmatch(str(self.revision)) or ".." in str(self.revision)):
             raise DefinitionError(
                 f"Weights({self.name!r}, revision={self.revision!r}) is not a revision",
                 hint="give a commit, a tag or a branch, or leave it out",
             )
         for option in ("allow", "ignore"):
             object.__setattr__(self, option, _patterns(self, option))
-        if self.s3 is not None and not _S3_PLACE.fullmatch(self.s3):
+        if self.s3 is not None and not _S3_PLACE.fullmatch(str(self.s3)):
             raise DefinitionError(
                 f"Weights({self.name!r}, s3={self.s3!r}) is not a place in S3", hint="write it as 's3://bucket/prefix'"
             )
-        if self.path is not None and not self.path.strip():
+        if self.path is not None and not str(self.path).strip():
             raise DefinitionError(f"Weights({self.name!r}, path={self.path!r}) is not a folder")
 
 
@@ -80,7 +80,8 @@ _S3_PLACE = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]*(/[^\s]*)?")
 
 def _patterns(weights: Weights, option: str) -> tuple[str, ...]:
     value = getattr(weights, option)
-    if isinstance(value, str) or not all(isinstance(pattern, str) and pattern for pattern in value):
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not all(isinstance(pattern, str) and pattern for pattern in value):
         raise DefinitionError(
             f"Weights({weights.name!r}, {option}={value!r}) are no patterns", hint=f'write {option}=("*.json",)'
         )

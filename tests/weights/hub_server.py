@@ -7,11 +7,14 @@ serves one repository of random bytes, for measurements.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
 import os
 import re
+import socket
+import struct
 import sys
 import threading
 import time
@@ -47,7 +50,12 @@ class Repo:
 
 @dataclass
 class Fault:
-    """What happens to the next requests whose path matches: an error, a cut, a pause, other bytes, no ranges."""
+    """What happens to the next requests whose path matches.
+
+    `status` (the value), `drop` (no answer), `cut` (after so many bytes), `reset` (the same, with a TCP reset),
+    `slow` (seconds for each 4 KiB), `corrupt`, `no-ranges`, `loop` (a redirect to itself), `away` (one that leaves
+    HTTP); several with spaces between them.
+    """
 
     path: str
     kind: str
@@ -139,19 +147,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             super().handle()
-        except (ConnectionError, BrokenPipeError):
+        except (OSError, ValueError):  # clients go away, and resets close what is then flushed
             self.close_connection = True
+
+    def finish(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            super().finish()
 
     def _answer(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path)
         self.hub.requests.append((self.command, self.path, dict(self.headers)))
         self.fault = self.hub.take_fault(path)
-        if self.fault and self.fault.kind == "drop":
+        if self.fault and "drop" in self.fault.kind:
             self.close_connection = True
             return
-        if self.fault and self.fault.kind == "status":
+        if self.fault and "status" in self.fault.kind:
             self._send(int(self.fault.value), b"broken")
+            return
+        if self.fault and "loop" in self.fault.kind:
+            self._send(302, b"", {"Location": self.path})
+            return
+        if self.fault and "away" in self.fault.kind:
+            self._send(302, b"", {"Location": "ftp://127.0.0.1/file"})
             return
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
             self._info(match[1], match[2], match[3] or "main", parse_qs(url.query))
@@ -230,7 +248,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         size = repo.size(path)
         start, stop, status = 0, size, 200
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
-        if asked and not (self.fault and self.fault.kind == "no-ranges"):
+        if asked and not (self.fault and "no-ranges" in self.fault.kind):
             start, stop, status = int(asked[1]), min(size, int(asked[2] or size - 1) + 1), 206
             headers = headers | {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
         self.send_response(status)
@@ -242,7 +260,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _bytes(self, content: bytes | Path, start: int, stop: int) -> None:
         fault = self.fault
-        if fault and fault.kind == "cut":
+        if fault and ("cut" in fault.kind or "reset" in fault.kind):
             stop = min(stop, start + int(fault.value))
             self.close_connection = True
         if isinstance(content, Path):
@@ -251,15 +269,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                     start += os.sendfile(self.connection.fileno(), file.fileno(), start, stop - start)
             return
         data = content[start:stop]
-        if fault and fault.kind == "corrupt":
+        if fault and "corrupt" in fault.kind:
             data = bytes(len(data))
         step = len(data) or 1
-        if fault and fault.kind == "slow":
+        if fault and "slow" in fault.kind:
             step = 4096
         for at in range(0, len(data), step):
             self.wfile.write(data[at : at + step])
-            if fault and fault.kind == "slow":
+            if fault and "slow" in fault.kind:
                 time.sleep(fault.value)
+        if fault and "reset" in fault.kind:
+            time.sleep(0.05)  # what was sent arrives before the reset
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
 
     def _send_json(self, data: object) -> None:
         self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})

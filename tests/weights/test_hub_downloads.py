@@ -1,25 +1,33 @@
 """Downloads from a hub on loopback with `huggingface_hub` as it is: whole, resumed, refused, cut, damaged, full."""
 
+import datetime
 import logging
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 from contextlib import closing
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from flashkit.errors import WeightsDamaged, WeightsError, WeightsNotFound, WeightsSourceError
 from flashkit.spec import Weights
 from flashkit.worker.weights import find_weights, resolve_weights
 from flashkit.worker.weights.downloading import Manner
 from flashkit.worker.weights.fetching import fetch
+from flashkit.worker.weights.http_ranges import RangeReader
 from flashkit.worker.weights.hub import Hub
 from flashkit.worker.weights.leases import Pace
 from flashkit.worker.weights.progress import SilentProgress
-from flashkit.worker.weights.sources import Persistence
+from flashkit.worker.weights.sources import Persistence, TransientFailure
 from tests.weights.conftest import COMMIT, MODEL, OTHER_COMMIT, contents, safetensors, write_model
+from tests.weights.hub_server import HubServer
 
 WEIGHTS = Weights("org/model")
 BIG = {"config.json": b"{}", "model.safetensors": safetensors(1_000_000)}
@@ -236,6 +244,28 @@ def test_a_server_without_ranges_will_do(hub, settings, manner):
     assert contents(pull(settings, manner).folder) == BIG
 
 
+def test_a_connection_that_is_reset_goes_on_where_it_was(hub, settings, manner):
+    hub.add("org/model", BIG)
+    hub.fail("/cdn/", "reset", times=4, value=30_000)
+    hub.fail("/cdn/", "no-ranges reset", value=30_000)
+    hub.fail("/cdn/", "no-ranges cut", value=30_000)
+    assert contents(pull(settings, manner).folder) == BIG
+
+
+def test_redirects_without_an_end_are_a_failure_of_the_source(hub, settings, manner):
+    hub.add("org/model", MODEL)
+    hub.fail("/resolve/", "loop", times=10_000)
+    with pytest.raises(WeightsSourceError, match="more than 5 redirects"):
+        pull(settings, manner)
+
+
+def test_a_redirect_that_leaves_http_is_not_followed(hub, settings, manner):
+    hub.add("org/model", MODEL)
+    hub.fail("/resolve/", "away", times=10_000)
+    with pytest.raises(WeightsSourceError, match="a redirect to ftp://"):
+        pull(settings, manner)
+
+
 def test_a_failed_download_keeps_what_has_come_and_shows_nothing(hub, settings, manner):
     hub.add("org/model", BIG)
     hub.fail("/cdn/", "drop", times=0)
@@ -429,13 +459,49 @@ def test_a_proxy_of_the_environment_is_used(hub, settings, manner, monkeypatch):
     assert any(path.startswith("http://") for _, path, _ in hub.asked("/resolve/"))
 
 
-def test_a_tunnel_that_cannot_be_made_is_a_failure_of_the_source(settings, monkeypatch):
-    from flashkit.worker.weights.http_ranges import RangeReader
-    from flashkit.worker.weights.sources import TransientFailure
+def test_https_trusts_who_the_environment_trusts(tmp_path, monkeypatch):
+    certificate = make_certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with HubServer() as server:
+        server.add("org/model", MODEL)
+        host = server._servers[0]
+        host.socket = context.wrap_socket(host.socket, server_side=True)
+        url = server.url.replace("http://127.0.0.1", "https://localhost") + "/cdn/org/model/config.json"
+        buffer = memoryview(bytearray(100))
+        unknown = pytest.raises(TransientFailure, match="certificate verify failed")
+        with closing(RangeReader({})) as reader, unknown, reader.open(url, 1, 5):
+            pass
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with closing(RangeReader({})) as reader, reader.open(url, 1, 5) as body:
+            assert bytes(buffer[: body.readinto(buffer)]) == MODEL["config.json"][1:5]
 
+
+def make_certificate(folder):
+    """Write a key and a certificate for localhost that nobody knows."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    text = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ) + signed.public_bytes(serialization.Encoding.PEM)
+    (folder / "certificate.pem").write_bytes(text)
+    return folder / "certificate.pem"
+
+
+@pytest.mark.parametrize("login", ["", "user:secret@"])
+def test_a_tunnel_that_cannot_be_made_is_a_failure_of_the_source(monkeypatch, login):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    monkeypatch.setenv("https_proxy", f"http://user:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("https_proxy", f"http://{login}127.0.0.1:{port}")
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(TransientFailure, match="refused"), RangeReader({}).open("https://hub.invalid/x", 0, 1):
         pass

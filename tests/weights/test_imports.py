@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from tests.weights.conftest import write_model
+from tests.weights.conftest import MODEL, write_model
 
 HEAVY = ("huggingface_hub", "boto3", "botocore", "httpx", "httpx2", "requests", "rich", "torch", "numpy", "ssl")
 SCRIPT = """
@@ -35,3 +35,13 @@ def test_without_huggingface_hub_the_error_names_the_extra(tmp_path):
     )  # fmt: skip
     assert "the package huggingface-hub is not installed" in done.stderr
     assert "pip install 'flashkit-serverless[hub]'" in done.stderr
+
+
+def test_pull_works_in_an_image_that_has_no_rich(hub, tmp_path):
+    hub.add("org/model", MODEL)
+    code = "import sys; sys.modules['rich'] = None\nfrom flashkit.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "weights", "pull", "org/model", "--to", "models"],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env={"HOME": str(tmp_path), "HF_ENDPOINT": hub.url},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/models/org/model\n")

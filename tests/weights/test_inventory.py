@@ -48,7 +48,7 @@ def test_downloads_that_are_under_way_or_were_interrupted_are_told_apart(make_se
     partial = staging / f"{COMMIT}.token" / "model.safetensors.part"
     partial.parent.mkdir(parents=True)
     partial.write_bytes(bytes(8192))
-    (staging / f"{COMMIT}.token.old").mkdir()
+    (staging / "old.token").mkdir()
     (copy,) = list_copies(settings)
     assert (copy.name, copy.commit) == ("org/model", COMMIT)
     assert "was interrupted, and goes on with the next one" in copy.state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -30,6 +31,8 @@ from flashkit.worker.weights.transfer import PART_BYTES, THREADS, Stopped, Trans
 
 log = logging.getLogger("flashkit.weights")
 
+_TRIES = 3
+"""How often a staging folder that has gone is made anew."""
 _TELL_SECONDS = 10.0
 """Who waits for another worker's download says so this often."""
 
@@ -149,18 +152,30 @@ class _Download:
         return lease
 
     def _bring_unless_taken(self, lease: Lease) -> None:
-        try:
-            self._bring(lease)
-        except (Stopped, FileNotFoundError) as exc:
-            if not lease.was_taken():
-                raise WeightsError(
-                    f"{self._manifest.name}: {getattr(exc, 'filename', None) or exc} went away during the download",
-                    hint=f"let nothing remove files below {self._target.root}, and try again",
-                ) from exc
-            log.warning("%s: another worker took this download over; waiting for it", self._manifest.name)
+        """Bring the files while the lease is this worker's.
+
+        A worker that was frozen between its lease and its first step may take the staging folder away before it
+        notices that its lease is lost; the folder is then taken back.
+        """
+        for tries in itertools.count(1):
+            try:
+                self._bring(lease)
+            except (Stopped, FileNotFoundError) as exc:
+                if lease.was_taken():
+                    log.warning("%s: another worker took this download over; waiting for it", self._manifest.name)
+                elif tries < _TRIES:
+                    continue
+                else:
+                    raise WeightsError(
+                        f"{self._manifest.name}: {getattr(exc, 'filename', None) or exc} went away during the download",
+                        hint=f"let nothing remove files below {self._target.root}, and try again",
+                    ) from exc
+            return
 
     def _bring(self, lease: Lease) -> None:
         target, manifest, manner = self._target, self._manifest, self._manner
+        if lease.was_taken():
+            raise Stopped
         staging = claim(target, lease.token)
         with explained(target.root):
             kept = _keep_sound_files(target, staging, manifest)

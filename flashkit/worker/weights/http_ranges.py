@@ -89,6 +89,8 @@ class RangeReader:
             answer.read()
             if answer.status in _REDIRECTS and target:
                 at = urljoin(at, target)
+                if urlsplit(at).scheme not in ("http", "https"):
+                    raise TransientFailure(f"a redirect to {at}")
                 continue
             if at != url:  # a signed address that has expired
                 self._locations.pop(url, None)
@@ -183,13 +185,11 @@ def _proxy_login(via: SplitResult) -> dict[str, str]:
 
 
 def _tls() -> ssl.SSLContext:
-    """Return the certificates that are trusted: SSL_CERT_FILE, those of certifi, or the system's."""
+    """Return the certificates that are trusted: SSL_CERT_FILE, or certifi's, as the hub's own client has them."""
     if os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR"):
         return ssl.create_default_context()
-    try:
-        import certifi
-    except ModuleNotFoundError:
-        return ssl.create_default_context()
+    import certifi
+
     return ssl.create_default_context(cafile=certifi.where())
 
 

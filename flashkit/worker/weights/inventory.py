@@ -80,8 +80,8 @@ def _describe(name: str, place: str, folder: Path) -> Copy:
 
 def _unfinished(place: str, root: Path) -> Iterator[Copy]:
     for folder in _folders(root / STAGING, 2):
-        commit, _, rest = folder.name.partition(".")
-        if not is_commit(commit) or rest.endswith(".old"):
+        commit = folder.name.partition(".")[0]
+        if not is_commit(commit):
             continue
         name = folder.parent.name.removesuffix(f"--{commit}").replace("--", "/", 1)
         size = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Final
 
@@ -17,16 +18,18 @@ from flashkit.settings import OFFLINE_VARIABLES
 
 _ours: Final[set[str]] = set()
 """Variables that were set here, and not by the user."""
+_guard: Final = threading.RLock()  # one engine must not take the hub away while another asks it
 
 
 def go_offline() -> None:
     """Let the Hugging Face libraries of this process and its children ask nothing; what the user has set stays."""
-    if any(name in os.environ and name not in _ours for name in OFFLINE_VARIABLES):
-        return
-    for name in OFFLINE_VARIABLES:
-        os.environ[name] = "1"
-        _ours.add(name)
-    _tell_loaded(is_offline=True)
+    with _guard:
+        if any(name in os.environ and name not in _ours for name in OFFLINE_VARIABLES):
+            return
+        for name in OFFLINE_VARIABLES:
+            os.environ[name] = "1"
+            _ours.add(name)
+        _tell_loaded(is_offline=True)
 
 
 def is_offline_by_us() -> bool:
@@ -37,17 +40,17 @@ def is_offline_by_us() -> bool:
 @contextlib.contextmanager
 def hub_allowed() -> Iterator[None]:
     """Let a download reach the hub that this process has been kept off: a second model may have to come from there."""
-    if not _ours:
-        yield
-        return
-    for name in OFFLINE_VARIABLES:
-        os.environ.pop(name, None)
-    _tell_loaded(is_offline=False)
-    try:
-        yield
-    finally:
-        _ours.clear()
-        go_offline()
+    with _guard:
+        was_ours = bool(_ours)
+        if was_ours:
+            for name in OFFLINE_VARIABLES:
+                os.environ.pop(name, None)
+            _tell_loaded(is_offline=False)
+        try:
+            yield
+        finally:
+            if was_ours:
+                go_offline()
 
 
 def _tell_loaded(*, is_offline: bool) -> None:

@@ -8,7 +8,6 @@ the next worker. Neither huggingface_hub nor boto3 is imported while a folder ha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -192,9 +191,3 @@ def _not_found(search: _Search) -> WeightsNotFound:
         hint=search.hint or f"bring them here: flashkit weights pull {name}",
         details={"weights": name, "places": [str(miss) for miss in search.misses]},
     )
-
-
-def every_place(weights: Weights, settings: Settings) -> Iterator[Found | Miss]:
-    """Yield what each place of this machine has."""
-    for place in local_places(weights, settings):
-        yield examine(place, weights)

@@ -107,27 +107,36 @@ def publish(target: Target, staging: Path, manifest: Manifest) -> None:
         WeightsError: It cannot be written.
         FileNotFoundError: Somebody else has taken this download over.
     """
-    if not staging.is_dir():
-        raise FileNotFoundError(staging)
     with explained(target.root):
         write_whole(staging / MANIFEST_NAME, manifest.to_json())
         target.final.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                staging.rename(target.final)
+        while not _move_in(staging, target):
+            if is_published(target, manifest):  # another worker was quicker
+                shutil.rmtree(staging, ignore_errors=True)
                 break
-            except OSError:
-                if not target.final.exists() or not staging.is_dir():
-                    raise
-            if is_published(target, manifest):
-                break  # another worker was quicker
-            # Renamed before it is removed: at no time does the place hold half of it.
-            aside = staging.with_name(f"{staging.name}.old")
-            target.final.rename(aside)
-            shutil.rmtree(aside, ignore_errors=True)
+            _move_out(target)
         _sync_folder(target.final.parent)
-        note_revision(target, manifest.revision)
         _clean(target)
+
+
+def _move_in(staging: Path, target: Target) -> bool:
+    """Publish a staging folder; False where something is in its place."""
+    try:
+        staging.rename(target.final)
+    except OSError:
+        if not target.final.exists() or not staging.is_dir():
+            raise
+        return False
+    return True
+
+
+def _move_out(target: Target) -> None:
+    """Remove a damaged copy, or one of another commit: renamed first, so that at no time half of it is there."""
+    aside = target.root / STAGING / target.key / f"old.{secrets.token_hex(8)}"
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another worker did it
+        target.final.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_published(target: Target, wanted: Manifest | None = None) -> bool:
