@@ -40,10 +40,12 @@ HERE = Path(__file__).parent
 KNOWLEDGE_DIR = Path(os.environ.get("KNOWLEDGE_DIR") or HERE / "knowledge")
 SEARCH_URL = os.environ.get("SEARCH_URL") or "http://127.0.0.1:8808/search?q={query}"
 """Address that answers a query with a page or a redirect to one; `serve_pages.py` by default."""
-EMBEDDING_MODEL = Weights("sentence-transformers/all-MiniLM-L6-v2")
-LANGUAGE_MODEL = Weights("HuggingFaceTB/SmolLM2-135M-Instruct")
+EMBEDDING_MODEL = Weights("sentence-transformers/all-MiniLM-L6-v2", "c9745ed1d9f207416be6d2e6f8de32d1f16199bf")
+LANGUAGE_MODEL = Weights("HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac")
 PASSAGES_READ = 4
 CALL_SECONDS = 30.0
+MODEL_SECONDS = 120.0
+"""A model's worker may have to start first."""
 
 
 def passed_on(*names: str) -> dict[str, str]:
@@ -113,8 +115,12 @@ async def search(
     idle_timeout=300,
     execution_timeout_ms=120_000,
     scaler_value=20,  # seconds in the queue; a second worker takes longer than that to load
-    env=passed_on("LLM_BASE_URL"),
-    engine=VLLM(LANGUAGE_MODEL, max_model_len=2048, base_url=os.environ.get("LLM_BASE_URL")),
+    engine=VLLM(
+        LANGUAGE_MODEL,
+        max_model_len=2048,
+        warmup=["chat"],  # what it is used for; the other routes are compiled when somebody asks for them
+        base_url=os.environ.get("FLASHKIT_LLM_URL"),  # a server that stands in for it, where vLLM cannot run
+    ),
 )
 async def write(messages: list[Message], max_new_tokens: int = 96, *, engine: LLM) -> Generation:
     """Return the model's next message in a chat, the same one every time."""
@@ -130,7 +136,8 @@ async def write(messages: list[Message], max_new_tokens: int = 96, *, engine: LL
     )
 
 
-@orchestrator_endpoint(
+# One warm worker to begin with; three where many people depend on it.
+@orchestrator_endpoint(  # flashkit: ignore[FK104]
     name="agent",
     cpu="cpu5c-2-4",
     workers=(1, 2),
@@ -164,7 +171,7 @@ async def research(session: Session, question: str, urls: list[str] | None = Non
 async def _decompose(session: Session, question: str) -> list[str]:
     prompt = planning.decomposition_prompt(question)
     drafts = await session.gather(
-        session.call(write, prompt, max_new_tokens=64, timeout=CALL_SECONDS * 4), partial=True
+        session.call(write, prompt, max_new_tokens=64, timeout=MODEL_SECONDS), partial=True
     )
     draft = drafts[0].text if isinstance(drafts[0], Generation) else ""
     return await session.step("decompose", planning.choose_sub_queries, question, draft)
@@ -185,7 +192,7 @@ async def _find_passages(session: Session, queries: list[str], pages: Sequence[P
         for page in pages
         for passage in split_passages(Document(title=page.title, text=page.text), source=page.url)
     ]
-    found = await session.call(search, queries, top_k=PASSAGES_READ, passages=fresh)
+    found = await session.call(search, queries, top_k=PASSAGES_READ, passages=fresh, timeout=MODEL_SECONDS)
     return planning.choose_passages(found, PASSAGES_READ)
 
 
@@ -195,14 +202,16 @@ async def _synthesise(session: Session, question: str, passages: Sequence[Hit]) 
         return citing.Written(kept=[], dropped=[])
     summaries: list[Generation] = await session.gather(
         *(
-            session.call(write, citing.summary_prompt(passage), max_new_tokens=72, timeout=CALL_SECONDS * 4)
+            session.call(write, citing.summary_prompt(passage), max_new_tokens=72, timeout=MODEL_SECONDS)
             for passage in passages
         )
     )
     sentences = list(dict.fromkeys(line for summary in summaries for line in citing.whole_sentences(summary.text)))
     both = evidence + citing.drafts_of(sentences)
-    [ranked] = await session.call(search, [question], top_k=len(both), passages=both, knowledge=False)
-    matches = await session.call(search, sentences, top_k=1, passages=evidence, knowledge=False)
+    [ranked] = await session.call(
+        search, [question], top_k=len(both), passages=both, knowledge=False, timeout=MODEL_SECONDS
+    )
+    matches = await session.call(search, sentences, top_k=1, passages=evidence, knowledge=False, timeout=MODEL_SECONDS)
     sources = citing.number_sources(passages)
     claims = [
         citing.judge(sentence, hits[0], passages, sources) for sentence, hits in zip(sentences, matches, strict=True)
@@ -215,8 +224,8 @@ async def _criticise(
 ) -> Critique:
     said = [Passage(source="answer", title="", text=claim.text) for claim in written.kept]
     prompt = citing.critique_prompt(question, " ".join(claim.text for claim in written.kept) or answer)
-    opinion = await session.call(write, prompt, max_new_tokens=48, timeout=CALL_SECONDS * 4)
-    coverage = await session.call(search, sub_queries, top_k=1, passages=said, knowledge=False)
+    opinion = await session.call(write, prompt, max_new_tokens=48, timeout=MODEL_SECONDS)
+    coverage = await session.call(search, sub_queries, top_k=1, passages=said, knowledge=False, timeout=MODEL_SECONDS)
     return Critique(
         opinion=citing.usable_opinion(question, opinion.text),
         unsupported=written.dropped,
