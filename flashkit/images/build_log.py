@@ -45,7 +45,9 @@ class Step:
     @property
     def is_internal(self) -> bool:
         """True for what no line of a Dockerfile asked for."""
-        return self.name.startswith(("[internal]", "[auth]", "exporting", "importing", "resolving", "sharing"))
+        return self.name.startswith(
+            ("[internal]", "[auth]", "[context ", "building with", "exporting", "importing", "resolving")
+        )
 
 
 class BuildLog:
@@ -65,8 +67,8 @@ class BuildLog:
 
     @property
     def running(self) -> list[Step]:
-        """Steps that have begun and not ended."""
-        return [step for step in self.steps.values() if step.state is State.RUNNING]
+        """Steps of the Dockerfile that have begun and not ended."""
+        return [step for step in self.steps.values() if step.state is State.RUNNING and not step.is_internal]
 
     def feed(self, line: str) -> Step | None:
         """Take a line, and return the step that it is about."""

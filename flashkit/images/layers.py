@@ -19,7 +19,6 @@ _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
 _DPKG_STATUS: Final = "var/lib/dpkg/status"
 _TEXT_LIMIT_BYTES: Final = 16_000_000
-_SMALLEST_TAR: Final = 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -73,13 +72,12 @@ def read_contents(stream: IO[bytes], history: Sequence[HistoryLine]) -> Contents
                 continue
             if member.name == "manifest.json":
                 manifest = json.load(body)
-            elif member.size >= _SMALLEST_TAR and (layer := _read_layer(body)) is not None:
+            elif (layer := _read_layer(body)) is not None:
                 blobs[member.name] = layer
     names = manifest[0]["Layers"] if manifest else []
     layers = [blobs.get(name) or Layer() for name in names]
     for layer, line in zip(layers, _with_layers(history, len(layers)), strict=False):
         layer.instruction = line.instruction
-        layer.size_bytes = line.size_bytes
     return Contents(tuple(layers))
 
 

@@ -18,6 +18,7 @@ from flashkit.spec import EndpointSpec, Kind, Weights
 
 WORKER_UID: Final = 1000
 """The user without rights in the base images."""
+_APP_DIR: Final = "/app"
 REQUIREMENTS: Final = "requirements.txt"
 BASE_NAME: Final = "flashkit-worker"
 
@@ -99,7 +100,7 @@ class Ingredients:
     """Of flashkit's distribution, installed on top of the base."""
     baked: tuple[Weights, ...] = ()
     command: tuple[str, ...] = ()
-    work_dir: str = "/app"
+    work_dir: str = _APP_DIR
 
 
 def ingredients_of(
@@ -120,7 +121,7 @@ def ingredients_of(
         extras=_extras_of(spec),
         baked=(spec.weights,) if bakes and spec.weights else (),
         command=command,
-        work_dir=str(Path("/app") / app.parent),
+        work_dir=str(Path(_APP_DIR) / app.parent),
     )
 
 
@@ -158,7 +159,7 @@ def render(ingredients: Ingredients, *, version: str, has_requirements: bool) ->
         f"ARG BASE={ingredients.base.reference(version)}",
         *(_weights_stage(ingredients.baked) if ingredients.baked else ()),
         "FROM ${BASE}",
-        "USER root",
+        "USER 0",
         *_dependencies(ingredients.extras, has_requirements=has_requirements),
         *_weights_layer(ingredients.baked),
         *_code(ingredients),
@@ -190,10 +191,10 @@ def _pull_command(weights: Weights) -> str:
 
 def _dependencies(extras: Sequence[str], *, has_requirements: bool) -> list[str]:
     wanted = [f"'flashkit-serverless[{','.join(extras)}]'"] if extras else []
-    wanted += ["--requirement", REQUIREMENTS] if has_requirements else []
+    wanted += ["--requirement", f"{_APP_DIR}/{REQUIREMENTS}"] if has_requirements else []
     if not wanted:
         return []
-    copy = [f"COPY {REQUIREMENTS} ./"] if has_requirements else []
+    copy = [f"COPY {REQUIREMENTS} {_APP_DIR}/"] if has_requirements else []
     return [*copy, f"RUN --mount=type=cache,target=/root/.cache/pip pip install {' '.join(wanted)}"]
 
 
@@ -203,10 +204,10 @@ def _weights_layer(baked: Iterable[Weights]) -> list[str]:
 
 def _code(ingredients: Ingredients) -> list[str]:
     command = ", ".join(f'"{word}"' for word in ingredients.command)
-    move = [f"WORKDIR {ingredients.work_dir}"] if ingredients.work_dir != "/app" else []
+    move = [f"WORKDIR {ingredients.work_dir}"] if ingredients.work_dir != _APP_DIR else []
     return [
-        f"COPY --chown={WORKER_UID}:{WORKER_UID} . ./",
-        "RUN python -m compileall -q .",
+        f"COPY --chown={WORKER_UID}:{WORKER_UID} . {_APP_DIR}/",
+        f"RUN python -m compileall -q {_APP_DIR}",
         *move,
         "# 0 where the platform wants root: --build-arg WORKER_UID=0",
         f"ARG WORKER_UID={WORKER_UID}",

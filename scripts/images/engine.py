@@ -17,6 +17,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -124,7 +125,8 @@ def fetch_programs(places: Places) -> None:
         apt = _PrivateApt(places.root / "apt")
         shutil.rmtree(places.programs, ignore_errors=True)
         apt.update()
-        for package in apt.download([*(f"{name}/{_ENGINE_SUITE}" for name in _ENGINE_PACKAGES), f"runc/{apt.own_suite}"]):
+        wanted = [*(f"{name}/{_ENGINE_SUITE}" for name in _ENGINE_PACKAGES), f"runc/{apt.own_suite}"]
+        for package in apt.download(wanted):
             _unpack(package, places.programs)
         shutil.rmtree(apt.folder)
     for folder in (places.bin, places.config / "cli-plugins"):
@@ -287,7 +289,8 @@ def main(arguments: Sequence[str]) -> int:
             case ["up"]:
                 hold_engine(places).say("stay")
                 environment = places.environment()
-                print("".join(f"export {name}={environment[name]!r}\n" for name in ("DOCKER_HOST", "DOCKER_CONFIG", "PATH")))
+                for name in ("DOCKER_HOST", "DOCKER_CONFIG", "PATH"):
+                    print(f"export {name}={shlex.quote(environment[name])}")
                 return 0
             case ["down"]:
                 return _end(places)

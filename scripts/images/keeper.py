@@ -67,7 +67,7 @@ class Daemon:
 
     def _clear(self) -> None:
         """Remove the marks of a daemon that was killed."""
-        _unmount_below(self._places.run)
+        _unmount_below(self._places.root)
         shutil.rmtree(self._places.run, ignore_errors=True)
         for name in ("dockerd.pid", "docker.sock"):
             (self._places.root / name).unlink(missing_ok=True)

@@ -96,13 +96,13 @@ def choose_packages(installed: dict[str, Package]) -> list[Package]:
     wanted = [name for name, package in installed.items() if package.is_essential]
     wanted += [name for name in _SEED if name in installed]
     while wanted:
-        package = installed.get(wanted[-1]) or providers.get(wanted[-1])
         name = wanted.pop()
+        package = installed.get(name) or providers.get(name)
         if package is None or package.name in chosen:
             continue
         chosen[package.name] = package
         for alternatives in package.needs:
-            known = [name for name in alternatives if name in installed or name in providers]
+            known = [each for each in alternatives if each in installed or each in providers]
             wanted += known[:1]
     return [chosen[name] for name in sorted(chosen)]
 
@@ -204,7 +204,9 @@ class Interpreter:
         text = "import json, sys; print(json.dumps([sys.base_prefix, '%d.%d' % sys.version_info[:2]]))"
         prefix, version = json.loads(_output(str(program), "-c", text))
         if prefix == "/usr":
-            raise StandInUnavailable(f"Python {version} lies in /usr among the system's files: a copy needs its own folder")
+            raise StandInUnavailable(
+                f"Python {version} lies in /usr among the system's files, not in a folder of its own"
+            )
         return cls(Path(prefix), version)
 
 
@@ -247,8 +249,9 @@ def import_root(root: Path, tags: Sequence[str], changes: Iterable[str]) -> None
     given = [word for change in changes for word in ("--change", change)]
     with subprocess.Popen(["tar", f"--directory={root}", "--create", "."], stdout=subprocess.PIPE) as packing:
         done = subprocess.run(
-            ["docker", "import", *given, "-", tags[0]], stdin=packing.stdout, capture_output=True, text=True, check=False
-        )
+            ["docker", "import", *given, "-", tags[0]],
+            stdin=packing.stdout, capture_output=True, text=True, check=False,
+        )  # fmt: skip
     if packing.returncode or done.returncode:
         raise StandInUnavailable(f"docker import failed: {done.stderr.strip()}")
     for tag in tags[1:]:
