@@ -259,19 +259,22 @@ def plan_update(deployed: Deployed, fields: Fields, env: Mapping[str, str], conf
     changed = [name for name, value in fields.items() if not same(name, value, deployed.fields.get(name))]
     whole = merged_env(env, deployed.env, deployed.marker.keys)
     env_changes = _env_changes(whole, deployed.env, config)
+    sends_env = bool(env_changes)
     shown_fields = [FieldChange(name, deployed.fields.get(name), fields[name]) for name in changed]
     name = deployed_name(config.app, config.environment, deployed.name)
     if deployed.deployed_name != name:
         changed.append("name")
         shown_fields.append(FieldChange("name", deployed.deployed_name, name))
+    if shown_fields:
+        env_changes = [item for item in env_changes if item.field != f"env.{DEPLOYMENT_VARIABLE}"]
     return Change(
-        action=_action(deployed, fields, is_changed=bool(changed or env_changes)),
+        action=_action(deployed, fields, is_changed=bool(changed) or sends_env),
         kind="endpoint",
         name=deployed.name,
         id=deployed.id,
         fields=(*shown_fields, *env_changes),
         names=tuple(changed),
-        sends_env=bool(env_changes),
+        sends_env=sends_env,
     )
 
 

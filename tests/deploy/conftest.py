@@ -17,6 +17,7 @@ from flashkit.deploy.config import DeployConfig, EndpointConfig
 from flashkit.deploy.planning import Plan, make_plan
 from flashkit.deploy.record import read_record
 from flashkit.deploy.releases import apply_rollback, plan_rollback
+from flashkit.deploy.undeploying import apply_removal, plan_removal
 from flashkit.deploy.wishes import AppPart, make_wishes
 from flashkit.emulator.management.service import PREFIX, ManagementOptions
 from flashkit.emulator.server import Emulator
@@ -76,6 +77,11 @@ class Lab:
             plan = await plan_rollback(api, actual, record, self.config, **options)
             assert plan.problems == []
             return await apply_rollback(api, plan, actual)
+
+    async def undeploy(self, *names: str, removes_volumes: bool = False) -> list[str]:
+        async with self.api() as api:
+            removal = await plan_removal(api, self.config, names, removes_volumes=removes_volumes)
+            return await apply_removal(api, self.config, removal)
 
     async def endpoints(self) -> dict[str, dict[str, Any]]:
         """Return the account's endpoints by their names on the platform, as REST v2 shows them."""

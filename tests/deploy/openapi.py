@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,7 @@ class Exchange:
     query: dict[str, str]
     sent: Any
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
     received: Any
     note: str = ""
     request_headers: dict[str, str] = field(default_factory=dict)
@@ -96,9 +97,11 @@ def resolve(value: dict[str, Any]) -> dict[str, Any]:
     return resolve(found)
 
 
+@cache
+def validator(schema: str) -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator({**json.loads(schema), "components": document()["components"]})
+
+
 def validate(value: Any, schema: dict[str, Any], what: str) -> None:
-    whole = {**schema, "components": document()["components"]}
-    errors = [
-        f"{error.json_path}: {error.message}" for error in jsonschema.Draft202012Validator(whole).iter_errors(value)
-    ]
+    errors = [f"{error.json_path}: {error.message}" for error in validator(json.dumps(schema)).iter_errors(value)]
     assert not errors, f"{what} {json.dumps(value)[:1000]}: {errors}"

@@ -85,7 +85,7 @@ class RecordingProxy:
                     dict(request.query),
                     _json(body),
                     answer.status,
-                    dict(answer.headers),
+                    answer.headers,
                     _json(received),
                     fault or "",
                     dict(request.headers),

@@ -54,11 +54,16 @@ async def test_deploy_change_deploy_roll_back_undeploy(make_lab: MakeLab, names:
     lab.proxy.forget()
     second = await lab.deploy(changed, calls=CALLS)
     assert [step.words.partition(" (")[0] for step in second.steps] == ["updated endpoint model"]
-    assert [item.sent for item in lab.proxy.writes][0] == {"workers": {"min": 1, "max": 5, "idleTimeout": 5}}
+    assert lab.proxy.writes[0].sent == {"workers": {"min": 1, "max": 5, "idleTimeout": 5}}
     assert (await lab.endpoints())["shop-production-model"]["workers"]["max"] == 5
 
     third = await lab.roll_back()
-    assert third.deployment is not None and third.deployment.number == 3
+    assert third.deployment is not None
+    assert third.deployment.number == 3
     assert await lab.endpoints() == before
 
+    assert [line.partition(" (")[0] for line in await lab.undeploy()] == [
+        "deleted endpoint tool", "deleted endpoint model", "deleted endpoint agent", "deleted endpoint web",
+    ]  # fmt: skip
+    assert await lab.endpoints() == {}
     lab.proxy.check_all()

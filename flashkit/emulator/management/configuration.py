@@ -109,8 +109,14 @@ def ignores_idle_timeout(configuration: Mapping[str, Any]) -> bool:
 # ---------------------------------------------------------------------- as REST v2 shows it
 
 
-def describe_configuration(configuration: Configuration, catalogue: Catalogue) -> dict[str, Any]:
+def describe_configuration(
+    configuration: Configuration, catalogue: Catalogue, *, sorts_lists: bool = False
+) -> dict[str, Any]:
     """Return the configuration as REST v2 shows it, without what is known of the endpoint besides."""
+    if sorts_lists:
+        gpu = configuration["gpu"] and {**configuration["gpu"], "pools": sorted(configuration["gpu"]["pools"])}
+        lists = {key: sorted(configuration[key]) for key in ("dataCenterIds", "networkVolumes")}
+        configuration = {**configuration, **lists, "gpu": gpu}
     shown = {key: value for key, value in configuration.items() if key not in ("gpu", "cpu", "modelReferences")}
     workers = dict(configuration["workers"])
     if ignores_idle_timeout(configuration):

@@ -78,17 +78,22 @@ class Versions:
         return self._version_of.get(worker.id, current)
 
 
+def active(workers: Sequence[LocalWorker]) -> list[LocalWorker]:
+    """Return the workers that the API shows: not those that leave or are frozen."""
+    return [worker for worker in workers if worker.state in _STATUSES]
+
+
 def describe_workers(
     workers: Sequence[LocalWorker], record: EndpointRecord, versions: Versions, *, now: float
 ) -> dict[str, Any]:
     """Return the answer of `/serverless/{id}/workers`."""
-    active = [worker for worker in workers if worker.state in _STATUSES]
+    shown = active(workers)
     counts = {status.lower(): 0 for status in ("RUNNING", "IDLE", "INITIALIZING", "THROTTLED", "UNHEALTHY")}
-    for worker in active:
+    for worker in shown:
         counts[_STATUSES[worker.state].lower()] += 1
     return {
-        "workers": [_describe_worker(worker, record, versions, now=now) for worker in active],
-        "summary": {**counts, "total": len(active)},
+        "workers": [_describe_worker(worker, record, versions, now=now) for worker in shown],
+        "summary": {**counts, "total": len(shown)},
         "endpointVersion": record.version,
     }
 
@@ -114,11 +119,11 @@ def _describe_worker(worker: LocalWorker, record: EndpointRecord, versions: Vers
 
 def describe_rollout(workers: Sequence[LocalWorker], record: EndpointRecord, versions: Versions) -> dict[str, Any]:
     """Return how many workers have the present configuration."""
-    active = [worker for worker in workers if worker.state in _STATUSES]
-    latest = sum(versions.of(worker, record.version) == record.version for worker in active)
+    shown = active(workers)
+    latest = sum(versions.of(worker, record.version) == record.version for worker in shown)
     return {
-        "inProgress": latest < len(active),
+        "inProgress": latest < len(shown),
         "workersOnLatest": latest,
-        "workersTotal": len(active),
-        "percentOnLatest": round(100 * latest / len(active)) if active else 0,
+        "workersTotal": len(shown),
+        "percentOnLatest": round(100 * latest / len(shown)) if shown else 0,
     }

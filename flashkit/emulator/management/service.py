@@ -34,6 +34,7 @@ from flashkit.emulator.management.fleet import (
     LocalFleet,
     LocalWorker,
     Versions,
+    active,
     describe_rollout,
     describe_workers,
     local_name,
@@ -67,6 +68,8 @@ class ManagementOptions:
     """How many requests are allowed; without any, nothing is counted."""
     has_rest_names: bool = False
     """Name fields of releases as REST v2 does, instead of as GraphQL does: the vendor's description has both."""
+    sorts_lists: bool = False
+    """Give back pools, data centres and volumes in an order of its own: nobody says that it is the one that was sent."""
 
 
 class Management:
@@ -100,6 +103,7 @@ class Management:
         self._fleet = fleet
         self._recorder = recorder
         self._quota = Quota(options.windows)
+        self._sorts_lists = options.sorts_lists
         self._fields = rest_fields if options.has_rest_names else graphql_fields
         self._clock = clock
         self._versions = Versions()
@@ -232,7 +236,7 @@ class Management:
     def _describe(self, record: EndpointRecord) -> dict[str, Any]:
         return {
             "id": record.id,
-            **describe_configuration(record.configuration, self.catalogue),
+            **describe_configuration(record.configuration, self.catalogue, sorts_lists=self._sorts_lists),
             "requestUrls": request_urls(record.configuration, record.id, self._base_url()),
             "createdAt": record.created_at,
         }
@@ -285,7 +289,7 @@ class Management:
         self, release: Release, before: Release | None, record: EndpointRecord, workers: Sequence[LocalWorker]
     ) -> dict[str, Any]:
         old = {} if before is None else self._fields(before.configuration)
-        versions = [self._versions.of(worker, record.version) for worker in workers]
+        versions = [self._versions.of(worker, record.version) for worker in active(workers)]
         return {
             "id": release.id,
             "version": release.version,
