@@ -83,6 +83,6 @@ def _show_next_steps(template: Template, project: Path) -> None:
     except ValueError:
         shown = project
     click.echo(f"{shown} is a project of the template {template.name}. Next:\n")
-    for line in (f"cd {shown}", "pip install -r requirements.txt -r requirements-dev.txt", "pytest", "flashkit dev"):
+    for line in (f"cd {shown}", "pip install -r requirements-dev.txt", "pytest", "flashkit dev"):
         click.echo(f"    {line}")
     click.echo("\nREADME.md says what is where, and how to build and deploy it.")
