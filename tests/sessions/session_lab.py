@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from flashkit import orchestrator_endpoint
-from flashkit.errors import ErrorReport
+from flashkit.errors import ErrorReport, PayloadTooLarge
 from flashkit.handler import parse_json
 from flashkit.settings import Settings
 from flashkit.worker.job import HandBack
@@ -124,8 +125,9 @@ def output_of(outcome: Outcome) -> Any:
 async def commit_soon(store: Store, lease: Lease, records: Sequence[Record], change: Change = NO_CHANGE) -> Lease:
     """Commit as a worker does: in one attempt where the store can, and again if that does not tell."""
     told: asyncio.Future[Lease | None] = asyncio.get_running_loop().create_future()
-    if store.commit_soon(lease, records, change, told.set_result) and (moved := await told) is not None:
-        return moved
+    with contextlib.suppress(PayloadTooLarge):  # nothing was sent: as if it could not be
+        if store.commit_soon(lease, records, change, told.set_result) and (moved := await told) is not None:
+            return moved
     return await store.commit(lease, records, change)
 
 

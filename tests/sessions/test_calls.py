@@ -77,6 +77,9 @@ async def test_a_worker_that_leaves_lets_the_job_run_for_its_successor(site, lab
     first = await caller(site, lab, agent)
     leaving = asyncio.create_task(first.is_handed_back("j1", session_id="s"))
     await site.logged("tool", key, count=2)
+    async with asyncio.timeout(10):
+        while (await lab.head("s")).seq < 3:  # the turn, and the ids of both jobs
+            await asyncio.sleep(0.01)
     first.runtime.hand_back()
     async with asyncio.timeout(2):
         assert await leaving

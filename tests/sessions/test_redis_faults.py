@@ -204,6 +204,9 @@ async def test_a_full_server_refuses_whole_writes_and_leases_can_still_be_given_
         for records, change in (([result("more")], None), ((), Change(snapshot=Snapshot(b"{}", 1))), ((), None)):
             with pytest.raises(StoreFull):
                 await store.commit(lease, records, change)
+        for begin in (store.acquire("new", "w"), store.post("newer", "m", b"hello")):
+            with pytest.raises(StoreFull):
+                await begin
         image = await store.load("s")
         assert (image.head.seq, len(image.records), image.snapshot) == (lease.seq, lease.seq, None)
         await store.release(lease)
@@ -245,6 +248,24 @@ async def test_a_call_with_a_broken_value_is_refused_before_the_first_write(redi
         call = client.eval(script.text, len(keys), *keys, " ".join(words), *values)
         if at in (0, 1, 2):
             assert (await call)[0] == b"FENCED"
+        else:
+            with pytest.raises(aioredis.ResponseError):
+                await call
+        assert [await client.dump(key) for key in keys] == before
+
+
+@pytest.mark.parametrize("at", range(9))
+async def test_an_append_with_a_broken_value_is_refused_before_the_first_write(redis_server, namespace, make_store, at):
+    store = make_store(redis_server.url)
+    lease = await store.commit(await store.acquire("s", "w"), [result("a")])
+    words = [lease.incarnation, str(lease.fence), lease.nonce, "15000", "1000000", "1000", "1", "7", "1"]
+    words[at] = "x"
+    script, keys = read_script("append"), session_keys(namespace, "s")
+    async with aioredis.from_url(redis_server.url) as client:
+        before = [await client.dump(key) for key in keys]
+        call = client.eval(script.text, 2, *keys[:2], *words, "record")
+        if at in (0, 1, 2, 6):
+            assert await call == [b"FULL"]
         else:
             with pytest.raises(aioredis.ResponseError):
                 await call

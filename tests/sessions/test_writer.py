@@ -21,8 +21,18 @@ class BrokenStore(SqliteStore):
         raise RuntimeError("a bug in the store")
 
 
-async def test_an_unforeseen_error_ends_every_waiting_step_and_the_session(tmp_path: Path) -> None:
-    store = BrokenStore(tmp_path / "s.db", namespace="n", keyring=None, limits=None, budget_s=1.0)
+class BrokenSender(BrokenStore):
+    """A store whose quick way has a bug, too."""
+
+    def commit_soon(self, *args: object) -> bool:
+        raise TypeError("a bug in the quick way")
+
+
+@pytest.mark.parametrize("kind", [BrokenStore, BrokenSender])
+async def test_an_unforeseen_error_ends_every_waiting_step_and_the_session(
+    tmp_path: Path, kind: type[BrokenStore]
+) -> None:
+    store = kind(tmp_path / "s.db", namespace="n", keyring=None, limits=None, budget_s=1.0)
     lease = await store.acquire("s", "w")
     assert isinstance(lease, Lease)
     lost = asyncio.Event()

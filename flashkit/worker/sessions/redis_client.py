@@ -66,7 +66,10 @@ _PASSING: Final = (
     OSError,
 )
 """Outages and failovers: worth another attempt."""
-_PASSING_WORDS: Final = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED")
+_PASSING_WORDS: Final = (
+    *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", "UNBLOCKED"),
+    "TTL exhausted",  # redis-py's word for slots that moved again and again while it followed them
+)
 
 _TLS_HINTS: Final = (
     (

@@ -3,7 +3,10 @@
 Keys of a session share the hash tag `{namespace:session}`, so they are in one slot of a Cluster: `:m` its
 head, `:j` the journal (a stream whose ids are sequence numbers, so the server itself refuses a second record
 of the same number), `:s` the snapshot, `:h` snapshots of earlier turns, `:i` the inbox, `:q` message ids with
-their answers, `:b` large values, `:e` events. Every script that writes gives each key its lifetime anew.
+their answers, `:b` large values, `:e` events. All of them end at one time, which is put off when it comes too near.
+
+A commit goes two ways. `commit_soon` sends it and returns; it is one attempt, and enough nearly always. `commit`
+takes it from there: it repeats what was not answered, and says what is wrong with what was refused.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
-from flashkit.errors import FlashkitError, StoreMisconfigured
+from flashkit.errors import StoreMisconfigured
 from flashkit.worker.sessions.packing import Packed, Packer, make_head, make_lease, rewritten_fields
 from flashkit.worker.sessions.records import Keyring, Record, Snapshot
 from flashkit.worker.sessions.redis_check import ServerFacts, check_server
@@ -192,10 +195,7 @@ class RedisStore:
         """Send a commit at once, if that takes no waiting; see `Store.commit_soon`."""
         if not self._client.is_ready or (change is not None and change.durability is not Durability.DEFAULT):
             return False
-        try:
-            packed = self._packer.pack_now(lease, records, change or NO_CHANGE)
-        except FlashkitError:
-            packed = None  # `commit` says what is wrong
+        packed = self._packer.pack_now(lease, records, change or NO_CHANGE)
         if packed is None:
             return False
         call = _Call(lease.seq, lease.last_crc, packed, change or NO_CHANGE)

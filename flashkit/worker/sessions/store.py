@@ -381,6 +381,9 @@ class Store(Protocol):
 
         The usual case, without a task for each commit. It is one attempt: `then` is called with the new lease, or
         with None, after which the same has to be committed by `commit`. That finds out whether it was written.
+
+        Raises:
+            PayloadTooLarge: Something is over its limit; nothing was sent.
         """
         ...
 

@@ -95,11 +95,18 @@ class Writer:
         self._is_writing = bool(self._waiting)
         if self._waiting:
             batch = self._next_batch()
-            records = [record for entry in batch for record in entry.records]
-            if not self._store.commit_soon(self._lease, records, batch[-1].change, partial(self._end_soon, batch)):
+            if not self._send(batch):
                 self._write_slowly(batch)
         elif self._at_rest is not None and not self._at_rest.done():
             self._at_rest.set_result(None)
+
+    def _send(self, batch: list[_Entry]) -> bool:
+        """Send a batch at once; False when it was not, for whatever reason."""
+        records = [record for entry in batch for record in entry.records]
+        try:
+            return self._store.commit_soon(self._lease, records, batch[-1].change, partial(self._end_soon, batch))
+        except Exception:  # noqa: BLE001 - `commit` meets it again, and tells everybody who waits
+            return False
 
     def _end_soon(self, batch: list[_Entry], lease: Lease | None) -> None:
         if self.broken is not None:  # a renewal has found out meanwhile

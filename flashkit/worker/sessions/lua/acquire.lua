@@ -22,10 +22,9 @@ end
 
 local head = redis.call('HGETALL', KEYS[1])
 if born then
-  -- Workers of an older version gave keys ends of their own: what outlived its meta is not this session's.
-  redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
   redis.call('HSET', KEYS[1], 'sid', ARGV[1], 'inc', ARGV[2], 'fmt', 1, 'seq', 0, 'last', 0, 'snap', 0, 'turn', 0,
     'inbox', 0, 'posted', 0, 'jb', 0, 'sb', 0, 'hs', 0, 'bb', 0, 'created', now, 'keep', ARGV[6], 'status', 'running')
+  forget_rest()
 elseif found[7] ~= 'done' and found[7] ~= 'failed' then
   redis.call('HSET', KEYS[1], 'status', 'running')
 end

@@ -7,18 +7,19 @@ local meta = redis.call('HMGET', KEYS[1], 'inc', 'fence', 'nonce', 'seq', 'hb', 
 if meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] or meta[3] ~= ARGV[3] or meta[4] ~= ARGV[7] then return {'FULL'} end
 local now = now_ms()
 local ends, is_new_end = ending(now, meta[10], meta[11])
-local seq, jb, n = tonumber(meta[4]), tonumber(meta[6]), #ARGV - 9
+local seq, hb, jb, n = meta[4] + 0, meta[5] + 1, meta[6] + 0, #ARGV - 9
+local lease_until, most_bytes, most_records, last = now + ARGV[4], ARGV[5] + 0, ARGV[6] + 0, ARGV[8] + 0
+local progress, pending = ARGV[9] + 0, meta[12] - meta[13]
 for i = 10, #ARGV do jb = jb + #ARGV[i] end
-if is_new_end or jb + meta[7] + meta[8] + meta[9] > tonumber(ARGV[5]) then return {'FULL'} end
+if is_new_end or jb + meta[7] + meta[8] + meta[9] > most_bytes then return {'FULL'} end
 -- There are no more records in the journal than were ever written.
-if seq + n > tonumber(ARGV[6]) and redis.call('XLEN', KEYS[2]) + n > tonumber(ARGV[6]) then return {'FULL'} end
+if seq + n > most_records and redis.call('XLEN', KEYS[2]) + n > most_records then return {'FULL'} end
 
 -- From here on only writes.
 for i = 10, #ARGV do
   seq = seq + 1
   add_record(seq, ARGV[i], ends)
 end
-redis.call('HSET', KEYS[1], 'seq', seq, 'last', ARGV[8], 'hb', tonumber(meta[5]) + 1, 'until', now + ARGV[4],
-  'updated', now, 'jb', jb)
-if ARGV[9] == '1' and meta[14] ~= '0' then redis.call('HSET', KEYS[1], 'attempts', 0) end
-return {'OK', now, meta[12] - meta[13]}
+redis.call('HSET', KEYS[1], 'seq', seq, 'last', last, 'hb', hb, 'until', lease_until, 'updated', now, 'jb', jb)
+if progress == 1 and meta[14] ~= '0' then redis.call('HSET', KEYS[1], 'attempts', 0) end
+return {'OK', now, pending}

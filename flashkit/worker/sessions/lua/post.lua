@@ -14,14 +14,14 @@ end
 
 local ends, is_new_end = ending(now, meta[5] or ARGV[6], meta[8])
 local number = posted + 1
-if not meta[1] then redis.call('DEL', KEYS[5], KEYS[6]) end -- as at birth in `acquire.lua`
-redis.call('XADD', KEYS[5], string.format('%d-0', number), 'id', ARGV[3], 'b', ARGV[4])
-redis.call('HSET', KEYS[6], ARGV[3], number)
 if not meta[1] then
   redis.call('HSET', KEYS[1], 'sid', ARGV[1], 'inc', ARGV[2], 'fmt', 1, 'fence', 0, 'hb', 0, 'seq', 0, 'last', 0,
     'snap', 0, 'turn', 0, 'inbox', 0, 'jb', 0, 'sb', 0, 'hs', 0, 'bb', 0, 'attempts', 0, 'created', now,
     'keep', ARGV[6], 'status', 'idle')
+  forget_rest()
 end
+redis.call('XADD', KEYS[5], string.format('%d-0', number), 'id', ARGV[3], 'b', ARGV[4])
+redis.call('HSET', KEYS[6], ARGV[3], number)
 redis.call('HSET', KEYS[1], 'posted', number, 'updated', now)
 if is_awaited then redis.call('HSET', KEYS[1], 'awaits', '') end -- it is there: the next one counts as any other
 if redis.call('HLEN', KEYS[6]) > 96 then -- remember the last 64 and all that wait

@@ -27,6 +27,12 @@ local function keep_all(ends)
   end
 end
 
+-- Comes after the first write of a session that begins. Workers of an earlier version gave keys ends of their own: what
+-- outlived its meta is not this session's.
+local function forget_rest()
+  redis.call('DEL', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
+end
+
 -- Returns nil when the caller's lease is the present one, else the answer to give. What is held may have been
 -- read along with other fields: then it is 'inc', 'fence', 'nonce' and 'owner', in this order and first.
 local function fenced(mine_incarnation, mine_fence, mine_nonce, held)
