@@ -13,7 +13,7 @@ import click
 
 from flashkit.deploy.api import DEFAULT_PATIENCE_SECONDS, ManagementApi
 from flashkit.deploy.config import DEFAULT_ENVIRONMENT
-from flashkit.deploy.credentials import AccountKey, find_key, require_key
+from flashkit.deploy.credentials import AccountKey, check_address, find_key, require_key
 from flashkit.errors import ConfigurationError
 from flashkit.settings import DEV_FILE, RUNPOD_MANAGEMENT_URL, Settings, find_dev_server
 
@@ -94,6 +94,7 @@ def _runpod(settings: Settings) -> Target:
 
 
 def _at_address(text: str, settings: Settings) -> Target:
+    check_address(text, None)
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise ConfigurationError(

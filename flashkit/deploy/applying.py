@@ -16,9 +16,10 @@ from flashkit.deploy.api import ManagementApi, Uncertain
 from flashkit.deploy.config import DeployConfig
 from flashkit.deploy.failures import DeployStopped
 from flashkit.deploy.fields import ROLLING, Fields
+from flashkit.deploy.once import make_once
 from flashkit.deploy.planning import Action, Change, Plan, known_ids, plan_update
 from flashkit.deploy.record import Deployment, add_deployment
-from flashkit.deploy.sending import create_endpoint, make_once, update_endpoint
+from flashkit.deploy.sending import create_endpoint, update_endpoint
 from flashkit.deploy.wishes import EndpointWish, wanted_env, wanted_fields
 from flashkit.errors import FlashkitError
 
@@ -180,10 +181,9 @@ async def write_down(api: ManagementApi, config: DeployConfig, outcome: Outcome,
         releases = {name: await newest_release(api, item.id) for name, item in outcome.endpoints.items()}
         image = next((str(item.fields.get("image")) for item in outcome.endpoints.values()), "flashkit")
         outcome.deployment = await add_deployment(api, config, releases, note=note, image=image)
-    except FlashkitError as exc:
-        outcome.warning = (
-            f"this deployment could not be written down, so rollback does not know it: {exc.report.message}"
-        )
+    except STOPPING as exc:
+        words = _as_error(exc).report.message
+        outcome.warning = f"this deployment could not be written down, so rollback does not know it: {words}"
 
 
 async def newest_release(api: ManagementApi, endpoint_id: str) -> str:

@@ -10,10 +10,10 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
-from flashkit.catalog import nearest_names
 from flashkit.errors import ConfigurationError
 
 OWN_FILE: Final = "flashkit.toml"
@@ -31,7 +31,7 @@ _ENDPOINT_KEYS: Final = {
     "calls": list,
 }
 _KINDS: Final = {str: "a string", int: "a number", dict: "a table", list: "a list", bool: "true or false"}
-_LIKELY_TYPO: Final = 1
+_LIKELY_TYPO: Final = 0.75
 """Unknown keys at the top level belong to other commands, unless they look like one of these."""
 
 
@@ -158,7 +158,7 @@ def _checked(
             continue
         kind = known.get(key)
         if kind is None:
-            near = nearest_names(key, known, limit=_LIKELY_TYPO)
+            near = get_close_matches(key, known, n=1, cutoff=_LIKELY_TYPO if is_open else 0.5)
             if not is_open or near:
                 meant = f"did you mean {near[0]!r}? " if near else ""
                 raise ConfigurationError(

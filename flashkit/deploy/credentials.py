@@ -66,9 +66,12 @@ def check_address(root: str, key: AccountKey | None) -> None:
     """Refuse to send a key where others could read it.
 
     Raises:
-        ConfigurationError: The address is not of this machine, and not encrypted.
+        ConfigurationError: The address is not of this machine, and not encrypted; or it is none.
     """
-    parts = urlsplit(root)
+    try:
+        parts = urlsplit(root)
+    except ValueError as exc:
+        raise ConfigurationError(f"{root!r} is no address", hint="write for example http://127.0.0.1:8484") from exc
     if key is not None and parts.scheme != "https" and parts.hostname not in _LOOPBACK:
         raise ConfigurationError(
             f"the key is not sent to {parts.scheme}://{parts.netloc}: the connection is not encrypted",

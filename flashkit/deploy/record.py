@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from flashkit.deploy.api import ManagementApi, Uncertain
+from flashkit.deploy.api import ManagementApi
 from flashkit.deploy.config import DeployConfig
+from flashkit.deploy.once import make_once
 
 RECORD_VARIABLE: Final = "FLASHKIT_RELEASES"
 KEPT: Final = 20
@@ -85,11 +86,14 @@ async def add_deployment(
         "startJupyter": False,
         "env": env,
     }
-    try:
-        await api.create("/templates", body)
-    except Uncertain as exc:
-        if (await read_record(api, config)).template_id is None:
-            raise exc.cause from exc
+
+    async def make() -> str:
+        return str((await api.create("/templates", body))["id"])
+
+    async def look() -> str | None:
+        return (await read_record(api, config)).template_id
+
+    await make_once(api, make, look)
     return deployment
 
 

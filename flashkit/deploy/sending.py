@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from flashkit.deploy.actual import Deployed, read_deployed, read_endpoints
-from flashkit.deploy.api import ManagementApi, Uncertain
+from flashkit.deploy.api import ManagementApi
 from flashkit.deploy.config import DeployConfig
 from flashkit.deploy.fields import MODELS, Fields, body_of, is_one_vcpu, needs_graphql, save_input
 from flashkit.deploy.identity import Marker, deployed_name, read_marker
+from flashkit.deploy.once import make_once
 from flashkit.deploy.planning import Change
 from flashkit.deploy.wishes import merged_env
 
-LOOK_AGAIN_SECONDS: Final = (1.0, 3.0)
-"""Waits before one looks whether something was made after all: what is new may take a moment to be listed."""
-_ATTEMPTS: Final = 3
-"""How often something is made that turns out not to be there."""
 SAVE_ENDPOINT: Final = "mutation save($input: EndpointInput!) { saveEndpoint(input: $input) { id } }"
-
-
-async def make_once(
-    api: ManagementApi, make: Callable[[], Awaitable[str]], look: Callable[[], Awaitable[str | None]]
-) -> str:
-    """Make something and return its id; where the answer got lost, look for it before it is made again.
-
-    Raises:
-        Uncertain: The answers got lost again and again, and it is not to be found.
-    """
-    attempt = 0
-    while True:
-        attempt += 1
-        try:
-            return await make()
-        except Uncertain:
-            for seconds in LOOK_AGAIN_SECONDS:
-                await api.wait(seconds)
-                if (found := await look()) is not None:
-                    return found
-            if attempt == _ATTEMPTS:
-                raise
 
 
 async def create_endpoint(
