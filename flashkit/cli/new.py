@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ def command(template: str | None, folder: Path | None, *, options: tuple[str, ..
         return
     chosen = find_template(template)
     answers = dict(map(_read_option, options))
-    if not no_input and click.get_text_stream("stdin").isatty():
+    if not no_input and sys.stdin.isatty():
         answers = _ask(chosen, answers)
     project = render_project(chosen, folder or Path(chosen.name), answers)
     _show_next_steps(chosen, project)
@@ -70,7 +71,7 @@ def _show_templates() -> None:
     for heading in ("template", "what it is", "options (the default first)"):
         table.add_column(heading, overflow="fold")
     for template in list_templates().values():
-        lines = [f"{question.name}={'|'.join(question.choices)}" for question in template.questions]
+        lines = [f"{question.name}: {', '.join(question.choices)}" for question in template.questions]
         table.add_row(Text(template.name, style="bold"), template.description, Text("\n".join(lines), style="dim"))
     console = Console(highlight=False)
     console.print(table)
