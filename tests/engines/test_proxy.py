@@ -402,12 +402,16 @@ def test_without_a_program_there_is_nothing_to_serve_with(monkeypatch, tmp_path)
     assert find_vllm()[-1] == "flashkit.worker.engines.vllm_command"
 
 
-async def test_a_server_that_dies_while_it_answers_is_told_by_its_exit_code(tmp_path):
-    """A server of a few lines stands for vLLM here: what counts is the death, which takes vLLM 20 s to get to."""
+async def serve_here(tmp_path, what):
+    """Start a server of a few lines in vLLM's place: what counts is its failure, which takes vLLM 20 s to get to."""
     program = tmp_path / "server.py"
-    program.write_text(DYING_SERVER)
+    program.write_text(FAILING_SERVER)
     spec = VLLM(WEIGHTS, mode="serve")
-    engine = await serve([sys.executable, str(program)], spec, proxy.VllmOptions.from_json(spec.options))
+    return await serve([sys.executable, str(program), what], spec, proxy.VllmOptions.from_json(spec.options))
+
+
+async def test_a_server_that_dies_while_it_answers_is_told_by_its_exit_code(tmp_path):
+    engine = await serve_here(tmp_path, "die")
     await engine.check()
     with pytest.raises(EngineDied, match="vllm serve ended with code 7") as caught:
         await ask(engine)
@@ -418,20 +422,68 @@ async def test_a_server_that_dies_while_it_answers_is_told_by_its_exit_code(tmp_
     await engine.close()
 
 
-DYING_SERVER = """
+async def test_a_server_whose_model_is_dead_is_not_asked_any_more(tmp_path):
+    engine = await serve_here(tmp_path, "sicken")
+    with pytest.raises(EngineDied, match="says that its engine is dead"):
+        await ask(engine)
+    with pytest.raises(EngineDied, match="says that its engine is dead"):
+        await engine.check()
+    assert engine.room == 64
+    await engine.close()
+
+
+async def test_an_error_in_a_stream_is_the_death_of_the_model_where_the_server_says_so(tmp_path):
+    engine = await serve_here(tmp_path, "sicken in a stream")
+    answer = await ask(engine, stream=True)
+    with pytest.raises(EngineDied, match="says that its engine is dead"):
+        [piece async for piece in answer.pieces]
+    await engine.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_failure_of_one_request_is_not_the_end_of_the_server(tmp_path, stream):
+    engine = await serve_here(tmp_path, "fail in a stream" if stream else "fail")
+    if stream:
+        answer = await ask(engine, stream=True)
+        assert [json.loads(piece) async for piece in answer.pieces] == ['data: {"error": {"message": "oh"}}\n\n']
+    else:
+        with pytest.raises(EngineRefusal, match="HTTP 500: oh"):
+            await ask(engine)
+    await engine.check()
+    await engine.close()
+
+
+FAILING_SERVER = """
 import os, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+what = sys.argv[1]
+health = 200
+
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self.answer(health if self.path == "/health" else 200, b"", "text/plain")
 
     def do_POST(self):
+        global health
         assert self.headers["Authorization"] == "Bearer " + os.environ["VLLM_API_KEY"]
-        print("out of memory", flush=True)
-        os._exit(7)
+        if what == "die":
+            print("out of memory", flush=True)
+            os._exit(7)
+        if what.startswith("sicken"):
+            health = 503
+        error = b'{"error": {"message": "oh"}}'
+        if what.endswith("stream"):
+            self.answer(200, b"data: " + error + b"\\n\\n", "text/event-stream")
+        else:
+            self.answer(500, error, "application/json")
+
+    def answer(self, status, body, kind):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *args): ...
 

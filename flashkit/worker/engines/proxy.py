@@ -45,6 +45,7 @@ _IDLE_SECONDS: Final = 2.0
 _FIRST_REFUSAL: Final = 400
 _SERVER_ERRORS: Final = 500
 _TOKENS: Final = re.compile(rb"^vllm:(?:generation|prompt)_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_ERROR_EVENT: Final = b'data: {"error":'
 _GENERATES: Final = '"/v1/chat/completions"'
 _EMBEDS: Final = '"/v1/embeddings"'
 
@@ -254,8 +255,14 @@ class ProxyEngine:
         except BaseException:
             self._open -= 1
             raise
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return EngineResponse(response.status, _Body(self, response), headers)
+        body = _Body(self, response)
+        if response.status >= _SERVER_ERRORS:
+            try:
+                await self.raise_if_dead()
+            except BaseException:
+                await body.aclose()
+                raise
+        return EngineResponse(response.status, body, {name.lower(): value for name, value in response.headers.items()})
 
     async def is_well(self) -> bool:
         """Return whether the server answers."""
@@ -277,8 +284,17 @@ class ProxyEngine:
         if self._process.has_ended:
             raise self._process.death()
         if not await self._is_answered("/health"):
-            raise EngineDied("vllm serve says that its engine is dead", hint="send the request again")
+            raise _sick()
         await self._read_metrics()
+
+    async def raise_if_dead(self) -> None:
+        """Return when a failure that our own server reports was one of the request alone.
+
+        Raises:
+            EngineDied: The model's process behind it is dead, which vLLM tells as a failure of the request.
+        """
+        if self._process is not None and not await self.is_well():
+            raise self._process.death() if self._process.has_ended else _sick()
 
     async def close(self) -> None:
         """End the server if it is our own, and all connections."""
@@ -368,6 +384,8 @@ class _Body(AsyncIterator[bytes]):
             await self.aclose()
             raise StopAsyncIteration
         self._engine.note_progress()
+        if _ERROR_EVENT in piece:
+            await self._engine.raise_if_dead()
         return piece
 
     async def _next_piece(self) -> bytes:
@@ -383,6 +401,14 @@ class _Body(AsyncIterator[bytes]):
             self._is_closed = True
             self._engine.note_end()
             self._response.close()
+
+
+def _sick() -> EngineDied:
+    return EngineDied(
+        "vllm serve says that its engine is dead",
+        hint="the worker is replaced; send the request again",
+        details={"retryable": True},
+    )
 
 
 def _open_session() -> ClientSession:
