@@ -92,6 +92,8 @@ class Definition:
     @property
     def signature(self) -> str:
         """The parameters as the user wrote them, for messages and listings."""
+        if self.is_engine:
+            return "(messages | prompt | input | route, body | openai_route, openai_input)"
         return str(inspect.Signature(self.parameters)).replace("'", "")
 
     @property

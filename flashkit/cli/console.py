@@ -36,8 +36,9 @@ from flashkit.emulator.events import (
 )
 from flashkit.errors import ErrorReport
 from flashkit.protocol import JobStatus
-from flashkit.spec import EndpointSpec, Kind, ScalerType
+from flashkit.spec import EndpointSpec, EngineSpec, Kind, ScalerType
 
+_ENGINE_NAMES = {"vllm": "vLLM", "embedding": "the embedding engine", "scripted": "a script"}
 _CHATTY = ("debug", "info")
 _SDK_GREETING = "--- Starting Serverless Worker"
 """Printed by the runpod SDK, whatever its log level."""
@@ -252,17 +253,27 @@ def describe_surroundings(
 
 
 def describe_endpoint(endpoint: AppEndpoint, *, url: str) -> Text:
-    """Return the banner's three lines about one endpoint: how it is called, what it is, how to try it."""
+    """Return the banner's lines about one endpoint: how it is called, what it is, how to try it."""
     if endpoint.spec.load_balanced:
         return _describe_http_endpoint(endpoint, url=url)
     root = f"{url}/v2/{endpoint.name}"
     body = orjson.dumps({"input": endpoint.example}).decode()
     curl = f"curl -s {root}/runsync -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    openai = Text()
+    if engine := endpoint.spec.engine:
+        openai = Text.assemble("    ", (f"{root}/openai/v1", "cyan"), f"  OpenAI's routes · {model_of(engine)}\n")
     return Text.assemble(
         "\n  ", (endpoint.name, "bold green"), endpoint.signature, (f"  {endpoint.where}\n", "dim"),
         "    ", (root, "cyan"), f"  {describe_spec(endpoint.spec)}\n",
+        openai,
         "    ", (curl, "dim"), "\n",
     )  # fmt: skip
+
+
+def model_of(engine: EngineSpec) -> str:
+    """Return which model an engine serves, and how, in a few words."""
+    name = engine.weights.name if engine.weights else "written answers"
+    return f"{name} on {_ENGINE_NAMES.get(engine.type, engine.type)}"
 
 
 def _describe_http_endpoint(endpoint: AppEndpoint, *, url: str) -> Text:

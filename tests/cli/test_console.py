@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from flashkit import VLLM, Weights, gpu_endpoint
 from flashkit.catalog import GpuType
 from flashkit.cli.apps import AppEndpoint
-from flashkit.cli.console import Screen, describe_spec
+from flashkit.cli.console import Screen, describe_endpoint, describe_spec
 from flashkit.cli.job_lines import route_of, short_id
 from flashkit.cli.quantities import format_bytes, format_ms
 from flashkit.emulator.events import (
@@ -183,3 +184,12 @@ def test_a_spec_is_told_in_a_line():
 def test_ids_are_short_and_keep_how_the_job_came():
     assert (route_of(f"sync-{JOB_ID}"), short_id(f"sync-{JOB_ID}")) == ("runsync", "0a1b2c3d")
     assert short_id("j1") == "j1"
+
+
+def test_an_engine_s_endpoint_says_which_model_it_serves_and_where_openai_s_clients_find_it():
+    llm = gpu_endpoint(name="llm", gpu="L4", engine=VLLM(Weights("org/model")))
+    local = LocalEndpoint(spec=llm.spec, command=("python",), cwd=Path(), example={"prompt": "Hi."})
+    endpoint = AppEndpoint(local, llm.definition.signature, "app.py:3")
+    text = describe_endpoint(endpoint, url="http://127.0.0.1:8484").plain
+    assert "http://127.0.0.1:8484/v2/llm/openai/v1  OpenAI's routes · org/model on vLLM" in text
+    assert "(messages | prompt | " in text
