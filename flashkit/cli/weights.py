@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flashkit.cli.commands import Group
-from flashkit.errors import ConfigurationError, FlashkitError, WeightsError, WeightsSourceError
+from flashkit.errors import ConfigurationError, FlashkitError, WeightsDamaged, WeightsError, WeightsSourceError
 from flashkit.settings import Settings
 from flashkit.spec import Weights
 
@@ -242,12 +242,12 @@ def _pull(weights: Weights, settings: Settings, to: str | None, progress: Progre
         places["shelf"] = settings.weights_cache.expanduser()
     else:
         places["folder"] = Path(to).resolve()
-    problem: WeightsSourceError | None = None
+    problem: WeightsError | None = None
     for source in remote_sources(weights, settings):
         try:
             return fetch(source, weights, settings, manner=Manner(make_progress=lambda: progress), **places)
-        except WeightsSourceError as exc:
-            problem = WeightsSourceError(f"{source.label}: {exc.report.message}", hint=exc.report.hint)
+        except (WeightsSourceError, WeightsDamaged) as exc:
+            problem = type(exc)(f"{source.label}: {exc.report.message}", hint=exc.report.hint)
             click.echo(problem.report.message, err=True)
     raise problem or ConfigurationError(
         "there is nowhere to download from: HF_HUB_OFFLINE is set", hint="unset it, or name a place: --from s3://..."

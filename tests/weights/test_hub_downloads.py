@@ -122,6 +122,11 @@ def test_workers_that_want_different_files_of_one_commit_keep_each_others(hub, s
     pull(settings, manner, Weights("org/model", allow=("*.safetensors",)))
     assert set(contents(first)) == {"config.json", "model.safetensors"}
     assert not hub.asked(r"config\.json")
+    with hub.down():
+        for pattern in ("*.json", "*.safetensors"):
+            assert resolve_weights(Weights("org/model", allow=(pattern,)), settings) == first
+    assert resolve_weights(WEIGHTS, settings) == first
+    assert contents(first) == MODEL
 
 
 def test_a_folder_for_an_image_holds_one_commit_and_a_newer_one_takes_its_place(hub, settings, manner):
@@ -134,6 +139,14 @@ def test_a_folder_for_an_image_holds_one_commit_and_a_newer_one_takes_its_place(
     assert pull(settings, manner, folder=settings.weights_dir).commit == OTHER_COMMIT
     assert contents(folder) == newer
     assert find_weights(Weights("org/model", OTHER_COMMIT), settings).folder == folder.resolve()
+
+
+def test_files_that_were_put_into_a_folder_by_hand_are_not_removed(hub, settings, manner):
+    hub.add("org/model", MODEL)
+    write_model(settings.weights_dir / "org/model", {"mine.txt": b"mine"})
+    with pytest.raises(WeightsError, match="has files that were not brought by flashkit"):
+        pull(settings, manner, folder=settings.weights_dir)
+    assert contents(settings.weights_dir / "org/model") == {"mine.txt": b"mine"}
 
 
 def test_the_token_goes_to_the_hub_and_not_to_where_it_redirects(hub, make_settings, manner):

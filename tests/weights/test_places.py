@@ -11,7 +11,7 @@ from flashkit.errors import WeightsNotFound
 from flashkit.settings import Settings
 from flashkit.spec import Weights
 from flashkit.worker.weights import find_weights, resolve_weights
-from flashkit.worker.weights.manifest import MANIFEST_NAME, FileEntry, Manifest
+from flashkit.worker.weights.manifest import MANIFEST_NAME, FileEntry, Manifest, Selection
 from tests.weights.conftest import COMMIT, MODEL, OTHER_COMMIT, write_model, write_snapshot
 
 WEIGHTS = Weights("org/model")
@@ -193,13 +193,28 @@ def test_a_shelf_without_a_manifest_is_not_complete(make_settings):
         resolve_weights(WEIGHTS, settings)
 
 
-def test_a_copy_with_other_patterns_is_passed_over_and_the_same_ones_are_taken(make_settings):
+@pytest.mark.parametrize(
+    ("held", "asked", "is_taken"),
+    [
+        ([Selection(("*.json",))], {}, False),
+        ([Selection(("*.json",))], {"allow": ["*.json"]}, True),
+        ([Selection(("*.json",)), Selection()], {}, True),
+        ([Selection()], {"allow": ["*.json", "*.txt"]}, True),
+        ([Selection()], {"allow": ["*.json", "onnx/"]}, False),
+        ([Selection()], {"ignore": ["*.txt"]}, True),
+        ([Selection((), ("*.txt",))], {}, False),
+        ([], {"allow": ["onnx/"]}, True),
+    ],
+)
+def test_a_copy_that_may_lack_files_is_passed_over(make_settings, held, asked, is_taken):
     settings = make_settings()
     baked = write_model(settings.weights_dir / "org/model")
-    (baked / MANIFEST_NAME).write_text(manifest_of(MODEL, allow=("*.json",)))
-    with pytest.raises(WeightsNotFound, match="holds a part only"):
-        resolve_weights(WEIGHTS, settings)
-    assert resolve_weights(Weights("org/model", allow=["*.json"]), settings).resolve() == baked.resolve()
+    (baked / MANIFEST_NAME).write_text(manifest_of(MODEL, selections=tuple(held)))
+    if is_taken:
+        assert resolve_weights(Weights("org/model", **asked), settings).resolve() == baked.resolve()
+    else:
+        with pytest.raises(WeightsNotFound, match="it holds another part of the files: allow="):
+            resolve_weights(Weights("org/model", **asked), settings)
 
 
 def test_a_folder_that_holds_another_model_is_passed_over(make_settings):

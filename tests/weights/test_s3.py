@@ -1,5 +1,6 @@
 """Weights in S3, on a real server with the quirks of Runpod's: found, pushed, refused, cut, repeated."""
 
+import dataclasses
 import json
 import logging
 import subprocess
@@ -161,11 +162,14 @@ def test_a_folder_that_somebody_uploaded_will_do_and_is_hashed_on_arrival(settin
         resolve_weights(Weights("org/model", COMMIT), settings)
 
 
-def test_a_damaged_manifest_is_an_error_that_names_it(settings, push_model, client):
+def test_a_damaged_manifest_is_named_and_the_hub_is_asked(settings, push_model, client, hub):
     _, where = push_model()
     client.put_object(Bucket="models", Key=f"{where.removeprefix('s3://models/')}/{MANIFEST_NAME}", Body=b"{")
-    with pytest.raises(WeightsDamaged, match=MANIFEST_NAME):
+    with pytest.raises(WeightsNotFound, match=f"{MANIFEST_NAME} is damaged"):
         resolve_weights(WEIGHTS, settings)
+    hub.add("org/model", MODEL)
+    with_hub = dataclasses.replace(settings, hub_url=hub.url, is_hub_offline=False)
+    assert "the hub" in find_weights(WEIGHTS, with_hub).place
 
 
 def test_a_changed_object_is_refused_by_its_hash(settings, push_model, client, manner):

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flashkit.errors import WeightsDamaged, WeightsError
 from flashkit.spec import Weights
 from flashkit.worker.weights.leases import Lease, Pace, Watch, holder_facts, read_lease
-from flashkit.worker.weights.manifest import FileEntry, Manifest, check_hashes, hash_file, read_manifest
+from flashkit.worker.weights.manifest import FileEntry, Manifest, Selection, check_hashes, hash_file, read_manifest
 from flashkit.worker.weights.progress import Progress, make_progress, percent
 from flashkit.worker.weights.shelves import (
     Target,
@@ -97,13 +97,18 @@ def download(
     Raises:
         WeightsError: No room, a disk that cannot be written, a source that fails or sends damaged files.
     """
-    manifest = Manifest(
-        listing.name, listing.commit, listing.files, listing.revision, source.label, weights.allow, weights.ignore
-    )
-    prepare(target)
-    _Download(source, target, manifest, manner).run()
-    with explained(target.root):
-        note_revision(target, listing.revision)
+    asked = Selection(weights.allow, weights.ignore)
+    manifest = Manifest(listing.name, listing.commit, listing.files, listing.revision, source.label, (asked,))
+    try:
+        prepare(target)
+        _Download(source, target, manifest, manner).run()
+        with explained(target.root):
+            note_revision(target, listing.revision)
+    except FileNotFoundError as exc:
+        raise WeightsError(
+            f"{listing.name}: {exc.filename or exc} went away during the download",
+            hint=f"let nothing remove files below {target.root}, and try again",
+        ) from exc
     return target.final
 
 
@@ -160,16 +165,13 @@ class _Download:
         for tries in itertools.count(1):
             try:
                 self._bring(lease)
-            except (Stopped, FileNotFoundError) as exc:
+            except (Stopped, FileNotFoundError):
                 if lease.was_taken():
                     log.warning("%s: another worker took this download over; waiting for it", self._manifest.name)
                 elif tries < _TRIES:
                     continue
                 else:
-                    raise WeightsError(
-                        f"{self._manifest.name}: {getattr(exc, 'filename', None) or exc} went away during the download",
-                        hint=f"let nothing remove files below {self._target.root}, and try again",
-                    ) from exc
+                    raise
             return
 
     def _bring(self, lease: Lease) -> None:
@@ -188,7 +190,8 @@ class _Download:
             transfer.require_room(manifest.name)
             transfer.run(f"{manifest.name} from {self._source.label}")
         files = tuple(_hashed(staging, entry) for entry in manifest.files)
-        publish(target, staging, replace(manifest, files=files + kept))
+        selections = tuple(dict.fromkeys(manifest.selections + kept.selections))
+        publish(target, staging, replace(manifest, files=files + kept.files, selections=selections))
 
 
 def _describe_holder(content: bytes | None) -> str:
@@ -200,21 +203,26 @@ def _describe_holder(content: bytes | None) -> str:
     )
 
 
-def _keep_sound_files(target: Target, staging: Path, manifest: Manifest) -> tuple[FileEntry, ...]:
-    """Put what is whole of the copy that this download replaces into the staging folder, without copying it.
+class _Kept(NamedTuple):
+    """What a copy has that is to be replaced, beyond the files that are wanted: other workers have asked for them."""
 
-    Returns the files that the copy has beyond the manifest's: other workers may have asked for them.
-    """
+    files: tuple[FileEntry, ...] = ()
+    selections: tuple[Selection, ...] = ()
+
+
+def _keep_sound_files(target: Target, staging: Path, manifest: Manifest) -> _Kept:
+    """Put what is whole of the copy that this download replaces into the staging folder, without copying it."""
     try:
         held = read_manifest(target.final)
     except WeightsDamaged:
         held = None
     if held is None or held.commit != target.commit:
-        return ()
-    wanted = {entry.path: entry for entry in manifest.files}
+        return _Kept()
+    wanted = {entry.path for entry in manifest.files}
     others = tuple(entry for entry in held.files if entry.path not in wanted)
-    sound = {entry for entry in (*manifest.files, *others) if _keep(target.final, staging, entry)}
-    return tuple(entry for entry in others if entry in sound)
+    sound = {entry.path for entry in (*manifest.files, *others) if _keep(target.final, staging, entry)}
+    are_all_sound = all(entry.path in sound for entry in others)
+    return _Kept(tuple(entry for entry in others if entry.path in sound), held.selections if are_all_sound else ())
 
 
 def _keep(folder: Path, staging: Path, entry: FileEntry) -> bool:

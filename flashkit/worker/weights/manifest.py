@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, Self
 
@@ -39,6 +39,13 @@ class FileEntry:
         return bool(self.sha256 or self.git_sha1)
 
 
+class Selection(NamedTuple):
+    """Which files somebody asked for, as patterns; empty ones mean the usual choice."""
+
+    allow: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+
 class Damage(NamedTuple):
     """What is wrong with one file."""
 
@@ -60,8 +67,8 @@ class Manifest:
     """Branch or tag that the commit was found under."""
     source: str = ""
     """Where they came from, in words."""
-    allow: tuple[str, ...] = field(default=())
-    ignore: tuple[str, ...] = field(default=())
+    selections: tuple[Selection, ...] = ()
+    """What was asked for when they were downloaded: all that these patterns select is here."""
 
     @property
     def size(self) -> int:
@@ -76,7 +83,7 @@ class Manifest:
         }
         data = {
             "format": _FORMAT, "name": self.name, "commit": self.commit, "revision": self.revision,
-            "source": self.source, "allow": self.allow, "ignore": self.ignore, "files": files,
+            "source": self.source, "selections": [each._asdict() for each in self.selections], "files": files,
         }  # fmt: skip
         return json.dumps(data, indent=1) + "\n"
 
@@ -100,8 +107,9 @@ class Manifest:
                 files=tuple(_read_entry(path, entry) for path, entry in data["files"].items()),
                 revision=data.get("revision"),
                 source=str(data.get("source", "")),
-                allow=tuple(data.get("allow", ())),
-                ignore=tuple(data.get("ignore", ())),
+                selections=tuple(
+                    Selection(tuple(each["allow"]), tuple(each["ignore"])) for each in data.get("selections", ())
+                ),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise WeightsDamaged(f"{where} is damaged: {exc!r}", hint="download or push these weights again") from exc

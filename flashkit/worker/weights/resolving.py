@@ -19,6 +19,7 @@ from flashkit.worker.weights.folders import Evidence, check_folder, read_evidenc
 from flashkit.worker.weights.manifest import Damage, check_sizes
 from flashkit.worker.weights.offline import go_offline, is_offline_by_us
 from flashkit.worker.weights.places import NOTHING, Place, fits_revision, local_places
+from flashkit.worker.weights.selection import covers
 
 log = logging.getLogger("flashkit.weights")
 
@@ -137,10 +138,9 @@ def mismatch(evidence: Evidence, weights: Weights, *, needs_manifest: bool) -> s
         return "it has no manifest: its download or upload is not complete"
     if manifest is not None and manifest.name.casefold() != weights.name.casefold():
         return f"it holds {manifest.name}"
-    if manifest is not None and (manifest.allow or manifest.ignore):
-        asked, held = (weights.allow, weights.ignore), (manifest.allow, manifest.ignore)
-        if asked != held:
-            return f"it holds a part only: what fits allow={held[0]!r}, ignore={held[1]!r}"
+    if manifest is not None and not covers(manifest, weights):
+        held = " or ".join(f"allow={each.allow!r}, ignore={each.ignore!r}" for each in manifest.selections)
+        return f"it holds another part of the files: {held}"
     if weights.revision is None:
         return None
     fits = fits_revision(weights.revision, commit=evidence.commit, revision=evidence.revision)
@@ -174,7 +174,7 @@ def _fetch(search: _Search, settings: Settings) -> Found:
     for source in remote_sources(search.weights, settings):
         try:
             return fetch(source, search.weights, settings)
-        except WeightsSourceError as exc:
+        except (WeightsSourceError, WeightsDamaged) as exc:
             search.note(Miss(source.label, search.weights.name, exc.report.message))
             search.hint = exc.report.hint
     if settings.is_hub_offline and not is_offline_by_us():

@@ -14,7 +14,7 @@ from typing import Final
 
 from flashkit.errors import WeightsSourceError
 from flashkit.spec import Weights
-from flashkit.worker.weights.manifest import MANIFEST_NAME, FileEntry
+from flashkit.worker.weights.manifest import MANIFEST_NAME, FileEntry, Manifest, Selection
 
 _OTHER_FORMATS: Final = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".tflite")
 _OTHER_FOLDERS: Final = ("onnx", "openvino", "coreml", "original")
@@ -37,6 +37,20 @@ def select_files(files: Iterable[FileEntry], weights: Weights) -> tuple[FileEntr
             hint=f"the repository has: {names}",
         )
     return tuple(chosen)
+
+
+def covers(manifest: Manifest, weights: Weights) -> bool:
+    """Say whether a download has all that the weights ask for, as far as can be told without asking the source.
+
+    What was downloaded by other patterns may lack files. The usual choice has what narrower patterns select, if each
+    of them selects something of it.
+    """
+    asked = Selection(weights.allow, weights.ignore)
+    if not manifest.selections or asked in manifest.selections:
+        return True
+    paths = [entry.path for entry in manifest.files]
+    is_usual = Selection() in manifest.selections
+    return is_usual and all(any(_fits(path, (pattern,)) for path in paths) for pattern in weights.allow)
 
 
 def _fits(path: str, patterns: tuple[str, ...]) -> bool:

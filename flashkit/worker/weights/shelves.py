@@ -25,7 +25,6 @@ from flashkit.worker.weights.manifest import MANIFEST_NAME, Manifest, check_size
 from flashkit.worker.weights.places import reference_file
 
 STAGING: Final = ".staging"
-_PARTIAL: Final = (".part", ".done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,17 @@ def on_shelf(root: Path, name: str, commit: str) -> Target:
 
 
 def in_folder(root: Path, name: str, commit: str) -> Target:
-    """Return the place of a model in a folder that holds one commit of each."""
+    """Return the place of a model in a folder that holds one commit of each.
+
+    Raises:
+        WeightsError: Files are there that flashkit did not bring, and would remove.
+    """
+    final = root / name
+    if not (final / MANIFEST_NAME).exists() and final.is_dir() and any(final.iterdir()):
+        raise WeightsError(
+            f"{final} has files that were not brought by flashkit, and a download would take their place",
+            hint="move it away, or download to another folder",
+        )
     return Target(root, root / name, name.replace("/", "--"), commit)
 
 
