@@ -77,7 +77,7 @@ async def _deploy(file: Path, given: Mapping[str, Any]) -> int:
     async with open_target(given["target"], folder) as target:  # no key is told before anything else is done
         wishes = await _wishes(file, config, given, is_local=target.is_local)
         if not given["no_check"] and not target.is_local:
-            _check(file, config, console)
+            await asyncio.to_thread(_check, file, config, console)  # it has an event loop of its own
         async with target.api(patience_seconds=given["patience"], say=say) as api:
             api.confidential.update(secrets.values())
             plan, actual = await _plan(api, wishes, config, secrets, given, is_local=target.is_local)
