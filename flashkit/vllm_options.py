@@ -12,7 +12,7 @@ from typing import Final
 # fmt: off
 
 RELEASES: Final[Mapping[str, str]] = {
-    "0.32": "2026-11-27",
+    "0.30": "2026-11-27", "0.31": "2026-11-27", "0.32": "2026-11-27",
 }
 """Releases in these tables, and the day on which each was read."""
 
@@ -115,6 +115,7 @@ OPTIONS: Final[Mapping[str, str]] = {
     "enable_logging_iteration_details": "switch",
     "enable_lora": "switch",
     "enable_mamba_cache_stochastic_rounding": "switch",
+    "enable_mamba_fine_grained_prefix_cache": "switch",
     "enable_mamba_shared_prefix_checkpoint": "switch",
     "enable_mfu_metrics": "switch",
     "enable_mixed_moe_lora_format": "switch",
@@ -336,7 +337,26 @@ OPTIONS: Final[Mapping[str, str]] = {
 }
 """Options by name; the value is the kind."""
 
-MISSING: Final[Mapping[str, tuple[str, ...]]] = {}
+MISSING: Final[Mapping[str, tuple[str, ...]]] = {
+    "anthropic_disabled_thinking_effort": ("0.30",),
+    "aux_output_config": ("0.30",),
+    "custom_histogram_buckets": ("0.30", "0.31"),
+    "enable_hc_sp": ("0.30", "0.31"),
+    "enable_mamba_fine_grained_prefix_cache": ("0.31", "0.32"),
+    "enable_mamba_shared_prefix_checkpoint": ("0.30",),
+    "enable_shm_tensor_arena": ("0.30", "0.31"),
+    "grpc_port": ("0.30", "0.31"),
+    "log_level": ("0.30",),
+    "logging_config": ("0.30",),
+    "long_prefill_token_threshold_adaptive": ("0.30",),
+    "max_lora_cls_labels": ("0.30",),
+    "max_num_active_seqs": ("0.30",),
+    "sleep_mode_offload_cudagraph": ("0.30", "0.31"),
+    "sleep_preserve_parameter_names": ("0.30",),
+    "swa_bounded_replay": ("0.30",),
+    "tool_strict_level": ("0.30",),
+    "trust_request_mm_kwargs": ("0.30",),
+}
 """Options that some of the releases do not have."""
 
 CHOICES: Final[Mapping[str, tuple[str | int, ...]]] = {
@@ -345,9 +365,10 @@ CHOICES: Final[Mapping[str, tuple[str | int, ...]]] = {
     "moonep", "mori_high_throughput", "mori_low_latency", "naive", "nixl_ep", "pplx"),
     "anthropic_disabled_thinking_effort": ("auto", "high", "low", "max", "medium", "none", "xhigh"),
     "chat_template_content_format": ("auto", "openai", "string"),
-    "collect_detailed_traces": ("all", "model", "worker"),
+    "collect_detailed_traces": ("all", "model", "worker", "None", "all,model", "all,worker", "model,all",
+    "model,worker", "worker,all", "worker,model"),
     "convert": ("auto", "classify", "embed", "none"),
-    "dcp_comm_backend": ("a2a", "ag_rs"),
+    "dcp_comm_backend": ("a2a", "ag_rs", "None"),
     "dtype": ("auto", "bfloat16", "float", "float16", "float32", "half"),
     "expert_placement_strategy": ("linear", "round_robin"),
     "fingerprint_mode": ("custom", "full", "hash", "none"),
@@ -367,11 +388,11 @@ CHOICES: Final[Mapping[str, tuple[str | int, ...]]] = {
     "logprobs_mode": ("processed_logits", "processed_logprobs", "raw_logits", "raw_logprobs"),
     "lora_dtype": ("auto", "bfloat16", "float16"),
     "mamba_cache_dtype": ("auto", "bfloat16", "float16", "float32"),
-    "mamba_cache_mode": ("align", "none"),
+    "mamba_cache_mode": ("align", "none", "all"),
     "mamba_ssm_cache_dtype": ("auto", "bfloat16", "float16", "float32"),
-    "mamba_ssu_algorithm": ("auto", "horizontal", "simple", "vertical"),
+    "mamba_ssu_algorithm": ("auto", "horizontal", "simple", "vertical", "None"),
     "max_lora_rank": (1, 8, 16, 32, 64, 128, 256, 320, 512),
-    "mm_encoder_attn_dtype": ("fp8",),
+    "mm_encoder_attn_dtype": ("fp8", "None"),
     "mm_encoder_tp_mode": ("data", "weights"),
     "mm_hasher_algorithm": ("blake3", "sha256", "sha512"),
     "mm_processor_cache_type": ("lru", "shm"),
@@ -381,13 +402,13 @@ CHOICES: Final[Mapping[str, tuple[str | int, ...]]] = {
     "cutlass", "deep_gemm", "deep_gemm_mega_moe", "emulation", "flashinfer_b12x",
     "flashinfer_cutedsl", "flashinfer_cutlass", "flashinfer_moe_ep_cutedsl",
     "flashinfer_moe_ep_mega_deep_gemm", "flashinfer_trtllm", "flydsl", "hpc", "humming", "marlin",
-    "rdna3", "triton", "triton_unfused"),
+    "rdna3", "triton", "triton_unfused", "flashinfer_moe_ep_mega_cutedsl"),
     "offload_backend": ("auto", "prefetch", "uva"),
     "per_request_spec_decode_metrics": ("detailed", "none", "summary"),
     "performance_mode": ("balanced", "interactivity", "throughput"),
     "prefix_caching_hash_algo": ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor"),
     "runner": ("auto", "draft", "generate", "pooling"),
-    "safetensors_load_strategy": ("eager", "lazy", "prefetch", "torchao"),
+    "safetensors_load_strategy": ("eager", "lazy", "prefetch", "torchao", "None"),
     "scheduling_policy": ("fcfs", "priority"),
     "sparse_indexer_topk_backend": ("aiter", "auto", "cooperative", "deep_select", "flashinfer", "per_row",
     "persistent", "torch"),
@@ -397,7 +418,7 @@ CHOICES: Final[Mapping[str, tuple[str | int, ...]]] = {
     "glm5_next_mtp", "glm_ocr_mtp", "hy_v3_mtp", "hy_v4_mtp", "inkling_mtp", "kimi_k3_mtp",
     "longcat_flash_mtp", "medusa", "mimo_mtp", "mimo_v2_mtp", "minimax_m3_mtp", "mlp_speculator",
     "mtp", "nemotron_h_mtp", "ngram", "ngram_gpu", "pangu_ultra_moe_mtp", "qwen3_5_mtp",
-    "qwen3_next_mtp", "qwen4_exp_mtp", "step3p5_mtp", "suffix"),
+    "qwen3_next_mtp", "qwen4_exp_mtp", "step3p5_mtp", "suffix", "None"),
     "tool_strict_level": ("auto", "function", "parameter"),
     "uvicorn_log_level": ("critical", "debug", "error", "info", "trace", "warning"),
     "video_pruning_method": ("evs", "vidcom2"),

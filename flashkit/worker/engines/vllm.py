@@ -11,7 +11,7 @@ import gc
 import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -22,6 +22,7 @@ from flashkit.spec import EngineSpec
 from flashkit.worker.engines import vllm_processes as processes
 from flashkit.worker.engines.asgi import open_app
 from flashkit.worker.engines.engine import Engine, EngineRequest, EngineResponse
+from flashkit.worker.engines.inputs import CHAT, COMPLETIONS
 from flashkit.worker.engines.vllm_arguments import resolve_files, serve_arguments
 from flashkit.worker.engines.vllm_capacity import Capacity, Limits
 from flashkit.worker.engines.vllm_releases import EntryPoints, find_release, installed_version, is_cpu_build
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CHUNK_SECONDS: Final = 0.02
+"""How often a streamed answer gets a chunk where the model is faster than that; the first token comes at once."""
+MOST_IN_CHUNK: Final = 16
+_GENERATING: Final = frozenset({CHAT, COMPLETIONS})
 _SERVER_ERROR: Final = 500
 _KILLED: Final = -9
 
@@ -57,85 +62,85 @@ async def load_vllm(spec: EngineSpec, settings: Settings, phases: Phases) -> Eng
 
         load = proxy.load_remote if options.mode == "remote" else proxy.load_served
         return await load(spec, settings, phases)
-    return await VllmEngine.load(spec, options, settings, phases)
+    with processes.kept_logging():
+        engine = await _load(spec, options, settings, phases)
+    log.info("%s", engine.describe())
+    return engine
+
+
+async def _load(spec: EngineSpec, options: VllmOptions, settings: Settings, phases: Phases) -> VllmEngine:
+    version = installed_version() or ""
+    release = find_release(version or None)
+    is_cpu = is_cpu_build()
+    processes.be_quiet(is_cpu=is_cpu)
+    nursery = processes.CpuNursery() if is_cpu else None
+    if nursery is not None:
+        nursery.start()
+    import_parts = partial(import_vllm, release.entry_points)
+    find_files = partial(resolve_files, options, spec.weights, settings)
+    entry_points, (model, adapters) = await asyncio.gather(
+        asyncio.to_thread(_measured, phases, "import vllm", import_parts),
+        asyncio.to_thread(_measured, phases, "weights", find_files),
+    )
+    line = serve_arguments(options, model, adapters, is_cpu=is_cpu)
+    arguments = parse_arguments(entry_points, line, version)
+    capacity = Capacity()
+    with phases.measure("engine"):
+        llm = await start_engine(arguments, capacity, nursery)
+        return await _build(_Parts(llm, entry_points, arguments, version), capacity, options)
 
 
 @dataclass(frozen=True, slots=True)
 class _Parts:
-    """What vLLM is made of while it starts."""
+    """What a vLLM is made of."""
 
+    llm: Any
+    """vLLM's `AsyncLLM`."""
     entry_points: EntryPoints
     arguments: Any
     """vLLM's own namespace of parsed arguments."""
     version: str
 
 
+async def _build(parts: _Parts, capacity: Capacity, options: VllmOptions) -> VllmEngine:
+    """Build vLLM's application on its engine."""
+    llm = parts.llm
+    try:
+        capacity.set_limits(Limits.of(llm.vllm_config))
+        tasks = await llm.get_supported_tasks()
+        app = parts.entry_points.build_app(parts.arguments, tasks, llm.model_config)
+        await parts.entry_points.init_app_state(llm, app.state, parts.arguments, tasks)
+    except BaseException as exc:
+        await asyncio.to_thread(llm.shutdown, SHUTDOWN_SECONDS)
+        raise describe_failure(exc) from exc
+    app.state.server = _NoServer()
+    processes.settle_environment()
+    gc.collect()
+    gc.freeze()  # as vLLM's server does: what has been loaded is never garbage, and need not be looked at
+    return VllmEngine(parts, app, capacity, options, tasks)
+
+
 class VllmEngine:
     """A vLLM that runs."""
 
-    def __init__(self, llm: Any, app: Any, capacity: Capacity, options: VllmOptions, tasks: Sequence[str]) -> None:
-        self.llm = llm
+    def __init__(self, parts: _Parts, app: Any, capacity: Capacity, options: VllmOptions, tasks: Sequence[str]) -> None:
+        self.llm = parts.llm
         """vLLM's `AsyncLLM`."""
+        self.version = parts.version
         self.app = app
         """vLLM's FastAPI application."""
         self.capacity = capacity
         self._options = options
         self._tasks = tasks
         self._numbers = itertools.count(1)
-        self._processes = _processes_of(llm)
+        self._processes = _processes_of(parts.llm)
         self._is_closed = False
 
-    @classmethod
-    async def load(cls, spec: EngineSpec, options: VllmOptions, settings: Settings, phases: Phases) -> Self:
-        """Start vLLM.
-
-        Raises:
-            ConfigurationError: vLLM or the weights are missing, or do not fit together or to this machine.
-            EngineError: vLLM did not start.
-        """
-        version = installed_version()
-        release = find_release(version)
-        is_cpu = is_cpu_build()
-        nursery = processes.CpuNursery() if is_cpu else None
-        processes.be_quiet(is_cpu=is_cpu)
-        if nursery is not None:
-            nursery.start()
-        importing = asyncio.to_thread(_measured, phases, "import vllm", partial(import_vllm, release.entry_points))
-        resolving = asyncio.to_thread(
-            _measured, phases, "weights", partial(resolve_files, options, spec.weights, settings)
-        )
-        entry_points, (model, adapters) = await asyncio.gather(importing, resolving)
-        arguments = parse_arguments(
-            entry_points, serve_arguments(options, model, adapters, is_cpu=is_cpu), version or ""
-        )
-        capacity = Capacity()
-        with phases.measure("engine"), processes.kept_logging():
-            llm = await start_engine(arguments, capacity, nursery)
-            engine = await cls._finish(llm, _Parts(entry_points, arguments, version or ""), capacity, options)
-        log.info("%s", engine.describe(version or ""))
-        return engine
-
-    @classmethod
-    async def _finish(cls, llm: Any, parts: _Parts, capacity: Capacity, options: VllmOptions) -> Self:
-        """Build vLLM's application on its engine."""
-        try:
-            capacity.set_limits(Limits.of(llm.vllm_config))
-            tasks = await llm.get_supported_tasks()
-            app = parts.entry_points.build_app(parts.arguments, tasks, llm.model_config)
-            await parts.entry_points.init_app_state(llm, app.state, parts.arguments, tasks)
-        except BaseException as exc:
-            await asyncio.to_thread(llm.shutdown, SHUTDOWN_SECONDS)
-            raise describe_failure(exc) from exc
-        app.state.server = _NoServer()
-        gc.collect()
-        gc.freeze()  # as vLLM's server does: what has been loaded is never garbage, and need not be looked at
-        return cls(llm, app, capacity, options, tasks)
-
-    def describe(self, version: str) -> str:
+    def describe(self) -> str:
         """Return what was started, in a line for the log."""
         config, limits = self.llm.vllm_config, Limits.of(self.llm.vllm_config)
         return (
-            f"vLLM {version} serves {self._options.served_model_name[0]} as "
+            f"vLLM {self.version} serves {self._options.served_model_name[0]} as "
             f"{str(config.model_config.dtype).removeprefix('torch.')} on {config.device_config.device_type}: "
             f"{limits.max_model_len:,} tokens a request, {limits.kv_tokens:,} in the KV cache, "
             f"{limits.seats} requests side by side"
@@ -182,7 +187,7 @@ class VllmEngine:
         name = f"{request.id or 'request'}-{next(self._numbers)}"
         self.capacity.enter()
         try:
-            response = await open_app(self.app, request, headers={"x-request-id": name})
+            response = await open_app(self.app, self._paced(request), headers={"x-request-id": name})
             if response.status >= _SERVER_ERROR and self.llm.errored:
                 await response.close()
                 self._raise_if_dead()
@@ -192,6 +197,18 @@ class VllmEngine:
                 self._raise_if_dead()
             raise
         return EngineResponse(response.status, _Body(self, response), response.headers)
+
+    def _paced(self, request: EngineRequest) -> EngineRequest:
+        """Return a request for a stream with as many tokens in a chunk as a fast model makes between two chunks.
+
+        Making an event of a token costs vLLM more than a small model's token does, and whoever reads a stream over the
+        platform gets many tokens at a time anyway.
+        """
+        body, tokens = request.body, self.capacity.tokens_in(CHUNK_SECONDS, most=MOST_IN_CHUNK)
+        is_stream = isinstance(body, dict) and body.get("stream") is True and request.path in _GENERATING
+        if not is_stream or tokens == 1 or "stream_interval" in {*body, *self._options.arguments}:
+            return request
+        return replace(request, body={**body, "stream_interval": tokens})
 
     async def finish(self, request_id: str | None) -> None:
         """Let a job's requests end with what they have so far: their `finish_reason` is `abort`."""

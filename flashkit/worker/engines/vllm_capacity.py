@@ -6,6 +6,7 @@ process, only what its last step reported.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +14,9 @@ FIRST_GUESS_SHARE: Final = 0.25
 """Of the longest request that the model takes: how long a request is before one has finished."""
 _MEMORY_OF_SIZES: Final = 0.9
 """How much of the usual size stays when a request has finished; ten of them make a new usual size."""
+_MEMORY_OF_STEPS: Final = 0.95
+_LONGEST_STEP_SECONDS: Final = 2.0
+"""What takes longer is a pause between requests, or the first time of something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,9 @@ class Capacity:
         self.running = 0
         """Requests that were opened and are not over."""
         self.steps = 0
+        self.step_seconds = 0.0
+        """How long a step takes, lately; 0 before the first."""
+        self._stepped_at = 0.0
         self._used: dict[int, float] = {}
         self._limits: Limits | None = None
         self._usual_tokens = 0.0
@@ -75,6 +82,12 @@ class Capacity:
             taken = max(self.kv_usage * limits.kv_tokens, self.running * self._usual_tokens)
         return int((limits.kv_tokens - taken) / self._usual_tokens)
 
+    def tokens_in(self, seconds: float, *, most: int) -> int:
+        """Return how many tokens a request gets in so much time, lately; 1 where the model is slower."""
+        if not self.step_seconds:
+            return 1
+        return max(1, min(most, int(seconds / self.step_seconds)))
+
     def enter(self) -> None:
         """Count a request."""
         self.running += 1
@@ -86,10 +99,18 @@ class Capacity:
     def note_step(self, scheduler_stats: Any, iteration_stats: Any, engine: int) -> None:
         """Take over what the engine reports after a step."""
         self.steps += 1
+        now = time.monotonic()
+        self._note_pace(now - self._stepped_at)
+        self._stepped_at = now
         if scheduler_stats is not None:
             self._used[engine] = scheduler_stats.kv_cache_usage
         for finished in getattr(iteration_stats, "finished_requests", ()):
             self._note_size(finished.num_prompt_tokens + finished.num_generation_tokens)
+
+    def _note_pace(self, seconds: float) -> None:
+        if seconds < _LONGEST_STEP_SECONDS:
+            before = self.step_seconds or seconds
+            self.step_seconds = _MEMORY_OF_STEPS * before + (1 - _MEMORY_OF_STEPS) * seconds
 
     def _note_size(self, tokens: int) -> None:
         block = self._limits.block_tokens if self._limits else 1

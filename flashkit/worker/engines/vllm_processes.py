@@ -119,6 +119,15 @@ def environment(changes: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
+def settle_environment() -> None:
+    """Let vLLM read its variables once from now on, and not for every token."""
+    from vllm import envs
+
+    for change in ("disable_envs_cache", "enable_envs_cache"):  # anew, where another engine was here before
+        if function := getattr(envs, change, None):
+            function()
+
+
 @contextlib.contextmanager
 def hidden_main() -> Iterator[None]:
     """Keep the user's app out of processes that are started inside: they would import it, and run what it runs."""

@@ -52,15 +52,15 @@ class Release:
 
 
 _LAUNCHERS: Final = "vllm.entrypoints.launchers"
+_SINCE_0_30: Final = {
+    "make_arg_parser": f"{_LAUNCHERS}.cli_args:make_arg_parser",
+    "validate_args": f"{_LAUNCHERS}.cli_args:validate_parsed_serve_args",
+    "validate_parsers": f"{_LAUNCHERS}.launcher:validate_api_server_args",
+    "build_app": f"{_LAUNCHERS}.app:build_app",
+    "init_app_state": f"{_LAUNCHERS}.api_server.app_state:init_app_state",
+}
 RELEASES: Final[Mapping[str, Release]] = {
-    "0.32": Release(
-        "0.32",
-        make_arg_parser=f"{_LAUNCHERS}.cli_args:make_arg_parser",
-        validate_args=f"{_LAUNCHERS}.cli_args:validate_parsed_serve_args",
-        validate_parsers=f"{_LAUNCHERS}.launcher:validate_api_server_args",
-        build_app=f"{_LAUNCHERS}.app:build_app",
-        init_app_state=f"{_LAUNCHERS}.api_server.app_state:init_app_state",
-    ),
+    version: Release(version, **_SINCE_0_30) for version in ("0.30", "0.31", "0.32")
 }
 """Releases by major and minor version; each was run with the tests of tests/engines."""
 
