@@ -168,7 +168,7 @@ async def flashkit_workers(stack: AsyncExitStack, session: aiohttp.ClientSession
 async def peers(stack: AsyncExitStack, session: aiohttp.ClientSession) -> dict[str, Embed]:
     """Start the servers that are installed, and return how to ask them."""
     if not PEERS.exists():
-        print("LitServe and infinity are not installed: scripts/setup --embedding-peers")
+        print("LitServe and infinity are not installed: scripts/setup --peers")
         return {}
     started = {
         "litserve": await stack.enter_async_context(peer_server("litserve_server.py")),
