@@ -92,7 +92,6 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
     head_dim = _number(facts, "head_dim", default=hidden // heads)
     vocabulary = _number(facts, "vocab_size") * hidden
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    latent = facts.get("kv_lora_rank")
     return ModelShape(
         layers=layers,
         heads=heads,
@@ -103,7 +102,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         dtype=_dtype(facts),
         max_tokens=_number(facts, "max_position_embeddings", "n_positions", "seq_length", default=0) or None,
         quantization=_quantization(facts.get("quantization_config")),
-        latent_dim=latent + facts.get("qk_rope_head_dim", 0) if isinstance(latent, int) else None,
+        latent_dim=_latent_dim(facts),
     )
 
 
@@ -267,6 +266,12 @@ def _feed_forward(facts: Mapping[str, Any], hidden: int) -> int:
         return matrices * hidden * inner
     width = _number(facts, "moe_intermediate_size", default=inner)
     return experts * (matrices * hidden * width + hidden)  # and a row of the router for each
+
+
+def _latent_dim(facts: Mapping[str, Any]) -> int | None:
+    if facts.get("kv_lora_rank") is None:
+        return None
+    return _number(facts, "kv_lora_rank") + _number(facts, "qk_rope_head_dim", default=0)
 
 
 def _dtype(facts: Mapping[str, Any]) -> str:

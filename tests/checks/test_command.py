@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -214,22 +213,23 @@ def test_environments_caches_and_large_files_below_the_project_are_not_read(tmp_
     assert [finding["id"] for finding in json.loads(done.out)["findings"]] == ["FK703"]
 
 
-def test_a_job_under_flashkit_dev_is_what_the_check_looks_for(tmp_path: Path):
-    """Once, the code changes, and once more."""
+def told_of_local_runs(folder: Path) -> list[str]:
+    report = json.loads(flashkit("check", "--format", "json", folder=folder).out)
+    return [finding["message"] for finding in report["findings"] if finding["id"] == "FK703"]
+
+
+def test_a_job_that_failed_under_flashkit_dev_shows_nothing(tmp_path: Path):
+    (tmp_path / "app.py").write_text(TOOL)
+    assert flashkit("dev", "--once", "--input", '{"text": 1}', folder=tmp_path).code == 6
+    assert told_of_local_runs(tmp_path) == ["no job of `tool` has completed on this machine"]
+
+
+def test_a_job_that_completed_under_flashkit_dev_counts_until_the_code_changes(tmp_path: Path):
     app = tmp_path / "app.py"
     app.write_text(TOOL)
-
-    def told() -> list[str]:
-        report = json.loads(flashkit("check", "--format", "json", folder=tmp_path).out)
-        return [finding["message"] for finding in report["findings"] if finding["id"] == "FK703"]
-
-    assert told() == ["no job of `tool` has completed on this machine"]
-    refused = flashkit("dev", "--once", "--input", '{"text": 1}', folder=tmp_path)
-    assert refused.code == 6
-    assert told() != []  # a job that failed shows nothing
     assert flashkit("dev", "--once", "--input", '{"text": "x"}', folder=tmp_path).code == 0
-    assert told() == []
+    assert told_of_local_runs(tmp_path) == []
     app.write_text(TOOL.replace("return text", "return text + text"))
-    assert told() == ["the code of `tool` has changed since its last completed job on this machine"]
-    shutil.rmtree(tmp_path / ".flashkit")
-    assert told() != []
+    assert told_of_local_runs(tmp_path) == [
+        "the code of `tool` has changed since its last completed job on this machine"
+    ]

@@ -180,6 +180,7 @@ def test_another_type_makes_plain_weights_larger():
         ("vocab_size", "many", "vocab_size='many'"),
         ("num_key_value_heads", -1, "num_key_value_heads=-1"),
         ("intermediate_size", True, "intermediate_size=True"),
+        ("kv_lora_rank", 0, "kv_lora_rank=0"),
     ],
 )
 def test_a_config_without_the_needed_fields_is_refused_with_the_field(field: str, value: Any, told: str):

@@ -195,7 +195,7 @@ def quantisation_is_in_files(endpoint: Endpoint, project: Project) -> Iterator[P
 def _full_session(model: LoadedModel) -> Figure | None:
     """Return the KV cache of one session of the longest length; None where the shape or the length is not known."""
     length = model.option("max_model_len") or (model.shape.max_tokens if model.shape else None)
-    if model.shape is None or not isinstance(length, int):
+    if model.shape is None or not isinstance(length, int) or length < 1:  # vLLM takes "auto" and -1 too
         return None
     return kv_bytes(model.shape, length, kv_dtype=model.option("kv_cache_dtype"))
 
