@@ -99,7 +99,7 @@ def Embedding(  # noqa: N802 - reads as the engine it declares
             what the model's folder says.
         served_model_name: Name or names that requests may give the model, instead of the weights' name.
         warmup: Texts that are embedded before the first job, besides short and long ones; `[]` for none at all.
-        compile: Compile the model, with CUDA graphs on a GPU: starts a minute or two later, and is faster then.
+        compile: Compile the model with its first batch: it starts a minute or two later, and is faster then.
         trust_remote_code: Run Python code that comes with the weights.
 
     Raises:

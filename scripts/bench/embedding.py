@@ -271,9 +271,8 @@ async def measure(rounds: int, count: int) -> dict[str, float]:
         figures: dict[str, float] = {}
         for kind, texts in (("", long_texts(count)), ("_short", short_texts(count * 4))):
             lengths = [len(tokens.ids) for tokens in engine.loaded.tokenizer.encode(texts)]
-            print(
-                f"{len(texts)} texts of {min(lengths)} to {max(lengths)} tokens, {statistics.mean(lengths):.0f} on average"
-            )
+            about = f"{min(lengths)} to {max(lengths)} tokens, {statistics.mean(lengths):.0f} on average"
+            print(f"{len(texts)} texts of {about}")
             figures |= await figures_of(rounds, kind, texts, offline, asked)
         texts = long_texts(32)
         expected = await asyncio.to_thread(reference, texts)

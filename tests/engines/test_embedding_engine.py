@@ -543,6 +543,32 @@ async def test_a_compiled_model_gives_the_same_vectors(load, folder):
     np.testing.assert_allclose(await engine.handle()(TEXTS), whole, atol=1e-5)
 
 
+async def test_a_model_that_cannot_be_compiled_is_served_all_the_same(load, folder, caplog):
+    engine = await load(folder, **WHOLE)
+    whole = await engine.handle()(TEXTS)
+
+    def no_compiler(**inputs: Any) -> None:
+        raise RuntimeError("no C++ compiler was found")
+
+    engine.loaded.model.compiled = no_compiler
+    np.testing.assert_allclose(await engine.handle()(TEXTS), whole, atol=1e-6)
+    assert engine.loaded.model.compiled is None
+    assert "used no more: RuntimeError: no C++ compiler was found" in caplog.text
+
+
+async def test_a_text_that_every_model_fails_on_does_not_end_the_compiled_one(load, folder):
+    engine = await load(folder, **WHOLE)
+    poison_text(engine, "zebra")
+    compiled = engine.loaded.model.compiled = engine.loaded.model.encoder
+    with pytest.raises(EngineError):
+        await engine.handle()(["zebra"])
+    assert engine.loaded.model.compiled is compiled
+    limit_memory(engine, tokens=2)
+    with pytest.raises(EngineError, match="OutOfMemoryError"):
+        await engine.handle()(["sea"])
+    assert engine.loaded.model.compiled is compiled
+
+
 # What cannot be loaded
 
 

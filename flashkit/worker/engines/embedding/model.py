@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+log = logging.getLogger(__name__)
+
 Device = Literal["cuda", "cpu"]
 
 CPU_BATCH_TOKENS: Final = 2_048
@@ -24,9 +27,6 @@ GPU_FREE_TOKENS: Final = 2_048
 """Smaller batches are bound by kernel launches and by reading the weights."""
 _GPU_LENGTH_STEP: Final = 8
 """Lengths are padded to a multiple of this, for the tensor cores."""
-_COMPILED_LENGTH_STEP: Final = 32
-_COMPILED_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""A compiled model sees few shapes: each one is captured as a CUDA graph of its own."""
 
 
 @dataclass(slots=True)
@@ -46,7 +46,8 @@ class Model:
     normalize: bool = True
     dimensions: int = 0
     """Numbers in a row; 1 for a cross-encoder's score."""
-    is_compiled: bool = False
+    compiled: Any = None
+    """The encoder, compiled; it is compiled by its first batch."""
 
     @property
     def batch_tokens(self) -> int:
@@ -59,12 +60,10 @@ class Model:
         return 0 if self.device == "cpu" else GPU_FREE_TOKENS
 
     def compile(self) -> None:
-        """Compile the encoder: shapes get fewer, and on a GPU each one is a CUDA graph."""
+        """Compile the encoder, once for batches of all shapes."""
         import torch
 
-        mode = "reduce-overhead" if self.device == "cuda" else None
-        self.encoder = torch.compile(self.encoder, mode=mode, dynamic=self.device == "cpu")
-        self.is_compiled = True
+        self.compiled = torch.compile(self.encoder, dynamic=True)
 
     def run(self, batch: Sequence[Tokens]) -> npt.NDArray[np.float32]:
         """Return one row for each text: its vector, or the score of the pair."""
@@ -73,22 +72,34 @@ class Model:
         inputs = self._inputs(batch)
         with torch.inference_mode():
             with torch.autocast("cpu", dtype=getattr(torch, self.dtype)) if self.is_autocast else nullcontext():
-                output = self.encoder(**inputs)
+                output = self.encoder(**inputs) if self.compiled is None else self._run_compiled(inputs)
             rows = self._scores(output) if self.layout.is_cross_encoder else self._vectors(output[0], inputs)
-            vectors: npt.NDArray[np.float32] = rows[: len(batch)].cpu().numpy()  # the rest is padding
-            return vectors
+            return rows.cpu().numpy()
+
+    def _run_compiled(self, inputs: dict[str, Any]) -> Any:
+        """Return what the compiled encoder gives; where it fails and the plain one does not, it is used no more."""
+        import torch
+
+        try:
+            return self.compiled(**inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - compilers, drivers, whatever is missing
+            output = self.encoder(**inputs)
+            log.warning("the compiled model failed, and is used no more: %s: %s", type(exc).__name__, exc)
+            self.compiled = None
+            return output
 
     def _inputs(self, batch: Sequence[Tokens]) -> dict[str, Any]:
         """Return the batch as tensors, padded; without a mask where nothing is, for the quickest attention."""
         import numpy as np
         import torch
 
-        rows, width = self._shape(len(batch), max(len(tokens.ids) for tokens in batch))
+        rows, width = len(batch), self._width(max(len(tokens.ids) for tokens in batch))
         pad = getattr(self.encoder.config, "pad_token_id", None) or 0
         arrays: dict[str, npt.NDArray[np.int64]] = {"input_ids": np.full((rows, width), pad, dtype=np.int64)}
-        if self.is_compiled or rows > len(batch) or any(len(tokens.ids) < width for tokens in batch):
+        if any(len(tokens.ids) < width for tokens in batch):
             arrays["attention_mask"] = np.zeros((rows, width), dtype=np.int64)
-            arrays["attention_mask"][len(batch) :, 0] = 1  # a row without a token would be a division by zero
         if self._takes_types and any(tokens.types is not None for tokens in batch):
             arrays["token_type_ids"] = np.zeros((rows, width), dtype=np.int64)
         for row, tokens in enumerate(batch):
@@ -104,14 +115,10 @@ class Model:
     def _takes_types(self) -> bool:
         return (getattr(self.encoder.config, "type_vocab_size", 0) or 0) > 1
 
-    def _shape(self, rows: int, longest: int) -> tuple[int, int]:
+    def _width(self, longest: int) -> int:
         if self.device == "cpu":
-            return rows, longest
-        step = _COMPILED_LENGTH_STEP if self.is_compiled else _GPU_LENGTH_STEP
-        width = max(longest, min(math.ceil(longest / step) * step, self.layout.max_length))
-        if self.is_compiled:
-            rows = next((size for size in _COMPILED_ROWS if size >= rows), rows)
-        return rows, width
+            return longest
+        return max(longest, min(math.ceil(longest / _GPU_LENGTH_STEP) * _GPU_LENGTH_STEP, self.layout.max_length))
 
     def _vectors(self, hidden: Any, inputs: dict[str, Any]) -> Any:
         import torch
