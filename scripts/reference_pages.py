@@ -149,6 +149,16 @@ what for.
 | `OTEL_…`, `FLASHKIT_TRACE`, `LANGSMITH_TRACING`, `LANGCHAIN_TRACING` | What begins so counts as tracing. |
 """
 
+SET_BY_DEPLOY = """## What flashkit deploy sets
+
+| Variable | Meaning |
+| --- | --- |
+| `FLASHKIT_DEPLOYMENT` | Where an endpoint comes from, and which of its variables are flashkit's; workers do not read it. |
+| `FLASHKIT_ENDPOINT` | Which endpoint of its app a worker runs. |
+| `FLASHKIT_ENDPOINTS` | Ids of other endpoints by their names. |
+| `FLASHKIT_RELEASES` | Of the template that nothing runs: the last deployments, for `flashkit rollback`. |
+"""
+
 STORE_OF_DEV = """## The store of flashkit dev
 
 Without `--redis` and `FLASHKIT_STATE`, `flashkit dev` starts a server below `.flashkit`: the program that
@@ -178,6 +188,7 @@ def settings_page() -> str:
         "A local worker gets a home folder of its own and, of your environment, `PATH`, locale, temporary folder, GPU "
         "selection and certificate variables and what starts with `FLASHKIT_`. Your account key is not among them.\n",
         READ_FROM_SPECS,
+        SET_BY_DEPLOY,
         READ_BY_CHECK,
         STORE_OF_DEV,
         TERMINAL,

@@ -71,7 +71,7 @@ async def test_a_value_that_only_looks_like_a_secret_can_be_said_to_be_plain(lab
 
 async def test_a_secret_that_the_account_has_not(lab: Lab):
     lab.configure(tool=EndpointConfig(env={"HF_TOKEN": "{{ RUNPOD_SECRET_hf }}"}))
-    message, hint = await only_problem(lab, TOOL, asks_secrets=True)
+    message, hint = await only_problem(lab, TOOL, asks_secrets=True, is_local=False)
     assert message == "tool refers to the secret hf, which the account does not have"
     assert "--secret hf=" in hint
 
