@@ -90,6 +90,7 @@ def python_sources() -> Iterator[tuple[Path, ast.Module]]:
 def exception_classes() -> list[type[FlashkitError]]:
     """Return every exception class of the package, parents first; in the same order whatever was imported before."""
     import flashkit.cli.dev
+    import flashkit.deploy.failures
     import flashkit.emulator.server
     import flashkit.integrations.checkpoint_threads  # noqa: F401 - their subclasses register themselves
 
