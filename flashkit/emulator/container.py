@@ -39,6 +39,7 @@ _HOST_VARIABLES = frozenset(
 )  # fmt: skip
 """They describe this machine, and mean nothing in a container."""
 _VOLUME_MOUNT = "/runpod-volume"
+_STATE = "FLASHKIT_STATE"
 
 
 def run_command(spec: Mapping[str, Any], environ: Mapping[str, str], name: str) -> list[str]:
@@ -50,7 +51,10 @@ def run_command(spec: Mapping[str, Any], environ: Mapping[str, str], name: str) 
         environ: The worker's environment.
         name: Of the container.
     """
-    passed = [each for each in sorted(environ) if each not in _HOST_VARIABLES or each in spec["env"]]
+    hidden = set(_HOST_VARIABLES)
+    if _store_folder(environ) and not spec["shares_store"]:
+        hidden.add(_STATE)  # it would wait for a store that it cannot reach
+    passed = [each for each in sorted(environ) if each not in hidden or each in spec["env"]]
     return [
         *spec["docker"],
         *("run", "--rm", "--init", "--network", "host", "--name", name, "--label", f"flashkit.worker={name}"),
@@ -72,7 +76,7 @@ def _mounts(spec: Mapping[str, Any], environ: Mapping[str, str]) -> Iterable[str
 
 def _store_folder(environ: Mapping[str, str]) -> str | None:
     """Return the folder of the sessions' store, None where it is reached over the network."""
-    url = environ.get("FLASHKIT_STATE", "")
+    url = environ.get(_STATE, "")
     for scheme in ("sqlite:///", "unix://"):
         if url.startswith(scheme):
             return os.path.dirname(url.removeprefix(scheme).partition("?")[0]) or None  # noqa: PTH120 - few modules

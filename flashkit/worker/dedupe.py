@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from flashkit.errors import FlashkitError, PayloadTooLarge
+from flashkit.errors import FlashkitError, PayloadTooLarge, StoreUnavailable
 from flashkit.settings import Settings
 from flashkit.worker.sessions.store import Store, open_settings_store
 
@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 CLAIM_SECONDS: Final = 30.0
 """A job that does not renew its claim for this long is taken for dead."""
+STORE_SECONDS: Final = 3.0
+"""How long a job waits for a store that does not answer; then it runs unchecked, as its own time is short."""
 _POLL_S: Final = (0.05, 1.0)
 
 
@@ -67,7 +69,11 @@ class Deduplicator:
         """Return the key's result, waiting for it while another job works on it; None when it is this job's."""
         pause = _POLL_S[0]
         while True:
-            claim = await self._store.claim(key, job_id, lease_s=CLAIM_SECONDS)
+            try:
+                async with asyncio.timeout(STORE_SECONDS):
+                    claim = await self._store.claim(key, job_id, lease_s=CLAIM_SECONDS)
+            except TimeoutError as exc:
+                raise StoreUnavailable(f"the store has not answered for {STORE_SECONDS:g} s") from exc
             if claim.result is not None or claim.mine:
                 return claim.result
             await asyncio.sleep(pause)

@@ -100,21 +100,21 @@ async def test_a_stopped_platform_leaves_no_container(tool, images, tmp_path, wo
         await until(lambda: workers_seen(seen, "ready"))
         (name,) = [name for name in images.containers() if name.startswith("flashkit-tool")]
     assert name not in images.containers()
-    assert [event.reason for event in workers_seen(seen, "exited")] == ["exit code 0"]
+    assert [event.detail for event in workers_seen(seen, "exited")] == ["exit code 0"]
 
 
 async def test_a_worker_that_exits_has_the_handlers_exit_code(run_tool):
     _, seen, send = await run_tool()
     job = await send(do="exit")
     assert job.status == "FAILED"
-    assert {event.reason for event in workers_seen(seen, "exited")} == {"exit code 7"}
+    assert {event.detail for event in workers_seen(seen, "exited")} == {"exit code 7"}
 
 
 async def test_a_worker_that_dies_by_a_signal_is_said_to_have(run_tool):
     _, seen, send = await run_tool()
     job = await send(do="die")
     assert job.status == "FAILED"
-    assert {event.reason for event in workers_seen(seen, "exited")} == {"SIGKILL"}
+    assert {event.detail for event in workers_seen(seen, "exited")} == {"SIGKILL"}
 
 
 async def test_a_killed_worker_takes_its_container_along_and_its_job_goes_to_another(run_tool, images):
@@ -126,7 +126,7 @@ async def test_a_killed_worker_takes_its_container_along_and_its_job_goes_to_ano
     await until(lambda: workers_seen(seen, "exited"))
     assert f"flashkit-{worker}" not in images.containers()
     job = await waiting
-    assert (job.status, job.attempts) == ("COMPLETED", 2)
+    assert (job.status, job.attempt) == ("COMPLETED", 2)
 
 
 async def test_a_job_over_its_time_ends_with_its_container(run_tool, images):
@@ -198,7 +198,9 @@ def test_sessions_that_are_kept_here_are_reached_by_orchestrators(url, folder):
     words = command({"FLASHKIT_STATE": url}, shares_store=True)
     assert after(words, "--volume") == ([f"{folder}:{folder}"] if folder else [])
     assert bool(after(words, "--user")) == bool(folder)
-    assert after(command({"FLASHKIT_STATE": url}), "--volume") == []
+    apart = command({"FLASHKIT_STATE": url})
+    assert after(apart, "--volume") == []
+    assert ("FLASHKIT_STATE" in after(apart, "--env")) == (folder is None)  # no worker waits for what it cannot reach
 
 
 def test_gpus_go_to_endpoints_that_want_them_where_there_are_some(tmp_path):
