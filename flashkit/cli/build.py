@@ -33,6 +33,7 @@ class BuildOptions:
     secrets: tuple[str, ...]
     is_cached: bool
     is_pushed: bool
+    keeps_bases: bool
     sbom_folder: Path | None
     extra: tuple[str, ...]
     """Options for `docker build` as they are."""
@@ -48,11 +49,12 @@ class BuildOptions:
     "--secret", "secrets", multiple=True, metavar="id=NAME,src=FILE",
     help="For RUN --mount=type=secret, in no layer; id=hf_token,env=HF_TOKEN is added where that variable is set.",
 )  # fmt: skip
-@click.option("--no-cache", is_flag=True, help="Run every step anew.")
+@click.option("--no-cache", is_flag=True, help="Run every step anew, those of base images with --base.")
 @click.option("--bake", is_flag=True, help="Bring the engines' weights into images that have no Dockerfile.")
 @click.option(
     "--base", metavar="cpu|cuda|embedding|vllm", help="Only build this base image, for a plain `docker build`."
 )
+@click.option("--keep-bases", is_flag=True, help="Take base images that are here as they are, also in a checkout.")
 @click.option("--print-dockerfile", is_flag=True, help="Print what would be built where there is no Dockerfile.")
 @click.option(
     "--sbom", "sbom_folder", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
@@ -80,7 +82,7 @@ def command(app: Path | None, **given: Any) -> int:
     screen = BuildScreen(is_json=given["is_json"])
     if given["base"]:
         base = Base.parse(given["base"])
-        _build_base(Docker.find(), base, options, screen)
+        _build_base(Docker.find(), base, options, screen, is_asked_for=True)
         return 0
     docker = Docker.find()
     planned, project = _plan(app, given)
@@ -107,6 +109,7 @@ def _read_options(given: dict[str, Any]) -> BuildOptions:
         secrets=given["secrets"],
         is_cached=not given["no_cache"],
         is_pushed=given["is_pushed"],
+        keeps_bases=given["keep_bases"],
         sbom_folder=given["sbom_folder"],
         extra=given["tail"],
     )
@@ -233,7 +236,9 @@ def _write_sbom(folder: Path, tag: str, image_id: str, contents: Any) -> None:
     (folder / f"{name}.cdx.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _build_base(docker: Docker, base: Base, options: BuildOptions, screen: BuildScreen) -> None:
+def _build_base(
+    docker: Docker, base: Base, options: BuildOptions, screen: BuildScreen, *, is_asked_for: bool = False
+) -> None:
     """Build a base image from a checkout, where it costs a second when nothing has changed; a release's only once."""
     from flashkit import __version__
     from flashkit.images.base import find_base_context
@@ -241,11 +246,12 @@ def _build_base(docker: Docker, base: Base, options: BuildOptions, screen: Build
 
     tag = base.reference(__version__)
     context = find_base_context(__version__)
-    if not context.is_checkout and docker.has_image(tag) and options.is_cached:
+    may_be_kept = not is_asked_for and (options.keeps_bases or not context.is_checkout)
+    if may_be_kept and docker.has_image(tag):
         return
     request = BuildRequest(
         dockerfile=context.dockerfile, context=context.folder, tag=tag, platform=options.platform,
-        build_args=(*base.build_args, *context.build_args), is_cached=options.is_cached,
+        build_args=(*base.build_args, *context.build_args), is_cached=options.is_cached or not is_asked_for,
         extra=options.extra,
     )  # fmt: skip
     with screen.building(tag, ()) as on_step:

@@ -122,8 +122,8 @@ class _LiveSteps:
     """Redraws the steps, with the last line of what those that run have written."""
 
     def __init__(self, console: Console) -> None:
-        self._live = Live(console=console, refresh_per_second=8, get_renderable=self._draw)
         self._steps: dict[int, Step] = {}
+        self._live = Live(console=console, refresh_per_second=8, get_renderable=self._draw)
 
     def __enter__(self) -> _LiveSteps:
         self._live.start()

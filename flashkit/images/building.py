@@ -144,8 +144,9 @@ def registry_of(reference: str) -> str | None:
     return first if slash and ("." in first or ":" in first or first == "localhost") else None
 
 
+_PART: Final = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
 _REFERENCE: Final = re.compile(
-    r"(?P<name>[a-z0-9.:_-]+(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)(:(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?"
+    rf"(?:[A-Za-z0-9.-]+(?::\d+)?/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}})?"
 )
 
 
@@ -155,7 +156,7 @@ def check_tag(tag: str, *, is_pushed: bool) -> str:
     Raises:
         InputError: It is no reference, or nowhere to push to.
     """
-    if not re.fullmatch(_REFERENCE, tag) or "@" in tag:
+    if not _REFERENCE.fullmatch(tag):
         raise InputError(
             f"--tag {tag!r} is no name of an image", hint="write NAME:TAG in lower case, such as me/tools:1.2"
         )

@@ -79,20 +79,18 @@ class Docker:
         docker.check_daemon()
         return docker
 
-    def check_daemon(self) -> None:
+    def check_daemon(self, *, timeout: float = _ANSWER_SECONDS) -> None:
         """Ask the daemon for its version.
 
         Raises:
             DockerUnavailable: It does not answer.
         """
         try:
-            done = self.run("version", "--format", "{{.Server.Version}}", timeout=_ANSWER_SECONDS)
+            done = self.run("version", "--format", "{{.Server.Version}}", timeout=timeout)
         except subprocess.TimeoutExpired as exc:
-            raise DockerUnavailable(
-                f"the Docker daemon has not answered for {_ANSWER_SECONDS:g} s", hint="restart it"
-            ) from exc
+            raise DockerUnavailable(f"the Docker daemon has not answered for {timeout:g} s", hint="restart it") from exc
         if done.returncode:
-            raise _no_daemon(done.stderr.strip())
+            raise no_daemon(done.stderr.strip())
 
     @property
     def client_options(self) -> tuple[str, ...]:
@@ -184,7 +182,8 @@ def _without_tag(reference: str) -> str:
     return f"{head}{slash}{name.partition(':')[0]}"
 
 
-def _no_daemon(said: str) -> DockerUnavailable:
+def no_daemon(said: str) -> DockerUnavailable:
+    """Return what it means that the daemon could not be asked, from what docker said."""
     if "permission denied" in said.lower():
         return DockerUnavailable(
             "this user may not talk to the Docker daemon",

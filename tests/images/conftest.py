@@ -93,7 +93,8 @@ class Images:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def build(self, *words: str, folder: Path, **environ: str) -> Done:
-        return self.flashkit("build", *words, "--", *self.build_options, folder=folder, **environ)
+        """Run `flashkit build`; bases that a fixture made are taken as they are."""
+        return self.flashkit("build", "--keep-bases", *words, "--", *self.build_options, folder=folder, **environ)
 
     def containers(self) -> list[str]:
         """Names of all containers, running or not."""

@@ -17,6 +17,7 @@ from tests.weights.conftest import MODEL
 from tests.weights.hub_server import HubServer
 
 pytestmark = pytest.mark.timeout(BUILD_SECONDS)
+SMALL = "FROM scratch\nCOPY app.py /app/\n"
 TOKEN = "hf_ThisIsNoRealTokenButLooksLikeOne"
 
 
@@ -72,7 +73,7 @@ def test_an_app_without_a_dockerfile_becomes_an_image(images, tool_image, tool_p
 def test_what_an_image_is_made_of_is_shown(images, cpu_base, tool_project):
     done = images.build("--tag", "fk-test-tool:1", folder=tool_project)
     assert "building fk-test-tool:1 for tool" in done.out
-    assert re.search(r"·   cached  \[2/3\] COPY --chown=1000:1000 \. /app/", done.out)
+    assert re.search(r"·   cached  \[(stage-0 )?2/3\] COPY --chown=1000:1000 \. /app/", done.out)
     assert re.search(r" 1 +1\d\d MB +the FROM image", done.out)
     assert re.search(r"1\d\d MB +COPY /opt/venv /opt/venv", done.out)
     assert re.search(r"2\d\d MB, linux/amd64, user 1000; a new host pulls it in about \d", done.out)
@@ -96,7 +97,7 @@ def test_a_change_of_code_builds_and_pushes_little(images, cpu_base, make_projec
     assert images.build("--tag", "fk-test-change:1", folder=folder).code == 0
     (folder / "app.py").write_text(APP + "\n# changed\n")
     done = images.build("--tag", "fk-test-change:2", folder=folder)
-    assert re.search(r"cached  \[3/5\] RUN .*pip install", done.out)
+    assert re.search(r"cached  \[(stage-0 )?3/5\] RUN .*pip install", done.out)
     layers = [
         json.loads(images.docker("image", "inspect", "--format", "{{json .RootFS.Layers}}", f"fk-test-change:{n}"))
         for n in (1, 2)
@@ -212,8 +213,8 @@ def test_weights_are_baked_below_the_code(images, cpu_base, make_project, hub):
     hub.add("me/tiny", MODEL, is_gated=True, token=TOKEN)
     base = "fk-test-hub:1"
     folder = make_project("fk-test-baked", app__py=APP, requirements__txt="humanize==4.12.3\n")
-    hub = f"FROM {cpu_base}\nUSER 0\nRUN pip install 'flashkit-serverless[hub]'\nUSER 1000\n"
-    images.docker("build", "--network=host", "--tag", base, "--file", "-", str(folder), stdin=hub)
+    with_hub = f"FROM {cpu_base}\nUSER 0\nRUN pip install 'flashkit-serverless[hub]'\nUSER 1000\n"
+    images.docker("build", "--network=host", "--tag", base, "--file", "-", str(folder), stdin=with_hub)
     made_of = Ingredients(Base(Variant.VLLM), (), (Weights("me/tiny"),), ("python", "-m", "flashkit.worker", "app.py"))
     (folder / "Dockerfile").write_text(render(made_of, version="0.1.0", has_requirements=True))
     options = ["--network=host", "--build-arg", f"BASE={base}", "--build-arg", f"HF_ENDPOINT={hub.url}"]
@@ -234,19 +235,21 @@ def test_weights_are_baked_below_the_code(images, cpu_base, make_project, hub):
     assert layers[0] != layers[1]
 
 
-def test_an_image_is_pushed_and_remembered_by_its_digest(images, cpu_base, tool_project):
+def test_an_image_is_pushed_and_remembered_by_its_digest(images, make_project):
+    folder = make_project("fk-test-push", app__py=APP, Dockerfile=SMALL)
     with running_registry() as registry:
-        done = images.build("--tag", f"{registry.host}/fk-test-tool:9", "--push", folder=tool_project)
+        tag = f"{registry.host}/fk-test-push:9"
+        done = images.build("--tag", tag, "--push", folder=folder)
         assert done.code == 0, done.out + done.err
-        assert list(registry.manifests) == ["fk-test-tool:9"]
-        image = read_images(tool_project)["tool"]
-        assert re.fullmatch(rf"{registry.host}/fk-test-tool@sha256:[0-9a-f]{{64}}", image.digest)
+        assert list(registry.manifests) == ["fk-test-push:9"]
+        image = read_images(folder)["tool"]
+        assert re.fullmatch(rf"{registry.host}/fk-test-push@sha256:[0-9a-f]{{64}}", image.digest)
         assert f"built {image.digest} for tool" in done.out
-        images.docker("rmi", f"{registry.host}/fk-test-tool:9")
+        images.docker("rmi", tag)
 
 
-def test_a_push_without_a_login_says_how_to_log_in(images, cpu_base, make_project):
-    folder = make_project("fk-test-push", app__py=APP)
+def test_a_push_without_a_login_says_how_to_log_in(images, make_project):
+    folder = make_project("fk-test-push", app__py=APP, Dockerfile=SMALL)
     with running_registry(user="me", password="geheim") as registry:
         tag = f"{registry.host}/fk-test-push:1"
         done = images.build("--tag", tag, "--push", folder=folder)
@@ -263,8 +266,8 @@ def test_a_push_without_a_login_says_how_to_log_in(images, cpu_base, make_projec
         images.docker("rmi", tag)
 
 
-def test_a_registry_that_is_not_there_is_named(images, cpu_base, make_project):
-    folder = make_project("fk-test-push", app__py=APP)
+def test_a_registry_that_is_not_there_is_named(images, make_project):
+    folder = make_project("fk-test-push", app__py=APP, Dockerfile=SMALL)
     done = images.build("--tag", "127.0.0.1:9/fk-test-push:1", "--push", folder=folder)
     assert done.code == 1
     assert "check that 127.0.0.1:9 can be reached from here" in done.err
