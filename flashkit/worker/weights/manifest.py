@@ -6,7 +6,6 @@ compares sizes, which costs a `stat` a file; `flashkit weights verify` reads eve
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -205,6 +204,8 @@ def matches(path: Path, entry: FileEntry, *, on_bytes: Callable[[int], None] = l
 
 def hash_file(path: Path, *, is_git: bool = False, on_bytes: Callable[[int], None] = lambda _: None) -> str:
     """Return the SHA-256 of a file, or what git calls its blob."""
+    import hashlib  # a start that compares sizes needs no OpenSSL
+
     with path.open("rb", buffering=0) as file:
         digest = hashlib.sha1(usedforsecurity=False) if is_git else hashlib.sha256()
         if is_git:
