@@ -516,7 +516,7 @@ What `flashkit` exports. Everything is imported on first use, so `import flashki
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Endpoints": ("decorators", "endpoint", "spec"),
     "Hardware": ("catalog",),
-    "Engines": ("engines", "worker.engines.llm"),
+    "Engines": ("engines", "worker.engines.embedding.embed", "worker.engines.llm"),
     "Inside a handler": ("worker.job", "worker.sessions", "worker.main"),
     "Sending jobs": ("client", "settings"),
     "Errors": ("errors",),
