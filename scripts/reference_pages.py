@@ -153,7 +153,7 @@ SET_BY_DEPLOY = """## What flashkit deploy sets
 
 | Variable | Meaning |
 | --- | --- |
-| `FLASHKIT_DEPLOYMENT` | Where an endpoint comes from, and which of its variables are flashkit's; workers do not read it. |
+| `FLASHKIT_DEPLOYMENT` | What an endpoint stands for, and which variables are flashkit's; workers do not read it. |
 | `FLASHKIT_ENDPOINT` | Which endpoint of its app a worker runs. |
 | `FLASHKIT_ENDPOINTS` | Ids of other endpoints by their names. |
 | `FLASHKIT_RELEASES` | Of the template that nothing runs: the last deployments, for `flashkit rollback`. |

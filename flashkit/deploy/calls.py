@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flashkit.spec import EndpointSpec, Kind
@@ -66,7 +66,9 @@ class _Code:
     """What a piece of code says."""
 
     names: frozenset[str] = frozenset()
-    """Variables and attributes."""
+    """Variables."""
+    attributes: frozenset[tuple[str, str]] = frozenset()
+    """Attributes with the names that they are taken of."""
     texts: frozenset[str] = frozenset()
     """Whole strings."""
     imports: tuple[Imports, ...] = ()
@@ -74,7 +76,7 @@ class _Code:
     def joined(self, others: Sequence[_Code]) -> _Code:
         """Return what all of them say."""
         names = self.names.union(*(other.names for other in others))
-        return _Code(names, self.texts.union(*(other.texts for other in others)))
+        return _Code(names, texts=self.texts.union(*(other.texts for other in others)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class _SourceReader:
         self._statements = [
             _Statement(frozenset(_bound(node)), _read_code(node), isinstance(node, Imports)) for node in _parse(app)
         ]
+        self._imports = {node for item in self._statements for node in item.code.imports if item.is_import}
         self._modules: dict[Path, _Code] = {}
 
     def code_of(self, variable: str) -> _Code | None:
@@ -101,8 +104,14 @@ class _SourceReader:
         reached = self._reach(variable)
         if not reached:
             return None  # it is not defined in the app's file
-        code = _Code().joined([*reached, *self._modules_of(reached)])
+        code = _Code().joined([self._with_members(item) for item in (*reached, *self._modules_of(reached))])
         return None if code.names & _SEEKERS else code
+
+    def _with_members(self, code: _Code) -> _Code:
+        """Return the code with what it takes of the project's modules among its names: `tools.find`, not `re.find`."""
+        own = {name for node in self._imports | set(code.imports) for name in _bound(node) if any(self._files_of(node))}
+        members = frozenset(name for module, name in code.attributes if module in own)
+        return replace(code, names=code.names | members)
 
     def _reach(self, variable: str) -> list[_Code]:
         """Return the statements that define the variable, and what those name."""
@@ -156,11 +165,15 @@ def _parse(path: Path) -> list[ast.stmt]:
 def _read_code(node: ast.AST) -> _Code:
     inside = list(ast.walk(node))
     names = {item.id for item in inside if isinstance(item, ast.Name)}
-    names |= {item.attr for item in inside if isinstance(item, ast.Attribute)}
+    attributes = {
+        (item.value.id, item.attr)
+        for item in inside
+        if isinstance(item, ast.Attribute) and isinstance(item.value, ast.Name)
+    }
     names |= {item.name.rpartition(".")[2] for item in inside if isinstance(item, ast.alias)}
     texts = {item.value for item in inside if isinstance(item, ast.Constant) and isinstance(item.value, str)}
     imports = tuple(item for item in inside if isinstance(item, ast.Import | ast.ImportFrom))
-    return _Code(frozenset(names), frozenset(texts), imports)
+    return _Code(frozenset(names), frozenset(attributes), frozenset(texts), imports)
 
 
 def _bound(node: ast.AST) -> Iterator[str]:

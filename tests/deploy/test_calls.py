@@ -47,6 +47,7 @@ def test_an_endpoint_that_names_another_gets_its_id(tmp_path: Path, source: str)
     f"{FIND}\n@cpu_endpoint(name='tool-b')\nasync def write(tool_a): return tool_a",
     f"{FIND}\ndef other(x): return find(x)\nasync def write(x): return x",
     f"{FIND}\nasync def write(x):\n    import json\n    return json.dumps(x)",
+    f"{FIND}\nimport re\nasync def write(x): return re.find(x)",
 ])  # fmt: skip
 def test_an_endpoint_that_names_no_other_gets_none(tmp_path: Path, source: str):
     assert calls_of(tmp_path, source) == ()
@@ -58,7 +59,7 @@ def test_modules_of_the_project_are_read_as_well(tmp_path: Path):
         "steps/__init__.py": "",
         "steps/asking.py": "from shared import call\nasync def ask(x): return await call(x)",
     }
-    calling = {"shared.py": "async def call(x): return await app.find.remote(x)"}
+    calling = {"shared.py": "import app\nasync def call(x): return await app.find.remote(x)"}
     assert calls_of(tmp_path, source, {**steps, **calling}) == ("tool-a",)
     assert calls_of(tmp_path, source, {**steps, "shared.py": "async def call(x): return x"}) == ()
 

@@ -371,6 +371,22 @@ async def test_what_was_built_and_pushed_is_deployed(shop: Shop, runpod: Recordi
     assert f"image                  {pushed.digest}"[:80] in done.out or pushed.digest[:60] in done.out
 
 
+async def test_a_plain_runpod_handler_is_deployed_with_the_variables_of_its_hub_file(shop: Shop):
+    (shop.folder / "app.py").unlink()
+    (shop.folder / "src").mkdir()
+    (shop.folder / "Dockerfile").write_text("FROM scratch\n")
+    (shop.folder / "src" / "handler.py").write_text(
+        "import runpod\nrunpod.serverless.start({'handler': lambda job: 1})\n"
+    )
+    (shop.folder / ".runpod").mkdir()
+    hub = {"config": {"env": [{"key": "MODEL_NAME", "input": {"default": "org/model"}}]}}
+    (shop.folder / ".runpod" / "hub.json").write_text(json.dumps(hub))
+    done = await shop.run("deploy", "--plan", "--target", "local")
+    assert done.code == 0, done.all
+    assert "+ endpoint handler  new" in done.out
+    assert re.search(r"env.MODEL_NAME +org/model", done.out)
+
+
 # ---------------------------------------------------------------------- with flashkit dev
 
 
