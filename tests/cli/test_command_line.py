@@ -82,7 +82,7 @@ def groups(command, context):
 
 def test_every_group_of_commands_names_the_nearest():
     context = click.Context(cli)
-    assert [group.name for group in groups(cli, context)] == ["cli", "sessions"]
+    assert [group.name for group in groups(cli, context)] == ["cli", "sessions", "weights"]
     for group in groups(cli, context):
         name = group.list_commands(context)[0]
         with pytest.raises(click.UsageError, match=f"Did you mean '{name}'"):
