@@ -1,4 +1,4 @@
-"""Calls of many sessions on one connection: what is asked in one round of the event loop goes out in one write.
+"""Calls of many sessions on one connection: several of one round of the event loop go out in one write.
 
 A command of redis-py's client takes a connection from the pool, encodes argument by argument and reads its
 answer alone, through a dozen coroutines. With sessions side by side most of a worker's time per step went there,
@@ -20,8 +20,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ReadOnlyError, RedisError
 
 _READ_BYTES: Final = 256 << 10
+_MOST_CALLS_AT_ONCE: Final = 4
 _MOST_BYTES_AT_ONCE: Final = 256 << 10
-"""The server shall have work while the rest is written."""
+"""The server shall have work while the rest is made and written: else the two wait for each other by turns."""
 _NOTHING: Final = object()
 _WRONG_SERVER: Final = (ReadOnlyError, RedisConnectionError)
 """Answers after which the pool has to look for another server: the primary is elsewhere, or this one is not ready."""
@@ -63,9 +64,11 @@ class Lane:
         if self._line is None:
             if self._opening is None:
                 self._opening = asyncio.create_task(self._open())
+        elif len(self._callers) >= _MOST_CALLS_AT_ONCE:
+            self._flush()
         elif not self._is_flush_due:
             self._is_flush_due = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush_rest)
 
     async def call(self, command: bytes) -> Any:
         """Return the server's answer to a packed command.
@@ -108,8 +111,11 @@ class Lane:
         if self._line is not None:
             self._flush()
 
-    def _flush(self) -> None:
+    def _flush_rest(self) -> None:
         self._is_flush_due = False
+        self._flush()
+
+    def _flush(self) -> None:
         if self._line is None or not self._callers:
             return
         commands, self._commands = self._commands, []
