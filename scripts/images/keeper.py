@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import selectors
 import shutil
@@ -28,6 +29,9 @@ START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 FIRST_HOLDER_SECONDS = 30.0
 """Who asked for the engine connects at once; when nobody does, they have died."""
+IMAGES_KEPT = "48h"
+"""Images older than that are removed when the engine ends; what builds cached is bounded by its size."""
+_SETTINGS = {"builder": {"gc": {"enabled": True, "defaultKeepStorage": "8GB"}}}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -42,6 +46,8 @@ class Daemon:
         """Return when it answers. Raises `EngineUnavailable`."""
         self._clear()
         places = self._places
+        settings = places.root / "daemon.json"
+        settings.write_text(json.dumps(_SETTINGS))
         with places.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -49,6 +55,7 @@ class Daemon:
                     f"--storage-driver={_storage_driver()}",
                     "--iptables=false", "--ip6tables=false", "--bridge=none",
                     "--userland-proxy=false", "--shutdown-timeout=3",
+                    f"--config-file={settings}",
                     f"--data-root={places.data}",
                     f"--exec-root={places.run}",
                     f"--pidfile={places.root / 'dockerd.pid'}",
@@ -99,6 +106,8 @@ class Daemon:
         if process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.remove_containers()
+                self._docker("image", "prune", "--force")  # those that lost their name to a newer one
+                self._docker("image", "prune", "--all", "--force", "--filter", f"until={IMAGES_KEPT}")
             process.terminate()
             try:
                 process.wait(STOP_SECONDS)

@@ -127,7 +127,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def images(checkout: Path) -> Iterator[Images]:
-    """The running engine with its stand-ins; what tests built is removed at the end, and what builds cached is kept."""
+    """The running engine with its stand-ins. Its keeper removes old images, and keeps what makes the next run quick."""
     try:
         engine = engine_script.hold_engine()
     except engine_script.EngineUnavailable as exc:
@@ -141,19 +141,9 @@ def images(checkout: Path) -> Iterator[Images]:
         finally:
             os.environ.clear()
             os.environ.update(before)
-        yield (made := Images(engine.environment, checkout))
-        tidy(made)
+        yield Images(engine.environment, checkout)
     finally:
         engine.let_go()
-
-
-def tidy(images: Images) -> None:
-    """Remove what tests built, and keep the build cache from growing without end."""
-    built = images.docker("images", "--filter", "reference=fk-test*", "--format", "{{.Repository}}:{{.Tag}}").split()
-    if built:
-        images.docker("rmi", "--force", *built, check=False)
-    images.docker("image", "prune", "--force", check=False)
-    images.docker("builder", "prune", "--force", "--keep-storage", "8GB", check=False)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,9 @@ from flashkit.images.build_log import State, Step
 from flashkit.images.building import check_tag, registry_of, split_secret
 from flashkit.images.docker import Docker, explain_missing_buildx, no_daemon
 from tests.cli.conftest import run_flashkit
-from tests.images.conftest import APP
+from tests.images.conftest import APP, BUILD_SECONDS
+
+pytestmark = pytest.mark.timeout(BUILD_SECONDS)  # for the first one that needs the engine
 
 
 @pytest.fixture
