@@ -2,7 +2,9 @@
 
 Texts are passages of this project's documentation, of 128 to 256 tokens ("long": the model's work dominates), and
 single sentences of about 16 ("short": what is around the model shows). All contenders embed the same texts with the
-same all-MiniLM-L6-v2, in turn, several rounds; a figure is the median of the rounds' ratios.
+same all-MiniLM-L6-v2, in turn, several rounds; a figure is the median of the rounds' ratios. `cpu_vs_*` are the same
+for texts per second of processor time, of all processes together, clients included: on a machine that others use too,
+those hold when times do not.
 
 - offline: all texts known beforehand, tokenized and run by the engine's own model in one maximal batch of 64 after the
   other; or sorted by length into batches that suit the processor. `vs_offline` is against the quicker one of both.
@@ -24,6 +26,7 @@ import itertools
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -202,18 +205,13 @@ async def peer_server(script: str) -> AsyncIterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, **quiet},
+        start_new_session=True,
     )
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        family = [*psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        for child in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too
         process.wait()
 
 
@@ -296,26 +294,48 @@ async def figures_of(
     rounds: int, kind: str, texts: Sequence[str], offline: Offline, asked: dict[str, Embed]
 ) -> dict[str, float]:
     rates: dict[str, list[float]] = {}
+    per_cpu: dict[str, list[float]] = {}
     for number in range(rounds + 1):
         for name, run in itertools.chain(
             (("offline_maximal", offline.maximal), ("offline_sorted", offline.sorted)), asked.items()
         ):
             is_offline = name.startswith("offline")
+            before = cpu_seconds()
             rate = await (rate_of_offline(texts, run) if is_offline else rate_of_clients(texts, run))
             if number:  # the first round warms up
                 rates.setdefault(name, []).append(rate)
+                per_cpu.setdefault(name, []).append(len(texts) / (cpu_seconds() - before))
     for name, values in rates.items():
-        print(f"{name + kind:24} {statistics.median(values):9.1f} texts/s ({min(values):.1f} to {max(values):.1f})")
-    rates["offline"] = [max(pair) for pair in zip(rates["offline_maximal"], rates["offline_sorted"], strict=True)]
+        spread = f"{min(values):.1f} to {max(values):.1f}"
+        costs = f"{1000 / statistics.median(per_cpu[name]):.2f} ms of CPU for a text"
+        print(f"{name + kind:24} {statistics.median(values):9.1f} texts/s ({spread}), {costs}", flush=True)
+    figures = {f"texts_per_s_{name}{kind}": statistics.median(values) for name, values in rates.items()}
+    return {**ratios_of(rates, "", kind), **ratios_of(per_cpu, "cpu_", kind), **figures}
+
+
+def ratios_of(rates: dict[str, list[float]], prefix: str, kind: str) -> dict[str, float]:
+    """Return how the worker does against the others."""
+    offline = [max(pair) for pair in zip(rates["offline_maximal"], rates["offline_sorted"], strict=True)]
     figures = {
-        f"vs_{other}{suffix}{kind}": ratio(rates[worker], rates[other])
-        for suffix, worker in (("", "worker"), ("_float32", "worker_float32"))
-        for other in ("offline", "litserve", "infinity")
-        if other in rates and (other != "offline" or not suffix)
+        "vs_offline": ratio(rates["worker"], offline),
+        "vs_offline_maximal": ratio(rates["worker"], rates["offline_maximal"]),
+        "engine_vs_offline": ratio(rates["engine"], offline),
     }
-    figures[f"vs_offline_maximal{kind}"] = ratio(rates["worker"], rates["offline_maximal"])
-    figures[f"engine_vs_offline{kind}"] = ratio(rates["engine"], rates["offline"])
-    return figures | {f"texts_per_s_{name}{kind}": statistics.median(values) for name, values in rates.items()}
+    for peer in ("litserve", "infinity"):
+        if peer in rates:
+            figures[f"vs_{peer}"] = ratio(rates["worker"], rates[peer])
+            figures[f"vs_{peer}_float32"] = ratio(rates["worker_float32"], rates[peer])
+    return {f"{prefix}{name}{kind}": value for name, value in figures.items()}
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and all those it started."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:

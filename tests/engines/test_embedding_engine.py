@@ -589,6 +589,48 @@ async def test_weights_that_do_not_fit_the_model_say_so(load, tmp_path):
         await load(path)
 
 
+async def test_a_weights_file_that_is_none_says_so(load, tmp_path):
+    path = make_encoder(tmp_path, dense=[(HIDDEN, 8, "Identity")])
+    (path / "2_Dense" / "model.safetensors").unlink()
+    (path / "2_Dense" / "pytorch_model.bin").write_bytes(b"\xff" * 64)
+    with pytest.raises(ConfigurationError, match="cannot be loaded"):
+        await load(path)
+
+
+async def test_a_model_with_weights_missing_is_not_filled_up_with_random_ones(load, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = make_encoder(tmp_path)
+    weights = load_file(path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layer.1" not in name}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigurationError, match=r"have no encoder\.layer\.1\..*, …"):
+        await load(path)
+
+
+async def test_an_encoder_is_not_taken_for_a_cross_encoder_without_its_head(load, tmp_path):
+    import json
+
+    path = make_encoder(tmp_path, pooling=None)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"architectures": ["BertForSequenceClassification"], "num_labels": 1}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match="have no classifier"):
+        await load(path)
+
+
+async def test_weights_that_no_vector_needs_may_be_missing(load, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    path = make_encoder(tmp_path)
+    [expected] = await (await load(path, **WHOLE)).handle()(["sea"])
+    weights = load_file(path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "pooler" not in name}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    [vector] = await (await load(path, **WHOLE)).handle()(["sea"])
+    np.testing.assert_allclose(vector, expected, atol=1e-6)
+
+
 async def test_a_dense_layer_without_its_weights_says_so(load, tmp_path):
     path = make_encoder(tmp_path, dense=[(HIDDEN, 8, "Identity")])
     (path / "2_Dense" / "model.safetensors").unlink()

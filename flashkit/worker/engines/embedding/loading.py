@@ -12,8 +12,9 @@ import copy
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Final
 
 from flashkit.engines.embedding import EmbeddingOptions
@@ -62,7 +63,7 @@ def load_model(layout: Layout, options: EmbeddingOptions, samples: Sequence[Toke
         model = Model(encoder, layout, device, dense=dense, normalize=options.normalize)
         _choose_precision(model, options.dtype, samples)
         model.dimensions = model.run(samples[:1]).shape[1]
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as exc:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, UnpicklingError) as exc:
         raise ConfigurationError(f"the model in {layout.folder} cannot be loaded: {exc}", hint=_hint(exc)) from exc
     if options.compile:
         model.compile()
@@ -75,10 +76,30 @@ def _load_encoder(layout: Layout, options: EmbeddingOptions) -> Any:
 
     transformers_logging.disable_progress_bar()  # a bar that redraws itself is noise in a worker's log
     kind = AutoModelForSequenceClassification if layout.is_cross_encoder else AutoModel
-    encoder = kind.from_pretrained(layout.folder, trust_remote_code=options.trust_remote_code, local_files_only=True)
+    encoder, info = kind.from_pretrained(
+        layout.folder,
+        trust_remote_code=options.trust_remote_code,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    _check_whole(layout, info["missing_keys"])
     if getattr(encoder.config, "is_encoder_decoder", False) and not layout.is_cross_encoder:
         return encoder.get_encoder()
     return encoder
+
+
+def _check_whole(layout: Layout, missing: Iterable[str]) -> None:
+    """Return when every weight came from the files: others would be random numbers.
+
+    Raises:
+        ConfigurationError: Some did not. A pooler's weights do not matter to vectors, and files often leave them out.
+    """
+    lost = sorted(name for name in missing if layout.is_cross_encoder or "pooler" not in name)
+    if lost:
+        raise ConfigurationError(
+            f"the files in {layout.folder} have no {', '.join(lost[:3])}" + (", …" if len(lost) > 3 else ""),  # noqa: PLR2004
+            hint="they are another model's, or a part of one",
+        )
 
 
 def _load_dense(layers: Sequence[DenseLayer]) -> Any:
