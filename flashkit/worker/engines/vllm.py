@@ -230,6 +230,12 @@ class VllmEngine:
         if self._is_closed:
             return
         self._is_closed = True
+        if not self.llm.errored:
+            await self.llm.abort(list(self.llm.output_processor.request_states), internal=True)
+        handler = self.llm.output_handler
+        if handler is not None:  # it would take the end of the processes for a failure, and say so with a traceback
+            handler.cancel()
+            await asyncio.wait([handler])
         await asyncio.to_thread(self._shut_down)
 
     def _shut_down(self) -> None:
