@@ -69,7 +69,7 @@ class ManagementOptions:
     has_rest_names: bool = False
     """Name fields of releases as REST v2 does, instead of as GraphQL does: the vendor's description has both."""
     sorts_lists: bool = False
-    """Give back pools, data centres and volumes in an order of its own: nobody says that it is the one that was sent."""
+    """Give back pools, data centres and volumes in an order of its own: nothing says that the one sent is kept."""
 
 
 class Management:

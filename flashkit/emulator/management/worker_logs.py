@@ -27,6 +27,8 @@ class LogQuery:
     tail: int = DEFAULT_TAIL
     since: float | None = None
     """Seconds since 1970, instead of a number of lines."""
+    after: int | None = None
+    """The number of the last line that the reader has."""
     has_container: bool = True
     """False for the host's lines only, of which there are none here."""
 
@@ -40,8 +42,14 @@ def read_log_query(request: Request) -> LogQuery:
     tail = query.get("tail", str(DEFAULT_TAIL))
     if not tail.isascii() or not tail.isdigit() or int(tail) > _MOST_LINES:
         raise Problem(422, f"tail takes 0 to {_MOST_LINES}")
-    cursor = request.headers.get("last-event-id", "").partition("/")[0] or query.get("since")
-    return LogQuery(int(tail), None if cursor is None else _read_time(cursor), source != "system")
+    last, _, number = request.headers.get("last-event-id", "").partition("/")
+    cursor = last or query.get("since")
+    return LogQuery(
+        int(tail),
+        since=None if cursor is None else _read_time(cursor),
+        after=int(number) if number.isascii() and number.isdigit() else None,
+        has_container=source != "system",
+    )
 
 
 def _read_time(text: str) -> float:
@@ -56,7 +64,7 @@ async def follow_worker(recorder: Recorder, worker_id: str, query: LogQuery) -> 
     wanted = Filter(types=("log",), worker_id=worker_id)
     count = _MOST_LINES if query.since is not None else query.tail
     batch = recorder.latest(count, wanted=wanted) if count else recorder.after(recorder.count, limit=1, wanted=wanted)
-    entries = [entry for entry in batch.entries if query.since is None or entry.at > query.since]
+    entries = [entry for entry in batch.entries if _is_wanted(entry, query)]
     yield b": lines of the worker\n\n"
     while True:
         if query.has_container:
@@ -67,6 +75,12 @@ async def follow_worker(recorder: Recorder, worker_id: str, query: LogQuery) -> 
             yield b": still there\n\n"
         batch = recorder.after(batch.next, limit=_MOST_LINES, wanted=wanted)
         entries = batch.entries
+
+
+def _is_wanted(entry: Recorded, query: LogQuery) -> bool:
+    if query.after is not None:
+        return entry.n > query.after
+    return query.since is None or entry.at > query.since
 
 
 def _event(entry: Recorded) -> bytes:
