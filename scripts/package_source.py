@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -89,11 +90,7 @@ def python_sources() -> Iterator[tuple[Path, ast.Module]]:
 
 def exception_classes() -> list[type[FlashkitError]]:
     """Return every exception class of the package, parents first; in the same order whatever was imported before."""
-    import flashkit.cli.dev
-    import flashkit.deploy.failures
-    import flashkit.emulator.server
-    import flashkit.integrations.checkpoint_threads  # noqa: F401 - their subclasses register themselves
-
+    _import_modules_with_errors()
     found: list[type[FlashkitError]] = []
     pending = [FlashkitError]
     while pending:
@@ -102,6 +99,22 @@ def exception_classes() -> list[type[FlashkitError]]:
             found.append(cls)
             pending.extend(sorted(cls.__subclasses__(), key=_errors_module_first))
     return found
+
+
+def _import_modules_with_errors() -> None:
+    """Import every module that defines an exception of ours: classes are known when their module is."""
+    names, files = {FlashkitError.__name__}, set()
+    classes = [
+        (path, node.name, {ast.unparse(base).rpartition(".")[2] for base in node.bases})
+        for path, tree in python_sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    ]
+    while new := [(path, name) for path, name, bases in classes if bases & names and name not in names]:
+        files |= {path for path, _ in new}
+        names |= {name for _, name in new}
+    for path in sorted(files):
+        importlib.import_module(".".join(path.with_suffix("").parts[path.parts.index("flashkit") :]))
 
 
 def _errors_module_first(cls: type[FlashkitError]) -> tuple[bool, str]:

@@ -229,7 +229,7 @@ def _key_variable(name: Any, base_url: str | None) -> str | None:
     if not is_text(name) or not name.isidentifier() or not name.isupper():
         raise DefinitionError(
             "VLLM(..., api_key_env=...) is not the name of an environment variable",  # it may be the key: not shown
-            hint='write api_key_env="FLASHKIT_LLM_KEY", and set that variable where the worker runs',
+            hint="name a variable, FLASHKIT_LLM_KEY for example, and set it where the worker runs",
         )
     if base_url is None:
         raise DefinitionError(
