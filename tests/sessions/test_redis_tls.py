@@ -89,6 +89,18 @@ async def test_a_store_behind_tls_is_used_by_a_user_of_its_own(tls_redis, make_s
     assert "user and password" in await is_told_at_once(wrong, "refused a command")
 
 
+async def test_answers_that_come_in_several_parts_are_read_whole(tls_redis, make_store, certificate):
+    """TLS hands over what it has in several steps; calls that follow each other closely bring that about."""
+    _, port = tls_redis()
+    for number in range(60):
+        store = make_store(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}/cert.pem")
+        await store.check()
+        lease = await store.acquire(f"s{number}", "w")
+        for step in range(4):
+            lease = await store.commit(lease, [Record(Kind.RESULT, f"step{step}")])
+        assert lease.seq == 4
+
+
 async def test_a_certificate_that_nobody_vouches_for_is_no_outage(tls_redis, make_store):
     _, port = tls_redis()
     hint = await is_told_at_once(make_store(f"rediss://127.0.0.1:{port}/0", budget_s=LONG_S), "CERTIFICATE_VERIFY")

@@ -177,9 +177,9 @@ class _Line(asyncio.BufferedProtocol):
             self._drained = self._loop.create_future()
             await self._drained
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        """Return where the next bytes go."""
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where the next bytes go: a view, as asyncio's TLS slices it, and a slice of a bytearray is a copy."""
+        return memoryview(self._buffer)
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand the answers on that have come."""
