@@ -3,7 +3,7 @@
 All from one run and alternating, each measurement in a process of its own. The hub is tests/weights/hub_server.py in
 a process on loopback; both clients get the same files from it.
 
-    .venv/bin/python scripts/bench/weights.py [--gb 1] [--rounds 5]
+    .venv/bin/python scripts/bench/weights.py [--gb 1] [--rounds 5] [--folder /dev/shm] [--only downloads]
 """
 
 from __future__ import annotations
@@ -84,11 +84,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gb", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", help="where files are written; /dev/shm leaves the disk out")
+    parser.add_argument("--only", choices=("downloads", "baked", "read-ahead"))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=ROOT / "build" if (ROOT / "build").exists() else None) as folder:
-        figures = measure_downloads(Path(folder), options.gb, options.rounds)
-    figures |= measure_baked()
-    if MODEL.exists():
+    figures: dict[str, float] = {}
+    if options.only in (None, "downloads"):
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            figures |= measure_downloads(Path(folder), options.gb, options.rounds)
+    if options.only in (None, "baked"):
+        figures |= measure_baked()
+    if options.only in (None, "read-ahead"):
         figures |= measure_read_ahead(options.rounds)
     for name, value in figures.items():
         print(f"{name:28} {value:.3f}")
@@ -158,8 +163,9 @@ def measure_read_ahead(rounds: int) -> dict[str, float]:
 
 def _time_loads(rounds: int, disk: str, prefix: str) -> dict[str, float]:
     seen: dict[str, list[tuple[float, float]]] = {"alone": [], "ahead": []}
-    for _ in range(rounds):
-        for name, code in (("alone", ""), ("ahead", READ_AHEAD.format(folder=str(MODEL)))):
+    ways = [("alone", ""), ("ahead", READ_AHEAD.format(folder=str(MODEL)))]
+    for number in range(rounds):
+        for name, code in ways if number % 2 else reversed(ways):
             drop_from_page_cache(MODEL)
             seen[name].append(tuple(run(prefix + LOAD.format(read_ahead=code, folder=str(MODEL)))))
     return {
