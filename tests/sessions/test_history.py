@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -79,6 +79,7 @@ def test_a_history_survives_its_snapshot() -> None:
     assert History.from_json(history.to_json()).messages == history.messages
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), st.integers(0, 2_000)), min_size=1),
     room=st.integers(600, 3_000),
@@ -280,6 +281,7 @@ async def test_a_conversation_that_ends_with_tool_output_keeps_what_asked_for_it
     require_whole(history)
 
 
+@settings(deadline=None)
 @given(
     rounds=st.lists(
         st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3_000)), min_size=1, max_size=6), min_size=1, max_size=8

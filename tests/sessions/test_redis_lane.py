@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 
@@ -226,3 +227,15 @@ async def test_steps_are_sent_at_once_as_soon_as_there_is_a_connection(redis_ser
     assert moved is not None
     assert moved.seq == 2
     assert not store.commit_soon(moved, [], Change(durability=Durability.FSYNC), print)
+
+
+async def test_a_loop_that_was_held_up_does_not_take_that_for_the_servers_silence(redis_server) -> None:
+    pool = BlockingConnectionPool.from_url(redis_server.url, protocol=2, timeout=5)
+    lane = Lane(pool, attempt_s=1.0)
+    await lane.call(pack_command(("ECHO", "open")))
+    call = asyncio.create_task(lane.call(pack_command(("ECHO", "hello"))))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it is sent
+    time.sleep(1.5)
+    assert await call == b"hello"
+    await lane.close()
