@@ -219,6 +219,14 @@ def test_workers_keep_journals_and_short_leases_unless_the_shell_says_otherwise(
     assert re.search(r"^sessions +sqlite [\d.]+ at sqlite:///", dev.text, re.MULTILINE)
 
 
+def test_workers_share_the_developers_weights_and_hugging_face_cache(agents, start_dev, flashkit, tmp_path):
+    start_dev(agents, "--redis", "sqlite:///below/sessions.db", HF_HOME=str(tmp_path / "hf"))
+    given = environment_of_worker(flashkit, agents)
+    assert given["FLASHKIT_WEIGHTS_CACHE"] == str(Path.home() / ".cache/flashkit/weights")
+    assert given["HF_HUB_CACHE"] == str(tmp_path / "hf/hub")
+    assert given["HOME"] != str(Path.home())
+
+
 def test_the_option_is_preferred_to_the_variable(agents, start_dev):
     dev = start_dev(agents, "--redis", f"sqlite:///{agents}/a.db", FLASHKIT_STATE=f"sqlite:///{agents}/b.db")
     assert json.loads(dev.record.read_text())["state"].endswith("/a.db")
