@@ -197,7 +197,7 @@ CONTAINER_DISK_GB = {"cpu": 10, "gpu": 30}
 """Disk of a worker, its image included, where nothing is asked for: the vendor SDK's defaults
 (docs.runpod.io/sdk/configuration/parameters and /cpu-types, 2026-10-15)."""
 CPU_DISK_GB_PER_VCPU = {"cpu3c": 10, "cpu3g": 10, "cpu5c": 15}
-"""Largest disk of a CPU worker for each vCPU (vendor's flash SDK, resources/cpu.py, read 2026-11-27); cpu5g is not in it."""
+"""Largest disk of a CPU worker for each vCPU (vendor's flash SDK, resources/cpu.py, read 2026-11-27), without cpu5g."""
 IMAGE_PULL_MB_PER_SECOND = 59
 """An image of 27 GB was ready after 456 s on a new host: one measurement of a third party
 (dev.to/sergeyshmakov/how-runpod-flashboot-actually-works-4-request-test-49of), the start of the engine included."""

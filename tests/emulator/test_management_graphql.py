@@ -33,7 +33,8 @@ ENDPOINT: dict[str, Any] = {
 
 def test_a_document_is_read_with_its_variables():
     operation = parse(
-        'query all($id: ID!) { one: thing(id: $id, list: [1, -2.5, "x\\n", true, null, KIND], in: {a: {b: 1}}) { id } }',
+        'query all($id: ID!) { one: thing(id: $id, list: [1, -2.5, "x\\n", true, null, KIND], '
+        "in: {a: {b: 1}}) { id } }",
         {"id": "abc"},
     )
     arguments = {"id": "abc", "list": [1, -2.5, "x\n", True, None, "KIND"], "in": {"a": {"b": 1}}}
