@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import ssl
 import time
 from pathlib import Path
 
+import orjson
 import pytest
 import redis.asyncio as aioredis
 from cryptography import x509
@@ -89,16 +91,38 @@ async def test_a_store_behind_tls_is_used_by_a_user_of_its_own(tls_redis, make_s
     assert "user and password" in await is_told_at_once(wrong, "refused a command")
 
 
-async def test_answers_that_come_in_several_parts_are_read_whole(tls_redis, make_store, certificate):
-    """TLS hands over what it has in several steps; calls that follow each other closely bring that about."""
-    _, port = tls_redis()
-    for number in range(60):
-        store = make_store(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}/cert.pem")
-        await store.check()
-        lease = await store.acquire(f"s{number}", "w")
-        for step in range(4):
-            lease = await store.commit(lease, [Record(Kind.RESULT, f"step{step}")])
-        assert lease.seq == 4
+async def test_answers_that_come_in_several_parts_are_read_whole(own_redis, make_store, certificate):
+    """Several records of TLS that are there at once are read one after the other into one buffer."""
+    server = own_redis()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", server.port)
+        asking = asyncio.create_task(forward(reader, there_writer))
+        while data := await there_reader.read(65536):
+            for part in (data[:1], data[1:2], data[2:]):
+                writer.write(part)  # each is a record of its own
+        asking.cancel()
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    listener = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
+    port = listener.sockets[0].getsockname()[1]
+    try:
+        store = make_store(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificate}/cert.pem", budget_s=5)
+        lease = await store.acquire("s", "w")
+        for number in range(20):
+            lease = await store.commit(lease, [Record(Kind.RESULT, f"step{number}", orjson.dumps("x" * number))])
+        image = await store.load("s")
+        assert [record.key for record in image.records] == [f"step{number}" for number in range(20)]
+        await store.close()
+    finally:
+        listener.close()
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_no_outage(tls_redis, make_store):
