@@ -21,6 +21,8 @@ from flashkit.spec import EndpointSpec, Kind
 
 RECORDED: Final = ""
 """Stands for the images that `flashkit build` remembered."""
+_SHARED_MEMORY: Final = "2g"
+"""At most: what nobody uses costs nothing."""
 _SCRIPT: Final = Path(flashkit.emulator.__file__).with_name("container.py")
 
 
@@ -100,7 +102,7 @@ def in_container(
     spec = {
         "docker": [docker.program, *docker.client_options],
         "image": image,
-        "options": [*_gpu_options(local.spec, has_gpus=has_gpus), *options],
+        "options": [*_model_options(local.spec, has_gpus=has_gpus), *options],
         "env": sorted(local.spec.env),
         "shares_store": local.spec.kind is Kind.ORCHESTRATOR,
     }
@@ -111,5 +113,7 @@ def in_container(
     return dataclasses.replace(local, command=command, env=env, can_freeze=False)
 
 
-def _gpu_options(spec: EndpointSpec, *, has_gpus: bool) -> list[str]:
-    return ["--gpus", "all"] if spec.gpu and has_gpus else []
+def _model_options(spec: EndpointSpec, *, has_gpus: bool) -> list[str]:
+    """Return what models need: GPUs, and more than Docker's 64 MB of memory that vLLM's processes share."""
+    memory = ["--shm-size", _SHARED_MEMORY] if spec.gpu or spec.engine else []
+    return [*memory, *(("--gpus", "all") if spec.gpu and has_gpus else ())]

@@ -34,7 +34,7 @@ _HOST_VARIABLES = frozenset(
         "PATH", "HOME", "PWD", "SHLVL", "_", "LC_CTYPE", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH",
         "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE", "SSL_CERT_DIR",
         "REQUESTS_CA_BUNDLE", "FLASHKIT_WEIGHTS_DIR", "FLASHKIT_WEIGHTS_CACHE", "FLASHKIT_MODEL_CACHE",
-        "FLASHKIT_VOLUME",
+        "FLASHKIT_VOLUME", "HF_HUB_CACHE",
     }
 )  # fmt: skip
 """They describe this machine, and mean nothing in a container."""

@@ -16,6 +16,8 @@ from flashkit.images.layers import Contents, Layer, packages
 
 _WORTH_A_WORD: Final = 1_000_000
 _LARGE: Final = 50_000_000
+_INSTALLERS: Final = ("pip", "setuptools", "wheel")
+"""Python images bring them, and environments have their own."""
 _MANY: Final = 3
 _CACHES: Final = (
     (r"(root|home/[^/]+)/\.cache/", "caches of package tools", "RUN --mount=type=cache,target=/root/.cache/pip …"),
@@ -126,7 +128,7 @@ def _twice(contents: Contents) -> Iterator[Finding]:
     visible = contents.visible()
     places: dict[str, set[str]] = defaultdict(set)
     for package in packages(contents):
-        if package.kind == "pypi":
+        if package.kind == "pypi" and package.name not in _INSTALLERS:
             places[package.name].add(package.place)
     for name, folders in sorted(places.items()):
         if len(folders) > 1:

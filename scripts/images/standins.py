@@ -11,6 +11,7 @@ An image carries a fingerprint of what it was made of; one that is up to date is
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +24,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine import Places
+
+USUAL_PYTHON = "3.11"
 CUDA_TAGS = ("nvidia/cuda:12.8.1-base-ubuntu24.04",)
 _LABEL = "flashkit.standin"
 _SEED = (
@@ -276,28 +280,35 @@ def cuda_changes(fingerprint: str) -> list[str]:
     ]  # fmt: skip
 
 
-def make_standins(versions: Sequence[str] = ("3.11",)) -> list[str]:
+def make_standins(versions: Sequence[str] = (USUAL_PYTHON,)) -> list[str]:
     """Make the stand-ins that are not there yet, and return the tags of all of them.
+
+    The CUDA base goes with the usual Python, from whose files it is made.
 
     Raises:
         StandInUnavailable: This machine has not what they are made of.
     """
-    tags = [f"python:{version}-slim" for version in versions]
-    for number, version in enumerate(versions):
-        python = find_python(version)
-        fingerprint = _fingerprint(python)
-        is_first = number == 0
-        wanted = [tags[number], *(CUDA_TAGS if is_first else ())]
-        if all(_label_of(tag) == fingerprint for tag in wanted):
-            continue
-        with tempfile.TemporaryDirectory(dir=os.environ.get("FLASHKIT_IMAGES_DIR") or "/var/tmp") as folder:
-            root = Path(folder) / "root"
-            make_root(root, python)
-            import_root(root, wanted[:1], python_changes(fingerprint))
-            if is_first:
-                _turn_into_cuda(root)
-                import_root(root, CUDA_TAGS, cuda_changes(fingerprint))
-    return [*tags, *CUDA_TAGS]
+    made = []
+    with (Places.usual().root / "standins.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes that want the same ones, the second finds them made
+        for version in versions:
+            tags = [f"python:{version}-slim", *(CUDA_TAGS if version == USUAL_PYTHON else ())]
+            python = find_python(version)
+            fingerprint = _fingerprint(python)
+            if any(_label_of(tag) != fingerprint for tag in tags):
+                _make(tags, python, fingerprint)
+            made += tags
+    return made
+
+
+def _make(tags: Sequence[str], python: Path, fingerprint: str) -> None:
+    with tempfile.TemporaryDirectory(dir=Places.usual().root) as folder:
+        root = Path(folder) / "root"
+        make_root(root, python)
+        import_root(root, tags[:1], python_changes(fingerprint))
+        if cuda := tags[1:]:
+            _turn_into_cuda(root)
+            import_root(root, cuda, cuda_changes(fingerprint))
 
 
 def _turn_into_cuda(root: Path) -> None:
@@ -333,6 +344,6 @@ def _output(*command: str) -> str:
 
 if __name__ == "__main__":
     try:
-        print("\n".join(make_standins(sys.argv[1:] or ("3.11",))))
+        print("\n".join(make_standins(sys.argv[1:] or (USUAL_PYTHON,))))
     except StandInUnavailable as exc:
         sys.exit(f"no stand-in images here: {exc}")

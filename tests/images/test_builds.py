@@ -54,7 +54,7 @@ def test_the_cuda_base_has_its_systems_python_and_a_compiler(images, tmp_path):
     look = (
         "import os, runpod, sys, sysconfig as s; print(os.getuid(), sys.prefix, os.path.exists(s.get_path('include')))"
     )
-    said = images.docker("run", "--rm", "flashkit-worker:0.1.0-cuda", "sh", "-c", f'gcc --version; python -c "{look}"')
+    said = images.docker("run", "--rm", "flashkit-worker:0.1.0-cuda", "sh", "-c", f'g++ --version; python -c "{look}"')
     assert said.splitlines()[-1] == "1000 /opt/venv True"
 
 

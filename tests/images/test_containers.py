@@ -212,8 +212,9 @@ def test_gpus_go_to_endpoints_that_want_them_where_there_are_some(tmp_path):
 
     gpu = EndpointSpec(name="a", kind=Kind.GPU, gpu=("A100",))
     cpu = EndpointSpec(name="b", kind=Kind.CPU, cpu="cpu3c-1-2")
-    assert options(gpu, has_gpus=True)["options"] == ["--gpus", "all"]
-    assert options(gpu)["options"] == options(cpu, has_gpus=True)["options"] == []
+    assert options(gpu, has_gpus=True)["options"] == ["--shm-size", "2g", "--gpus", "all"]
+    assert options(gpu)["options"] == ["--shm-size", "2g"]
+    assert options(cpu, has_gpus=True)["options"] == []
     assert options(cpu)["docker"] == ["docker", "--config", "/h/.docker", "--host", "unix:///x.sock"]
 
 
