@@ -56,6 +56,7 @@ _LISTS: Final = {
     "modelReferences": MODELS,
 }
 _GROUPS: Final = ("workers", "scaling", "gpu")
+_ONE_OF_TWO: Final = ("scaling.queueDelay", "scaling.requestCount")
 _ENV_NAMES: Final = ("env", "template.env")
 _IGNORED: Final = ("name",)
 
@@ -88,6 +89,8 @@ def _undo(found: Restoration, name: str, old: Any) -> None:
     if name in _GROUPS and isinstance(old, Mapping):
         for key, value in old.items():
             _undo(found, f"{name}.{key}", value)
+    elif name in _ONE_OF_TWO and old is None:
+        return  # the scaler before had the other one
     elif name in _ENV_NAMES:
         found.env = _read_env(old)
     elif name in _OTHER_NAMES or name in _SAME_NAME:

@@ -164,6 +164,14 @@ def test_both_ways_of_naming_fields_are_read(field: str, old: Any, name: str, va
     assert restore(deployed, [{"diff": [{"field": field, "old": old, "new": None}]}]).fields[name] == value
 
 
+@pytest.mark.parametrize("names", [("requestCount", "queueDelay"), ("queueDelay", "requestCount")])
+def test_a_change_of_the_scaler_is_undone_with_its_value(names: tuple[str, str]):
+    deployed = Deployed("x", "tool", "n", Marker("shop", "production", "tool"), {"scaling.value": 4}, {})
+    olds = {"requestCount": 17, "queueDelay": None}
+    diff = [{"field": f"scaling.{name}", "old": olds[name], "new": None} for name in names]
+    assert restore(deployed, [{"diff": diff}]).fields["scaling.value"] == 17
+
+
 @pytest.mark.parametrize("old", [[{"key": "A", "value": "1"}], {"A": "1"}, None, []])
 def test_environments_are_read_as_pairs_and_as_objects(old: Any):
     deployed = Deployed("x", "tool", "n", Marker("shop", "production", "tool"), {}, {"B": "2"})
