@@ -326,7 +326,7 @@ async def test_tokens_come_at_their_pace():
     begun = loop.time()
     times = [loop.time() async for event in response.body if b'"content":"' in event and b'"role"' not in event]
     assert times[0] - begun >= 0.1
-    assert times[-1] - times[0] >= 0.045
+    assert times[-1] - begun >= 0.145  # a token that was late makes the next ones no later
     assert all(later >= earlier for earlier, later in itertools.pairwise(times))
 
 
