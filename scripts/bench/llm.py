@@ -1,11 +1,12 @@
 """A language model through a queue worker against vLLM's engine called directly: the same model, the same run.
 
-Each round asks for the same completions twice: from vLLM's `AsyncLLM` in this process, and by streamed OpenAI requests
-to the local platform with a real worker. Both engines are loaded all the time; rounds take turns.
+Each round asks for completions in two ways: from vLLM's `AsyncLLM` in this process, and by streamed OpenAI requests
+to the local platform with a real worker. Clients ask one request after the other, 1, 4 or 16 of them at the same time.
+Both engines are loaded all the time; rounds take turns.
 
-- vs_direct_16: tokens/s of 16 concurrent requests through the worker, as a share of those without it.
+- vs_direct_16: tokens/s of 16 clients through the worker, as a share of those without it.
 - ttft_overhead_ms: median time to the first piece of an answer through the worker, less the same without it.
-- batching_gain_16: tokens/s of 16 concurrent requests through the worker, as a multiple of those of one.
+- batching_gain_16: tokens/s of 16 clients through the worker, as a multiple of those of one.
 - posts_per_256: what a worker posts for one streamed answer of 256 tokens, 16 of them at a time.
 
 `tiny` has two layers and random weights, so that everything but the model is seen; `smollm2_` figures are those of
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,9 @@ MODELS = ROOT / ".flashkit" / "models"
 TINY = ROOT / ".flashkit" / "test-models"
 CONCURRENCIES = (1, 4, 16)
 SAMPLES = 15
-TOKENS = {"tiny": 256, "smollm2": 64}
+TOKENS = {"tiny": 256, "smollm2": 48}
+REQUESTS = {"tiny": 3, "smollm2": 1}
+"""Of a client, one after the other."""
 PROMPT = "Why is the sky blue? Explain it to a child, number {}."
 _START_SECONDS = 300
 
@@ -114,25 +118,29 @@ def numbers() -> Iterator[int]:
         number += 1
 
 
-async def tokens_per_second(ask: Ask, prompts: Iterator[int], *, concurrency: int, tokens: int) -> float:
+async def tokens_per_second(ask: Ask, prompts: Iterator[int], *, clients: int, requests: int, tokens: int) -> float:
+    async def client() -> None:
+        for _ in range(requests):
+            await ask(next(prompts), tokens)
+
     started = time.perf_counter()
-    await asyncio.gather(*(ask(next(prompts), tokens) for _ in range(concurrency)))
-    return concurrency * tokens / (time.perf_counter() - started)
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return clients * requests * tokens / (time.perf_counter() - started)
 
 
-async def compare(asks: dict[str, Ask], *, tokens: int, rounds: int) -> dict[str, Any]:
+async def compare(asks: dict[str, Ask], *, tokens: int, requests: int, rounds: int) -> dict[str, Any]:
     """Return medians of tokens/s and of first-token times, by the way of asking."""
     prompts = numbers()
+    load = partial(tokens_per_second, prompts=prompts, tokens=tokens, requests=requests)
     rates: dict[tuple[str, int], list[float]] = {}
     firsts: dict[str, list[float]] = {}
     for name, ask in asks.items():  # a round that does not count
-        await tokens_per_second(ask, prompts, concurrency=max(CONCURRENCIES), tokens=tokens)
+        await load(ask, clients=max(CONCURRENCIES))
         firsts[name] = []
     for _ in range(rounds):
-        for concurrency in CONCURRENCIES:
+        for clients in CONCURRENCIES:
             for name, ask in asks.items():
-                rate = await tokens_per_second(ask, prompts, concurrency=concurrency, tokens=tokens)
-                rates.setdefault((name, concurrency), []).append(rate)
+                rates.setdefault((name, clients), []).append(await load(ask, clients=clients))
     for _ in range(SAMPLES):
         for name, ask in asks.items():
             firsts[name].append(await ask(next(prompts), 4))
@@ -184,11 +192,11 @@ async def measure(name: str, *, rounds: int) -> dict[str, float]:
             "direct": direct(engine.llm, name),  # type: ignore[attr-defined]
             "worker": through_worker(http, f"{emulator.url}/v2/{name}/openai/v1"),
         }
-        found = await compare(asks, tokens=TOKENS[name], rounds=rounds)
+        found = await compare(asks, tokens=TOKENS[name], requests=REQUESTS[name], rounds=rounds)
         posts = await count_posts(emulator, name, tokens=256, concurrency=16)
     rates, firsts = found["rates"], found["firsts"]
-    for (way, concurrency), rate in sorted(rates.items()):
-        print(f"{name:8} {way:7} {concurrency:3} concurrent {rate:9.1f} tokens/s")
+    for (way, clients), rate in sorted(rates.items()):
+        print(f"{name:8} {way:7} {clients:3} clients {rate:9.1f} tokens/s")
     print(f"{name:8} first token: direct {firsts['direct']:.1f} ms, worker {firsts['worker']:.1f} ms; {posts:g} posts")
     return {
         "vs_direct_16": rates["worker", 16] / rates["direct", 16],

@@ -11,6 +11,7 @@ import gc
 import itertools
 import logging
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHUNK_SECONDS: Final = 0.02
+CHUNK_SECONDS: Final = 0.04
 """How often a streamed answer gets a chunk where the model is faster than that; the first token comes at once."""
 MOST_IN_CHUNK: Final = 16
 _GENERATING: Final = frozenset({CHAT, COMPLETIONS})
@@ -305,8 +306,12 @@ def _processes_of(llm: Any) -> list[Any]:
     import psutil
 
     manager = llm.engine_core.resources.engine_manager
-    cores = [psutil.Process(process.pid) for process in getattr(manager, "processes", ())]
-    return [*cores, *(child for core in cores for child in core.children(recursive=True))]
+    found = []
+    for process in getattr(manager, "processes", ()):
+        with suppress(psutil.NoSuchProcess):  # it died just now: the first request, or the watchdog, will say so
+            core = psutil.Process(process.pid)
+            found += [core, *core.children(recursive=True)]
+    return found
 
 
 def _why(llm: Any) -> str:
