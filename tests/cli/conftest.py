@@ -82,7 +82,7 @@ class Dev:
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
-    def wait_for(self, text: str, *, seconds: float = 30.0) -> str:
+    def wait_for(self, text: str, *, seconds: float = 60.0) -> str:
         """Return what was printed up to and with the line that contains the text, from here on."""
         found = ""
         deadline = time.monotonic() + seconds
@@ -110,7 +110,7 @@ class Dev:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def end(self, *, seconds: float = 15.0) -> int:
+    def end(self, *, seconds: float = 40.0) -> int:
         """Wait for its end, and return the exit code."""
         code = self.process.wait(timeout=seconds)
         self._reading.join(timeout=5)
