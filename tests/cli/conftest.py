@@ -117,7 +117,7 @@ class Dev:
         return code
 
     def stop(self) -> None:
-        for patience in (2.0, 15.0):  # the second signal kills jobs that still run
+        for patience in (2.0, 60.0):  # the second signal kills jobs that still run
             if self.process.poll() is None:
                 self.send(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
