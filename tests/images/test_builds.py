@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 
 import pytest
 
-from flashkit.images.recipe import Base, Ingredients, Variant, render
+from flashkit.images.recipe import PYTHON_IMAGES, Base, Ingredients, Variant, render
 from flashkit.images.record import read_images
 from flashkit.spec import Weights
-from tests.images.conftest import APP, BUILD_SECONDS
+from tests.images.conftest import APP, BUILD_SECONDS, SCRIPTS
 from tests.images.registry import running_registry
 from tests.weights.conftest import MODEL
 from tests.weights.hub_server import HubServer
@@ -168,12 +169,12 @@ def test_a_failing_step_is_named_with_its_last_lines(images, cpu_base, make_proj
     folder = make_project(
         "fk-test-bad",
         app__py=APP,
-        Dockerfile=f"FROM {cpu_base}\nUSER 0\nRUN echo one && echo two >&2 && exit 3\nCOPY . /app/\n",
+        Dockerfile=f"FROM {cpu_base}\nUSER 0\nRUN echo one && echo two && exit 3\nCOPY . /app/\n",
     )
     done = images.build("--tag", "fk-test-bad:1", folder=folder)
     assert done.code == 1
-    assert "✗           [2/3] RUN echo one && echo two >&2 && exit 3" in done.out
-    step = "[2/3] RUN echo one && echo two >&2 && exit 3 (Dockerfile:3)"
+    assert "✗           [2/3] RUN echo one && echo two && exit 3" in done.out
+    step = "[2/3] RUN echo one && echo two && exit 3 (Dockerfile:3)"
     told = [f"ImageError: fk-test-bad:1 could not be built: {step} failed", "    one", "    two"]
     assert done.err.splitlines()[:3] == told
     assert "exit code: 3" in done.err
@@ -272,3 +273,19 @@ def test_a_registry_that_is_not_there_is_named(images, make_project):
     assert done.code == 1
     assert "check that 127.0.0.1:9 can be reached from here" in done.err
     images.docker("rmi", "127.0.0.1:9/fk-test-push:1")
+
+
+def test_a_project_can_have_another_python(images, make_project):
+    script = [sys.executable, str(SCRIPTS / "standins.py"), "3.12"]
+    made = subprocess.run(script, env=images.environment, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(made.stderr.strip())  # a second Python is no part of the set-up
+    folder = make_project("fk-test-py", app__py=APP)
+    (folder / ".python-version").write_text("3.12\n")
+    pinned = PYTHON_IMAGES["3.12"]
+    swap = ["--build-context", f"{pinned}=docker-image://{pinned.partition('@')[0]}"]
+    done = images.flashkit("build", "--tag", "fk-test-py:1", "--", *images.build_options, *swap, folder=folder)
+    assert done.code == 0, done.out + done.err
+    assert "building flashkit-worker:0.1.0-cpu-py3.12" in done.out
+    look = "import runpod, sys; print(sys.version_info[:2])"
+    assert images.docker("run", "--rm", "fk-test-py:1", "python", "-c", look).strip() == "(3, 12)"
