@@ -31,8 +31,8 @@ class ContainerChoice:
     """Which endpoints run in which images: `--image`, as it was written."""
 
     texts: tuple[str, ...] = ()
-    folder: Path = Path()
-    """The project's, where images are recorded."""
+    folders: tuple[Path, ...] = ()
+    """The projects', where images are recorded."""
 
     def words(self) -> Iterator[str]:
         """Yield what the banner says."""
@@ -54,7 +54,8 @@ class ContainerChoice:
                     hint=f"the endpoints are: {', '.join(names)}",
                 )
             chosen |= dict.fromkeys([name] if equals else names, image)
-        recorded = read_images(self.folder) if RECORDED in chosen.values() else {}
+        is_recorded = RECORDED in chosen.values()
+        recorded = {k: v for folder in self.folders if is_recorded for k, v in read_images(folder).items()}
         for name in [name for name, image in chosen.items() if image == RECORDED]:
             if name not in recorded:
                 raise InputError(f"no image was built for endpoint {name!r}", hint="build it: flashkit build")

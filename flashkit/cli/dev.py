@@ -192,7 +192,7 @@ def read_options(apps: tuple[Path, ...], given: dict[str, Any]) -> DevOptions:
             has_flashboot=given["flashboot"],
             has_rate_limits=given["rate_limits"],
         ),
-        containers=ContainerChoice(given["images"], project_folder(files[0])),
+        containers=ContainerChoice(given["images"], tuple(dict.fromkeys(map(project_folder, files)))),
         errand=errand,
         cold_start_budget=given["cold_start_budget"],
         seed_folder=given["seed_folder"],

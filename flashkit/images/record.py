@@ -77,6 +77,7 @@ def write_images(folder: Path, built: Iterable[BuiltImage]) -> None:
     data = {"version": _VERSION, "images": [image.to_dict() | {"endpoints": names} for image, names in rows.items()]}
     file = folder / IMAGES_FILE
     file.parent.mkdir(parents=True, exist_ok=True)
+    (file.parent / ".gitignore").write_text("*\n")
     fresh = file.with_suffix(f".{os.getpid()}")
     fresh.write_text(json.dumps(data, indent=2) + "\n")
     fresh.replace(file)

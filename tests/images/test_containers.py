@@ -19,9 +19,11 @@ from flashkit.emulator.jobs import JobRequest
 from flashkit.emulator.supervisor import LocalEndpoint
 from flashkit.errors import DockerUnavailable, ImageError, InputError
 from flashkit.images.docker import Docker
+from flashkit.images.record import write_images
 from flashkit.spec import EndpointSpec, Kind, WorkerBounds
 from tests.cli.conftest import Dev, clean_environment
 from tests.images.conftest import APP, BUILD_SECONDS
+from tests.images.test_record import built
 
 pytestmark = pytest.mark.timeout(BUILD_SECONDS)
 
@@ -219,12 +221,15 @@ def test_gpus_go_to_endpoints_that_want_them_where_there_are_some(tmp_path):
 
 
 def test_images_are_chosen_by_endpoint(tmp_path):
-    assert ContainerChoice(("a=x:1", "b=y:1"), tmp_path).choose(["a", "b", "c"]) == {"a": "x:1", "b": "y:1"}
-    assert ContainerChoice(("x:1", "b=y:1"), tmp_path).choose(["a", "b"]) == {"a": "x:1", "b": "y:1"}
+    assert ContainerChoice(("a=x:1", "b=y:1")).choose(["a", "b", "c"]) == {"a": "x:1", "b": "y:1"}
+    assert ContainerChoice(("x:1", "b=y:1")).choose(["a", "b"]) == {"a": "x:1", "b": "y:1"}
     with pytest.raises(InputError, match="names an endpoint 'd', which there is not"):
-        ContainerChoice(("d=x:1",), tmp_path).choose(["a"])
+        ContainerChoice(("d=x:1",)).choose(["a"])
+    other = tmp_path / "other"
+    write_images(other, [built("b", reference="b:2")])
+    assert ContainerChoice(("",), (tmp_path, other)).choose(["b"]) == {"b": "b:2"}
     with pytest.raises(InputError, match="no image was built for endpoint 'a'"):
-        ContainerChoice(("",), tmp_path).choose(["a"])
+        ContainerChoice(("",), (tmp_path,)).choose(["a"])
 
 
 class DevInContainers(Dev):
@@ -272,7 +277,7 @@ def test_flashboot_and_containers_exclude_each_other(images, tool_project):
 
 
 def test_without_docker_dev_says_what_to_install(tmp_path):
-    choice = ContainerChoice(("x:1",), tmp_path)
+    choice = ContainerChoice(("x:1",))
     with pytest.raises(DockerUnavailable, match="there is no docker command on the PATH"):
         Docker.find({"PATH": str(tmp_path)})
     assert list(choice.words()) == ["workers in containers of x:1"]
