@@ -25,7 +25,9 @@ from pathlib import Path
 
 from engine import EngineUnavailable, Places, check_machine, fetch_programs
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
+ATTEMPTS = 2
+"""On a busy machine dockerd does not wait long enough for its containerd."""
 STOP_SECONDS = 20.0
 FIRST_HOLDER_SECONDS = 30.0
 """Who asked for the engine connects at once; when nobody does, they have died."""
@@ -44,33 +46,44 @@ class Daemon:
 
     def start(self) -> None:
         """Return when it answers. Raises `EngineUnavailable`."""
-        self._clear()
+        for attempt in range(ATTEMPTS):
+            self._clear()
+            self._process = self._launch()
+            if self._comes_up(self._process):
+                self.remove_containers()  # of a run that was killed
+                return
+            self.stop()
+            print(f"dockerd did not come up ({attempt + 1}): {_last_line(self._places.log)}", file=sys.stderr)
+        raise EngineUnavailable(f"dockerd did not come up: {_last_line(self._places.log)}")
+
+    def _launch(self) -> subprocess.Popen[bytes]:
         places = self._places
         settings = places.root / "daemon.json"
         settings.write_text(json.dumps(_SETTINGS))
+        command = [
+            str(places.bin / "dockerd"),
+            f"--storage-driver={_storage_driver()}",
+            "--iptables=false", "--ip6tables=false", "--bridge=none",
+            "--userland-proxy=false", "--shutdown-timeout=3",
+            f"--config-file={settings}",
+            f"--data-root={places.data}",
+            f"--exec-root={places.run}",
+            f"--pidfile={places.root / 'dockerd.pid'}",
+            f"--host=unix://{places.docker_socket}",
+        ]  # fmt: skip
         with places.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    str(places.bin / "dockerd"),
-                    f"--storage-driver={_storage_driver()}",
-                    "--iptables=false", "--ip6tables=false", "--bridge=none",
-                    "--userland-proxy=false", "--shutdown-timeout=3",
-                    f"--config-file={settings}",
-                    f"--data-root={places.data}",
-                    f"--exec-root={places.run}",
-                    f"--pidfile={places.root / 'dockerd.pid'}",
-                    f"--host=unix://{places.docker_socket}",
-                ],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=places.environment(),
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=places.environment(),
                 start_new_session=True, preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call, no lock
             )  # fmt: skip
+
+    def _comes_up(self, process: subprocess.Popen[bytes]) -> bool:
         deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise EngineUnavailable(f"dockerd did not come up: {_last_line(places.log)}")
+        while process.poll() is None and time.monotonic() < deadline:
+            if self._answers():
+                return True
             time.sleep(0.05)
-        self.remove_containers()  # of a run that was killed
+        return False
 
     def _clear(self) -> None:
         """Remove the marks of a daemon that was killed."""

@@ -43,11 +43,12 @@ def processes_of(places) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if any(str(places.root) in word for word in process.cmdline()) and process.pid != os.getpid():
+            is_part = any(str(places.root) in word for word in process.cmdline()) and process.pid != os.getpid()
+            if is_part and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.NoSuchProcess:
             continue
-    return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+    return found
 
 
 def wait_until_gone(places, *, seconds: float = 20.0) -> None:
