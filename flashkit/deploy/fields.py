@@ -74,6 +74,11 @@ def is_one_vcpu(fields: Mapping[str, Any]) -> bool:
     return any(item.endswith("-1") for item in fields.get("cpu", ()))
 
 
+def has_idle_timeout(fields: Mapping[str, Any]) -> bool:
+    """False for an endpoint with a queue that scales on the number of requests: there it is refused, and not shown."""
+    return not (fields.get("type") == QUEUE and fields.get("scaling.type") == REQUEST_COUNT)
+
+
 def body_of(fields: Mapping[str, Any], names: Iterable[str], *, is_new: bool) -> dict[str, Any]:
     """Return the body of a POST or PATCH that sets these fields; a group is sent as a whole.
 
@@ -103,8 +108,8 @@ def _group_body(group: str, fields: Mapping[str, Any], *, is_new: bool) -> dict[
         return {"type": values["type"], "requestCount" if is_count else "queueDelay": values["value"]}
     if group == "gpu":
         return _gpu_body(values, is_new=is_new)
-    if fields["type"] == QUEUE and fields["scaling.type"] == REQUEST_COUNT:
-        values.pop("idleTimeout", None)  # it is refused where it does nothing
+    if not has_idle_timeout(fields):
+        values.pop("idleTimeout", None)
     return values
 
 
@@ -134,6 +139,7 @@ def save_input(
     name: str, fields: Mapping[str, Any], env: Mapping[str, str], *, endpoint_id: str | None
 ) -> dict[str, Any]:
     """Return the input of GraphQL's `saveEndpoint`: everything, as it replaces everything."""
+    idle_timeout = fields.get("workers.idleTimeout") if has_idle_timeout(fields) else None
     return {
         **({"id": endpoint_id} if endpoint_id else {}),
         "name": name,
@@ -141,7 +147,7 @@ def save_input(
         **_save_compute(fields),
         "workersMin": fields["workers.min"],
         "workersMax": fields["workers.max"],
-        **({"idleTimeout": fields["workers.idleTimeout"]} if "workers.idleTimeout" in fields else {}),
+        **({} if idle_timeout is None else {"idleTimeout": idle_timeout}),
         "scalerType": fields["scaling.type"],
         "scalerValue": fields["scaling.value"],
         "executionTimeoutMs": fields["timeout"],

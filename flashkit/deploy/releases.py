@@ -17,7 +17,7 @@ from flashkit.deploy.api import ManagementApi
 from flashkit.deploy.applying import STOPPING, OnStep, Outcome, Progress, is_rolling, write_down
 from flashkit.deploy.config import DeployConfig
 from flashkit.deploy.failures import DeployImpossible
-from flashkit.deploy.fields import GPU_ORDER, MODELS, Fields
+from flashkit.deploy.fields import GPU_ORDER, MODELS, Fields, has_idle_timeout
 from flashkit.deploy.identity import ENDPOINTS_VARIABLE, endpoints_value, read_marker
 from flashkit.deploy.planning import Action, Change, plan_update
 from flashkit.deploy.record import Record
@@ -77,6 +77,8 @@ def restore(deployed: Deployed, releases: Sequence[Mapping[str, Any]]) -> Restor
     for release in releases:
         for item in release.get("diff") or ():
             _undo(found, str(item.get("field")), item.get("old"))
+    if not has_idle_timeout(found.fields):
+        found.fields.pop("workers.idleTimeout", None)
     marker = read_marker(found.env)
     if marker is not None:
         found.fields[MODELS] = list(marker.models)

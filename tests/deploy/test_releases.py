@@ -10,12 +10,13 @@ import pytest
 
 from flashkit.catalog import GpuType
 from flashkit.deploy.actual import Deployed, read_actual
+from flashkit.deploy.config import EndpointConfig
 from flashkit.deploy.failures import DeployImpossible, DeployStopped
 from flashkit.deploy.identity import Marker
 from flashkit.deploy.record import RECORD_VARIABLE, read_record
 from flashkit.deploy.releases import Rollback, plan_rollback, restore
 from flashkit.emulator.management.service import ManagementOptions
-from flashkit.spec import EndpointSpec, Kind, WorkerBounds
+from flashkit.spec import EndpointSpec, EngineSpec, Kind, ScalerType, Weights, WorkerBounds
 from flashkit.transport import RetryPolicy
 from tests.deploy.conftest import Lab, MakeLab
 from tests.deploy.proxy import once
@@ -52,6 +53,21 @@ async def test_everything_that_can_change_comes_back(any_lab: Lab):
     assert await lab.endpoints() != before
     await lab.roll_back()
     assert await lab.endpoints() == before
+
+
+async def test_an_idle_timeout_that_was_hidden_comes_back_where_a_save_replaces_everything(any_lab: Lab):
+    lab = any_lab
+    cached = replace(MODEL, engine=EngineSpec("vllm", Weights("Qwen/Qwen3-8B", "main")), idle_timeout=926)
+    lab.configure(model=EndpointConfig(model_cache=True))
+    await lab.deploy([cached])
+    before = await lab.endpoints()
+    lab.configure(model=EndpointConfig())
+    await lab.deploy([replace(cached, scaler_type=ScalerType.REQUEST_COUNT)])
+    assert "idleTimeout" not in (await lab.endpoints())["shop-production-model"]["workers"]
+    await lab.roll_back()
+    assert await lab.endpoints() == before
+    await lab.roll_back()
+    assert (await plan(lab, to=2)).is_empty, "nothing is sent again and again for a value that is never shown"
 
 
 async def test_a_rollback_is_a_deployment_and_another_one_undoes_it(lab: Lab):
