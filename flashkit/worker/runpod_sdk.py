@@ -216,11 +216,15 @@ class _EventLoop:
 
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self.kill_worker)
-        async with AsyncClientSession() as session:
-            poster = ResultPoster(session, done_url=rp_http.JOB_DONE_URL, stream_url=rp_http.JOB_STREAM_URL)
-            if await self._set_up(session, poster):
-                await self._serve(session, poster)
+            signal.signal(signum, lambda *_: loop.call_soon_threadsafe(self.kill_worker))
+        try:
+            async with AsyncClientSession() as session:
+                poster = ResultPoster(session, done_url=rp_http.JOB_DONE_URL, stream_url=rp_http.JOB_STREAM_URL)
+                if await self._set_up(session, poster):
+                    await self._serve(session, poster)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that comes late does not make a clean exit a death
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.runtime.has_stuck_threads:
             log.warning("a handler is still running in a thread: ending the process without it")
             logging.shutdown()

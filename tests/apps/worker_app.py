@@ -1,6 +1,7 @@
 """Endpoints whose handlers do what handlers do in real life, good and bad."""
 
 import asyncio
+import atexit
 import os
 import sys
 import time
@@ -45,6 +46,10 @@ async def behave(what: str, n: int = 0) -> object:  # noqa: C901, PLR0912 - a me
             return os.getpid()
         case "print":
             print(f"line {n} of {current_job().id}")
+            return None
+        case "slow-exit":
+            atexit.register(time.sleep, n)
+            atexit.register(print, "leaving", flush=True)
             return None
         case "fork":
             pid = os.fork()

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from flashkit.emulator.events import WorkerEvent
 from flashkit.errors import JobFailed, JobTimedOut
 from flashkit.protocol import JobStatus, PlatformDefaults
 from tests.processes import arguments_of
@@ -29,7 +30,7 @@ async def failure(lab: Lab, endpoint: str, job_input: dict[str, Any]) -> JobFail
 def worker_processes(lab: Lab) -> list[psutil.Process]:
     """Return the processes of the emulator's workers."""
     alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in alive if "flashkit.worker" in " ".join(arguments_of(child))]
+    return [child for child in alive if "flashkit.worker" in arguments_of(child)]
 
 
 async def test_every_way_of_losing_a_job_ends_in_a_clear_failure(interpreter: str, lab: Lab) -> None:
@@ -225,6 +226,22 @@ async def test_sigterm_finishes_the_job_and_exits_within_two_seconds_of_it(inter
     while "exited" not in lab.moments("behave"):
         await asyncio.sleep(0.02)
     assert time.monotonic() - finished_at < 2.0
+
+
+async def test_a_second_sigterm_while_it_exits_does_not_make_it_a_death(interpreter: str, lab: Lab) -> None:
+    await lab.run(app_endpoint(interpreter, "behave"))
+    await lab.client.endpoint("behave").call({"what": "slow-exit", "n": 1}, timeout=30)
+
+    (process,) = worker_processes(lab)
+    process.send_signal(signal.SIGTERM)
+    while (None, "leaving") not in lab.lines():
+        await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    while "exited" not in lab.moments("behave"):
+        await asyncio.sleep(0.02)
+
+    (exited,) = (event for event in lab.events if isinstance(event, WorkerEvent) and event.what == "exited")
+    assert exited.detail == "exit code 0"
 
 
 async def test_a_job_may_ask_for_a_new_worker(interpreter: str, lab: Lab) -> None:
