@@ -311,6 +311,9 @@ def _end(places: Places) -> int:
         engine = Engine(places, connection)
         engine.say("stop")
         engine.wait_until_gone()
+    if places.root.exists():
+        with _locked(places.root / "keeper.lock"):  # held by a keeper until everything is gone
+            pass
     return 0
 
 
