@@ -14,6 +14,7 @@ _COMMANDS = {
     "logs": ("flashkit.cli.logs", "Show what happens on the running `flashkit dev`, or what deployed workers print."),
     "mcp": ("flashkit.cli.mcp", "Offer CPU endpoints as tools of the Model Context Protocol."),
     "new": ("flashkit.cli.new", "Make a project of a template."),
+    "plan": ("flashkit.cli.plan", "Plan memory, GPUs, workers and cost before anything is paid for."),
     "replay": ("flashkit.cli.replay", "Send the input of an earlier job again."),
     "rollback": ("flashkit.cli.rollback", "Put an earlier deployment back."),
     "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),

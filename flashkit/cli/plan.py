@@ -1,0 +1,52 @@
+"""`flashkit plan`: what a model or an app needs before anything is paid for, and how many workers a load needs.
+
+`flashkit plan MODEL` is short for `flashkit plan size MODEL`. Each command is in a module of its own, imported when it
+runs or shows its help.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from flashkit.cli.commands import Group
+
+_COMMANDS = {
+    "size": ("flashkit.cli.plan_size", "Say which GPU a model or an app needs, and what it carries."),
+}
+"""Module (its attribute `command` is the command) and short help."""
+_HELP_OPTIONS = ("-h", "--help")
+
+
+class _PlanGroup(Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take what is no command's name as a model or an app to size."""
+        if args and args[0] not in _COMMANDS and args[0] not in _HELP_OPTIONS:
+            args = ["size", *args]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group("plan", cls=_PlanGroup)
+def command() -> None:
+    """Plan memory, GPUs, workers and cost before anything is paid for.
+
+    `flashkit plan MODEL` or `flashkit plan APP` says which GPU it needs and how many sessions that carries. Every
+    figure names its formula and its source: add --explain.
+    """
