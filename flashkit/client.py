@@ -26,6 +26,7 @@ from flashkit.errors import (
     PlatformError,
 )
 from flashkit.protocol import (
+    INPUT_ENVELOPE,
     RUN_BODY_LIMIT_BYTES,
     RUNSYNC_BODY_LIMIT_BYTES,
     RUNSYNC_DEFAULT_WAIT_MS,
@@ -33,6 +34,8 @@ from flashkit.protocol import (
     JobStatus,
 )
 from flashkit.settings import Settings
+from flashkit.telemetry.propagation import TRACEPARENT
+from flashkit.telemetry.spans import outgoing
 from flashkit.transport import Request, RetryPolicy, Transport, encode_body, expect_object, jitter
 
 _log = logging.getLogger(__name__)
@@ -358,7 +361,7 @@ def _encode_job(
         "webhook": webhook,
         "policy": {key: value for key, value in policy.items() if value is not None},
     }
-    job = {"input": job_input, **{key: value for key, value in optional.items() if value}}
+    job = {"input": _with_trace(job_input), **{key: value for key, value in optional.items() if value}}
     body = encode_body(job)
     if len(body) > limit_bytes:
         raise InputError(
@@ -367,6 +370,15 @@ def _encode_job(
             details={"limit_bytes": limit_bytes, "size_bytes": len(body)},
         )
     return body
+
+
+def _with_trace(job_input: Any) -> Any:
+    """Return the input with the span that it is sent from, which the worker takes out again."""
+    context = outgoing()
+    if context is None or not isinstance(job_input, dict):
+        return job_input
+    envelope = job_input.get(INPUT_ENVELOPE)
+    return {**job_input, INPUT_ENVELOPE: {**(envelope or {}), TRACEPARENT: context.to_header()}}
 
 
 def _unwrap_chunk(chunk: object) -> Any:

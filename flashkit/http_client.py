@@ -17,6 +17,8 @@ import orjson
 
 from flashkit.errors import ErrorReport, FlashkitError, HandlerError, InputError, PlatformError, RateLimited
 from flashkit.settings import Settings
+from flashkit.telemetry.propagation import TRACEPARENT
+from flashkit.telemetry.spans import outgoing
 from flashkit.transport import FOREIGN_ERRORS, describe_foreign_error, encode_body
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -188,6 +190,8 @@ class HttpClient:
         sent = dict(headers or {})
         if worker is not None:
             sent["X-Runpod-Worker-Id"] = worker
+        if (context := outgoing()) is not None:
+            sent.setdefault(TRACEPARENT, context.to_header())
         body = None
         if json is not None:
             body = encode_body(json)

@@ -8,7 +8,7 @@ import pytest
 
 HEAVY = (
     "runpod", "pydantic", "aiohttp", "redis", "boto3", "fastapi", "starlette", "click", "orjson", "numpy", "torch",
-    "uvicorn", "rich", "sqlite3",
+    "uvicorn", "rich", "sqlite3", "opentelemetry", "prometheus_client",
 )  # fmt: skip
 
 DEFINE = {

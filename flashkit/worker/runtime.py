@@ -20,6 +20,8 @@ from flashkit.handler import Contract, Definition, encode_json
 from flashkit.protocol import INPUT_ENVELOPE, RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
 from flashkit.settings import Settings
 from flashkit.spec import Kind
+from flashkit.telemetry import Op
+from flashkit.telemetry import enter_job as enter_job_span
 from flashkit.worker.calling import Caller, describe_failure, describe_setup_failure, is_cancelled_from_outside
 from flashkit.worker.job import HandBack, JobContext, enter_job
 from flashkit.worker.phases import Phases
@@ -71,6 +73,12 @@ class Runtime:
         # These look at the handler's signature and code: once, not for every job.
         self._injected = definition.injected
         self._streams = definition.streams
+        self._attributes = {
+            "flashkit.endpoint.name": definition.spec.name,
+            "flashkit.endpoint.kind": definition.spec.kind.value,
+            "flashkit.worker.id": settings.worker_id,
+        }
+        """Of every job's span."""
         self.phases = Phases()
         self.engine: Engine | None = None
         self.engine_death: EngineDied | None = None
@@ -173,9 +181,23 @@ class Runtime:
             raise HandBack
         context = JobContext(str(job["id"]), self.definition.spec.name, report_progress=report_progress)
         enter_job(context)
+        data, envelope = split_envelope(job.get("input"))
+        with enter_job_span(
+            Op.JOB, context.endpoint, self._job_attributes(context), job_id=context.id, traceparent=envelope.traceparent
+        ) as span:
+            outcome = await self._run_to_outcome(data, envelope, context, emit)
+            if outcome.error is not None:
+                span.fail(outcome.error.message)
+                span.set("error.type", outcome.error.code)
+            return outcome
+
+    def _job_attributes(self, context: JobContext) -> dict[str, Any]:
+        return {**self._attributes, "flashkit.job.id": context.id}
+
+    async def _run_to_outcome(self, data: Any, envelope: Envelope, context: JobContext, emit: Emit) -> Outcome:
         collected = _Collected(context.id)
         try:
-            output = await self._run_handler(job, context, emit, collected)
+            output = await self._run_handler(data, envelope, context, emit, collected)
             return Outcome(output, restart_worker=context.worker_restart_requested)
         except BaseException as exc:  # KeyboardInterrupt and its like end this job only
             if isinstance(exc, HandBack) or (isinstance(exc, asyncio.CancelledError) and is_cancelled_from_outside()):
@@ -215,10 +237,9 @@ class Runtime:
             await self._caller.call(method)
 
     async def _run_handler(
-        self, job: Mapping[str, Any], context: JobContext, emit: Emit, collected: _Collected
+        self, data: Any, envelope: Envelope, context: JobContext, emit: Emit, collected: _Collected
     ) -> bytes:
         output: bytes
-        data, envelope = split_envelope(job.get("input"))
         limit_s = self.definition.spec.execution_timeout_ms / 1000
         if self._sessions is not None:  # they keep to the time themselves, and write down where they are
             output = await self._sessions.run(
@@ -362,6 +383,8 @@ class Envelope(NamedTuple):
     """Time of day until which the caller waits."""
     retries: int | None = None
     """How often the calls of a called session may be made again, all together."""
+    traceparent: str | None = None
+    """The span that the job was made in, as W3C writes it."""
 
 
 def split_envelope(data: Any) -> tuple[Any, Envelope]:
@@ -373,7 +396,13 @@ def split_envelope(data: Any) -> tuple[Any, Envelope]:
     given = content if isinstance(content, dict) else {}
     texts = {name: value for name, value in given.items() if isinstance(value, str)}
     numbers = {name: value for name, value in given.items() if isinstance(value, int) and not isinstance(value, bool)}
-    return rest, Envelope(texts.get("key"), texts.get("instead_of"), numbers.get("deadline_ms"), numbers.get("retries"))
+    return rest, Envelope(
+        key=texts.get("key"),
+        instead_of=texts.get("instead_of"),
+        deadline_ms=numbers.get("deadline_ms"),
+        retries=numbers.get("retries"),
+        traceparent=texts.get("traceparent"),
+    )
 
 
 def _is_relayed(data: Any) -> bool:

@@ -26,6 +26,7 @@ from flashkit.client import Client, EndpointClient, JobHandle, JobState
 from flashkit.errors import FlashkitError, JobCancelled, JobFailed, JobNotFound, JobTimedOut, PlatformError
 from flashkit.handler import encode_json
 from flashkit.protocol import INPUT_ENVELOPE, TTL_MS, JobStatus
+from flashkit.telemetry import NO_SPAN, AnySpan, Op, span
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.turn import Ask, Progress, Turn
 
@@ -81,6 +82,7 @@ class Caller:
         *,
         retries: int,
         key: str | None,
+        op: Op = Op.CALL,
     ) -> bytes:
         """Return the output of one job as JSON text, from the journal if it is there."""
         record = turn.done(ask)
@@ -91,15 +93,18 @@ class Caller:
             key = key or self.key_of(turn, ask)
             client, allowance = self._client.endpoint(endpoint), self._allowance
             call = _Call(turn, ask, client, key, deadline_ms=deadline_ms, retries=retries, allowance=allowance)
-            try:
-                output = encode_json(await call.run(data))
-                record = await turn.write_result(
-                    ask, output, started_ms=started_ms, seconds=time.monotonic() - started, attempt=call.attempts
-                )
-            except Exception as exc:
-                seconds = time.monotonic() - started
-                turn.note_error(ask, exc, started_ms=started_ms, seconds=seconds, attempt=call.attempts)
-                raise
+            with span(op, endpoint, _span_attributes(turn, ask, endpoint, op)) as call.span:
+                try:
+                    output = encode_json(await call.run(data))
+                    record = await turn.write_result(
+                        ask, output, started_ms=started_ms, seconds=time.monotonic() - started, attempt=call.attempts
+                    )
+                except Exception as exc:
+                    seconds = time.monotonic() - started
+                    turn.note_error(ask, exc, started_ms=started_ms, seconds=seconds, attempt=call.attempts)
+                    raise
+                finally:
+                    call.span.set("flashkit.attempts", call.attempts)
         return await turn.output_of(record)
 
     def _deadline_of(self, turn: Turn, ask: Ask, deadline_ms: int | None) -> int | None:
@@ -136,6 +141,7 @@ class _Call:
         self._job = self._job_of(progress.attach)
         self._lost_job = self._job_of(progress.failed_attach)
         self.attempts = progress.attach.attempt if progress.attach else 1
+        self.span: AnySpan = NO_SPAN
 
     async def run(self, data: Any) -> Any:
         """Return the job's output, submitting it again while that may help and there is time."""
@@ -179,6 +185,7 @@ class _Call:
                 job = await self._endpoint.run(body, execution_timeout_ms=limits.execution_ms, ttl_ms=limits.ttl_ms)
         except TimeoutError as exc:
             raise self._timed_out(None) from exc
+        self.span.set("flashkit.called_job.id", job.id)
         output = orjson.dumps({"job": job.id, "endpoint": self._endpoint.name})
         extra = {} if self._deadline_ms is None else {"deadline_ms": self._deadline_ms}
         try:
@@ -228,6 +235,11 @@ class _Call:
             f"endpoint {name!r} gave session {session!r} no result in time; {what_becomes}",
             request_id=job.id if job else None,
         )
+
+
+def _span_attributes(turn: Turn, ask: Ask, endpoint: str, op: Op) -> dict[str, Any]:
+    known = {**turn.span_attributes(ask), "flashkit.endpoint.name": endpoint}
+    return {**known, "gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": endpoint} if op is Op.TOOL else known
 
 
 class _JobLimits(NamedTuple):

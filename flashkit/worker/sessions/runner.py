@@ -33,6 +33,7 @@ from flashkit.errors import (
 )
 from flashkit.handler import Contract, Definition, encode_json, parse_json
 from flashkit.settings import DEFAULT_WORKER_ID, Settings
+from flashkit.telemetry import Op, current, span
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget
 from flashkit.worker.sessions.calls import Allowance, Caller
@@ -244,6 +245,7 @@ class SessionRunner:
         """
         ends_at = None if limit_s is None else asyncio.get_running_loop().time() + limit_s - _time_to_end(limit_s)
         request = Request.from_job(job_id, data, Allowance(deadline_ms, retries))
+        current().set("flashkit.session.id", request.session_id)
         if deadline_ms is not None:
             budget_s = min(budget_s, deadline_ms / 1000 - time.time())
         if request.event is not None:
@@ -536,7 +538,8 @@ class SessionRunner:
             awaits="",
             release=True,
         )
-        await turn.writer.close(*(turn.take_unwritten() if keeps_steps else ()), change=change)
+        with span(Op.COMMIT, "turn", {"flashkit.session.id": turn.session}):
+            await turn.writer.close(*(turn.take_unwritten() if keeps_steps else ()), change=change)
 
     async def _kept_event(self, turn: Turn, event: Record) -> dict[str, Any]:
         """Return an event that nobody asked for, as it goes into the snapshot."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flashkit.handler import encode_json
+from flashkit.telemetry import AnySpan
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,12 @@ class StepScope:
         if not self.tokens and not self.cost_usd:
             return {}
         return {"spent": {"tokens": self.tokens, "cost_usd": self.cost_usd}}
+
+    def tell(self, span: AnySpan) -> None:
+        """Say in the step's span what was used."""
+        if self.tokens or self.cost_usd:
+            span.set("flashkit.spent.tokens", self.tokens)
+            span.set("flashkit.spent.cost_usd", self.cost_usd)
 
     def watch(self, state: Any) -> None:
         """Take note that the function looks at the session's state."""

@@ -17,6 +17,8 @@ from typing_extensions import TypeVar as TypingTypeVar
 
 from flashkit.errors import HandlerExit, OutcomeUnknown, SessionError
 from flashkit.handler import Contract, Definition, encode_json, output_adapter, parse_json
+from flashkit.spec import Kind as EndpointKind
+from flashkit.telemetry import Op, Span, current
 from flashkit.worker.job import HandBack, contain
 from flashkit.worker.sessions.budget import Ceilings
 from flashkit.worker.sessions.calls import Caller
@@ -216,7 +218,8 @@ class Session(Generic[StateT]):
         name = endpoint.definition.spec.name
         data = endpoint.contract.make_input(args, kwargs)
         ask = self._turn.ask(f"call:{name}", data)
-        call = self._caller.call(self._turn, ask, name, data, timeout, retries=retries, key=idempotency_key)
+        op = Op.TOOL if endpoint.definition.spec.kind is EndpointKind.CPU else Op.CALL
+        call = self._caller.call(self._turn, ask, name, data, timeout, retries=retries, key=idempotency_key, op=op)
         return _decode_with(call, endpoint.contract.decode_output)
 
     @overload
@@ -301,6 +304,8 @@ class Session(Generic[StateT]):
         for name, value in (("tokens", tokens), ("cost_usd", cost_usd)):
             if not (_is_number(value) and math.isfinite(value) and value >= 0):
                 raise SessionError(f"session.spend({name}={value!r}) is not an amount", hint="give a number from 0 up")
+        if running_step() is None:  # a step's span says so itself
+            _tell_spent(tokens, cost_usd)
         self._turn.spend(tokens=tokens, cost_usd=cost_usd)
 
     def catches(self, *errors: type[Exception]) -> None:
@@ -363,7 +368,7 @@ class Session(Generic[StateT]):
             finally:
                 _effect_key.reset(token)
 
-        return await turn.once(ask, run_with_key, encode)
+        return await turn.once(ask, run_with_key, encode, op=Op.EFFECT)
 
     async def _take_event(self, ask: Ask, event: str) -> Record | None:
         """Write down that the event came, if it did; also one that came while this turn was at work."""
@@ -472,6 +477,13 @@ def _require_step(method: str, name: object, function: object) -> None:
             f"session.{method}({name!r}, {function!r}) does not name a step and its function",
             hint=f'write session.{method}("name", function, *arguments)',
         )
+
+
+def _tell_spent(tokens: int, cost_usd: float) -> None:
+    here = current()
+    if isinstance(here, Span):
+        for name, value in (("flashkit.spent.tokens", tokens), ("flashkit.spent.cost_usd", cost_usd)):
+            here.set(name, here.attributes.get(name, 0) + value)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

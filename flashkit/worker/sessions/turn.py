@@ -30,6 +30,7 @@ import orjson
 
 from flashkit.errors import BudgetExceeded, FlashkitError, JobError, RecordCorrupt, ReplayMismatch
 from flashkit.handler import encode_json, parse_json
+from flashkit.telemetry import Op, span
 from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.budget import Budget, Move
 from flashkit.worker.sessions.failures import NOT_KEPT, comes_back, encode_error, led_to, rebuild_error
@@ -190,6 +191,7 @@ class Turn:
         """Cancels the handler a little before the platform would end its job."""
         self.ended_by: Exception | None = None
         """What ended the turn, whatever the handler does with it."""
+        self._commit_attributes = {"flashkit.session.id": writer.lease.session}
         self._uses: Counter[str] = Counter()
         self._ordinals: Counter[str] = Counter()
         self._branches: Counter[str] = Counter()
@@ -207,6 +209,10 @@ class Turn:
     def session(self) -> str:
         """The session's id."""
         return self.writer.lease.session
+
+    def span_attributes(self, ask: Ask) -> dict[str, Any]:
+        """Return what the span of a step says besides its name."""
+        return {"flashkit.session.id": self.session, "flashkit.step.name": ask.name, "flashkit.turn": self.number}
 
     @property
     def goes_on_elsewhere(self) -> bool:
@@ -280,16 +286,19 @@ class Turn:
             raise error
         return progress.result
 
-    async def once(self, ask: Ask, run: Callable[[], Awaitable[Any]], encode: Callable[[Any], bytes]) -> bytes:
+    async def once(
+        self, ask: Ask, run: Callable[[], Awaitable[Any]], encode: Callable[[Any], bytes], *, op: Op = Op.STEP
+    ) -> bytes:
         """Return a step's result as JSON text, running it unless the journal has it."""
         record = self.done(ask)
         if record is None:
             self.check_may_begin()
             started_ms, started = round(time.time() * 1000), time.monotonic()
-            with StepScope(ask.key) as scope:
+            with span(op, ask.key, self.span_attributes(ask)) as step, StepScope(ask.key) as scope:
                 try:
                     output, took = encode(await run()), time.monotonic() - started
                     scope.warn_of_changes(self.session)
+                    scope.tell(step)
                     record = await self.write_result(
                         ask, output, started_ms=started_ms, seconds=took, extra=scope.spent
                     )
@@ -343,7 +352,8 @@ class Turn:
         record = Record(kind, ask.key, output, ask.digest, blob, started_ms, seconds, attempt, self.code, extra)
         before = self.take_unwritten() if self._unwritten else []
         try:
-            await self.writer.append(*before, record, durability=durability)
+            with span(Op.COMMIT, kind.name.lower(), self._commit_attributes):
+                await self.writer.append(*before, record, durability=durability)
         except FlashkitError:
             self._unwritten[:0] = before
             raise
