@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import math
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from flashkit.catalog import usd_per_second
-from flashkit.emulator.events import Event, JobEvent, RequestEvent
+from flashkit.emulator.events import Event, JobEvent, RequestEvent, WorkerEvent
 from flashkit.emulator.lanes import Lane
 from flashkit.emulator.platform import Platform
 from flashkit.emulator.recorder import Recorder
@@ -23,6 +24,7 @@ from flashkit.emulator.tokens import read_tokens
 from flashkit.errors import FlashkitError
 from flashkit.protocol import JobStatus
 from flashkit.spec import EndpointSpec
+from flashkit.telemetry.metrics import SECONDS_OF_CALLS, SECONDS_OF_STARTS
 
 SAMPLE_LIMIT: Final = 900
 """Samples that are kept, one a second."""
@@ -56,6 +58,7 @@ _WORKER_COLUMNS: Final = {
     "draining": "leaving",
     "unhealthy": "leaving",
 }
+_BEGINS: Final = ("initializing", "starting", "thawing")
 _FREE_STATES: Final = ("frozen", "exited")
 """Nothing is paid for these."""
 
@@ -71,10 +74,43 @@ class Ended(NamedTuple):
 Sample = tuple[float | None, ...]
 
 
+class Histogram:
+    """How many values were at most as large as each bound, and their sum.
+
+    Args:
+        bounds: Upper bounds, ascending; what is larger is counted after the last one.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Count values that somebody else has sorted by the same bounds."""
+        self.counts = [mine + more for mine, more in zip(self.counts, counts, strict=True)]
+        self.sum += total
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self.counts)
+
+
 @dataclass(slots=True)
 class EndpointFigures:
     """What is counted for one endpoint."""
 
+    statuses: Counter[JobStatus] = field(default_factory=Counter)
+    """Jobs that ended so far."""
+    delays: Histogram = field(default_factory=lambda: Histogram(SECONDS_OF_CALLS))
+    executions: Histogram = field(default_factory=lambda: Histogram(SECONDS_OF_CALLS))
+    starts: Histogram = field(default_factory=lambda: Histogram(SECONDS_OF_STARTS))
     ended: deque[Ended] = field(default_factory=lambda: deque(maxlen=WINDOW_JOBS))
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLE_LIMIT))
     since_sample: Counter[str] = field(default_factory=Counter)
@@ -107,18 +143,37 @@ class Metrics:
         self._clock = clock
         self._figures: dict[str, EndpointFigures] = {}
         self._sampled_at = clock()
+        self._starting: dict[str, float] = {}
+        """Workers that are not ready yet, with the time of the wish for them."""
 
     def observe(self, event: Event) -> None:
         """Count an event."""
         if isinstance(event, RequestEvent):
             self._count_request(event)
-        if not isinstance(event, JobEvent) or not event.status.is_final:
+        elif isinstance(event, WorkerEvent):
+            self._count_start(event)
+        elif isinstance(event, JobEvent):
+            self._count_job(event)
+
+    def _count_start(self, event: WorkerEvent) -> None:
+        if event.what in _BEGINS:
+            self._starting.setdefault(event.worker_id, self._clock())
+        elif (began := self._starting.pop(event.worker_id, None)) is not None and event.what == "ready":
+            self._of(event.endpoint).starts.observe(self._clock() - began)
+
+    def _count_job(self, event: JobEvent) -> None:
+        if event.worker_id in self._starting and not event.status.is_final:  # it was thawed for this job
+            self._of(event.endpoint).starts.observe(self._clock() - self._starting.pop(event.worker_id))
+        if not event.status.is_final:
             return
         figures = self._of(event.endpoint)
+        figures.statuses[event.status] += 1
         is_failure = event.status in (JobStatus.FAILED, JobStatus.TIMED_OUT)
         figures.since_sample["failed" if is_failure else "finished"] += 1
         if event.delay_ms is not None and event.execution_ms is not None:
             figures.ended.append(Ended(self._clock(), event.delay_ms, event.execution_ms))
+            figures.delays.observe(event.delay_ms / 1000)
+            figures.executions.observe(event.execution_ms / 1000)
         if event.status is JobStatus.COMPLETED:
             self._count_tokens(figures, event)
 
@@ -183,6 +238,10 @@ class Metrics:
             if not lane.is_over:
                 lanes.setdefault(lane.endpoint, []).append(lane)
         return lanes
+
+    def figures(self, endpoint: str) -> EndpointFigures:
+        """Return what was counted for an endpoint so far."""
+        return self._of(endpoint)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """Return the figures of every endpoint as they are now."""

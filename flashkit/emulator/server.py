@@ -43,9 +43,11 @@ from flashkit.emulator.management.fleet import LocalWorker
 from flashkit.emulator.management.quota import DOCUMENTED_WINDOWS
 from flashkit.emulator.management.service import Management, ManagementOptions, management_route
 from flashkit.emulator.metrics import Metrics
+from flashkit.emulator.metrics_routes import metrics_routes
 from flashkit.emulator.overview import Overview
 from flashkit.emulator.platform import ColdStart, Job, JobRequest, Platform, check_spec, random_id, seeded_id
 from flashkit.emulator.recorder import Recorder
+from flashkit.emulator.reports import Reports
 from flashkit.emulator.routes import ClientRoutes, RouteOptions
 from flashkit.emulator.supervisor import LocalEndpoint, Supervisor
 from flashkit.emulator.traffic import TrafficRecorder
@@ -126,6 +128,7 @@ class Emulator:
         self.platform = Platform(defaults, new_id=new_id, has_flashboot=flashboot)
         self.recorder = Recorder()
         self.metrics = Metrics(self.platform, self.recorder, clock=time.time)
+        self.reports = Reports(lambda: tuple(self.platform.specs), clock=time.time)
         self.problems: dict[str, ErrorReport] = {}
         """Why apps do not import, by the names of their files: set by whoever loads them, shown to people."""
         self._endpoints = tuple(endpoints)
@@ -371,6 +374,7 @@ class Emulator:
                 *control.routes(),
                 *dashboard_routes(),
                 *fault_routes(self.faults, self._admission),
+                *metrics_routes(self.metrics, self.reports, self._admission),
                 management_route(self._management),
             ],
         )
