@@ -15,12 +15,11 @@ from flashkit.checks.project import Endpoint, Project
 from flashkit.errors import ConfigurationError
 from flashkit.plan.figures import Figure
 from flashkit.plan.gpu_generations import models_of
+from flashkit.plan.model_shape import ModelShape, read_shape
 from flashkit.plan.sizing import (
     MEMORY_UTILIZATION,
-    ModelShape,
     parameters_in_name,
     quantization_in_name,
-    read_shape,
     weights_bytes,
     weights_bytes_of,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 GB: Final = 1_000_000_000
 """Sizes are decimal, as the prices of disks and the tables of GPUs are."""
@@ -17,6 +17,8 @@ class Figure:
     unit: str
     formula: str
     """With the numbers put in, such as `2 x 80 layers x 8 KV heads x 128 x 2 bytes`."""
+    source: str = ""
+    """Where the numbers in the formula are from; empty where they are the model's own config or the caller's."""
 
     @property
     def amount(self) -> str:
@@ -24,6 +26,10 @@ class Figure:
         if self.unit.startswith("bytes"):
             return f"{format_bytes(self.value)}{self.unit.removeprefix('bytes')}"
         return f"{self.value:,.10g} {self.unit}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {"value": self.value, "unit": self.unit, "formula": self.formula, "source": self.source}
 
     def __str__(self) -> str:
         return f"{self.amount} ({self.formula})"

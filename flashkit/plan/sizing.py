@@ -4,7 +4,7 @@ Pure arithmetic on a model's own `config.json`. Nothing is looked up in a table 
 copied with their mistakes: a well-known one gives Llama-2-70B 0.4 GB of KV cache for 4,096 tokens and 25 sessions on
 an 80 GB card, while the formula printed beside it makes 1.34 GB, and the weights alone are 138 GB.
 
-Not counted are activations, CUDA graphs and what the driver takes; `gpu_memory_utilization` leaves room for some of it.
+Activations, CUDA graphs and what the driver takes are in `overhead`; figures here leave them out.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from flashkit.errors import ConfigurationError
-from flashkit.plan.figures import GB, Figure
+from flashkit.catalog import VOLUME_SIZE_GB
+from flashkit.plan.figures import GB, Figure, format_bytes
+from flashkit.plan.model_shape import BYTES_OF, ModelShape, normal_dtype
 
 PLANNED_SHARE: Final = 0.8
 """The 80 % rule: plan for four fifths of the sessions that fit, as the rest is for bursts and longer answers."""
 MEMORY_UTILIZATION: Final = 0.9
 """Chosen: the share of a GPU's memory that vLLM may use, where its option does not say. Releases have 0.9 or 0.92."""
-BYTES_OF: Final[Mapping[str, int]] = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
-_DTYPE_NAMES: Final[Mapping[str, str]] = {"half": "float16", "float": "float32"}
 BITS_OF: Final[Mapping[str, float]] = {
     "fp8": 8, "int8": 8, "w8a8": 8, "fbgemm_fp8": 8, "modelopt": 8,
     # 4-bit numbers with a 16-bit scale and a 4-bit zero point for each group of 128.
@@ -33,37 +32,10 @@ BITS_OF: Final[Mapping[str, float]] = {
     "nvfp4": 4.5, "modelopt_fp4": 4.5,  # an 8-bit scale for each 16
 }  # fmt: skip
 """Bits of one quantised weight, its share of scales included."""
-_PLAIN_FEED_FORWARD: Final = frozenset(
-    {"bert", "bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "mpnet", "mpt", "opt", "phi", "roberta",
-     "starcoder2", "xlm-roberta"}
-)  # fmt: skip
-"""Model types whose feed-forward has two matrices; all others have a third one, the gate."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
-    """What memory depends on, read from a model's `config.json`."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    body_parameters: int
-    """Those of the layers, which quantisation makes smaller."""
-    embedding_parameters: int
-    """Those of the vocabulary, which stay in `dtype`."""
-    dtype: str = "bfloat16"
-    max_tokens: int | None = None
-    """The longest context that the model was made for."""
-    quantization: str | None = None
-    """How the weights on disk are quantised already."""
-    latent_dim: int | None = None
-    """Width of the compressed KV entry of models with latent attention (MLA)."""
-
-    @property
-    def parameters(self) -> int:
-        """All of them."""
-        return self.body_parameters + self.embedding_parameters
+BLOCK_TOKENS: Final = 16
+"""A session's KV cache grows by blocks of so many tokens: vLLM's default on GPUs."""
+VOLUME_HEADROOM: Final = 1.2
+"""Chosen: a volume is planned a fifth larger than the weights, for a second small model and unfinished downloads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,35 +47,6 @@ class Sessions:
     most: Figure
     planned: Figure
     """By the 80 % rule."""
-
-
-def read_shape(config: Mapping[str, Any]) -> ModelShape:
-    """Return the shape that a Hugging Face `config.json` describes.
-
-    Raises:
-        ConfigurationError: A field that the arithmetic needs is missing or is not a number.
-    """
-    text = config.get("text_config")
-    facts = {**config, **text} if isinstance(text, Mapping) else dict(config)  # models that see have one inside
-    layers = _number(facts, "num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    heads = _number(facts, "num_attention_heads", "n_head", "n_heads")
-    hidden = _number(facts, "hidden_size", "n_embd", "d_model")
-    kv_heads = _number(facts, "num_key_value_heads", "num_kv_heads", "multi_query_group_num", default=heads)
-    head_dim = _number(facts, "head_dim", default=hidden // heads)
-    vocabulary = _number(facts, "vocab_size") * hidden
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    return ModelShape(
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        body_parameters=layers * (attention + _feed_forward(facts, hidden) + 2 * hidden) + hidden,
-        embedding_parameters=vocabulary * (1 if facts.get("tie_word_embeddings", False) else 2),
-        dtype=_dtype(facts),
-        max_tokens=_number(facts, "max_position_embeddings", "n_positions", "seq_length", default=0) or None,
-        quantization=_quantization(facts.get("quantization_config")),
-        latent_dim=_latent_dim(facts),
-    )
 
 
 def weights_bytes(shape: ModelShape, *, quantization: str | None = None, dtype: str | None = None) -> Figure:
@@ -133,27 +76,69 @@ def weights_bytes_of(parameters: float, *, quantization: str | None = None, dtyp
     )  # fmt: skip
 
 
-def kv_bytes_per_token(shape: ModelShape, *, kv_dtype: str | None = None) -> Figure:
-    """Return what one token keeps in the KV cache, on all GPUs of a worker together.
+def kv_bytes_per_token(shape: ModelShape, *, kv_dtype: str | None = None, gpu_count: int = 1) -> Figure:
+    """Return what one more token keeps in the KV cache of a session that is longer than any sliding window.
 
     Args:
         shape: The model.
         kv_dtype: vLLM's `kv_cache_dtype`; the model's own type by default.
+        gpu_count: GPUs that share the model; the figure is that of one of them.
     """
-    size = _kv_width(kv_dtype, shape.dtype)
-    if shape.latent_dim is not None:
-        value = shape.layers * shape.latent_dim * size
-        return Figure(value, "bytes per token", f"{shape.layers} layers x {shape.latent_dim} latent x {size} bytes")
-    return Figure(
-        2 * shape.layers * shape.kv_heads * shape.head_dim * size, "bytes per token",
-        f"2 x {shape.layers} layers x {shape.kv_heads} KV heads x {shape.head_dim} head dim x {size} bytes",
-    )  # fmt: skip
+    layer = _layer(shape, kv_dtype, gpu_count)
+    layers = _of_all(shape.full_layers, shape.layers, "layers")
+    each = f"2 x {layers} x {layer.words}" if shape.latent_dim is None else f"{layers} x {layer.words}"
+    return Figure(shape.full_layers * layer.bytes, "bytes per token", each)
 
 
-def kv_bytes(shape: ModelShape, tokens: int, *, kv_dtype: str | None = None) -> Figure:
-    """Return the KV cache of one session with so many tokens, its prompt and answer together."""
-    each = kv_bytes_per_token(shape, kv_dtype=kv_dtype)
-    return Figure(each.value * tokens, "bytes", f"{each.value:,.0f} bytes per token x {tokens:,} tokens")
+def kv_bytes(
+    shape: ModelShape,
+    tokens: int,
+    *,
+    kv_dtype: str | None = None,
+    gpu_count: int = 1,
+    batched_tokens: int = 0,
+    block_tokens: int = 1,
+) -> Figure:
+    """Return the KV cache of one session with so many tokens, its prompt and answer together.
+
+    Args:
+        shape: The model.
+        tokens: Length of the session.
+        kv_dtype: vLLM's `kv_cache_dtype`; the model's own type by default.
+        gpu_count: GPUs that share the model; the figure is that of one of them.
+        batched_tokens: Tokens of steps that are under way: layers with a window keep them too.
+        block_tokens: The cache grows by so many tokens.
+    """
+    layer = _layer(shape, kv_dtype, gpu_count)
+    per_token = kv_bytes_per_token(shape, kv_dtype=kv_dtype, gpu_count=gpu_count)
+    kept = _rounded_up(tokens, block_tokens)
+    value = per_token.value * kept
+    formula = f"{per_token.value:,.0f} bytes per token x {kept:,} tokens" if shape.full_layers else ""
+    if shape.window is not None:
+        seen = min(tokens, max(shape.window, shape.window - 1 + batched_tokens))
+        blocks = _rounded_up(seen, block_tokens) + (block_tokens if block_tokens > 1 else 0)  # it may begin within one
+        value += shape.window_layers * layer.bytes * blocks
+        formula += f"{' + ' * bool(formula)}{shape.window_layers} layers x {layer.bytes:,.0f} bytes x {blocks:,} tokens"
+        formula += f" of a window of {shape.window:,}"
+    if shape.state_layers:
+        value += shape.state_layers * shape.state_bytes / gpu_count
+        formula += f"{' + ' * bool(formula)}{shape.state_layers} layers x {format_bytes(shape.state_bytes)} of state"
+    return Figure(value, "bytes", formula)
+
+
+def longest_context(shape: ModelShape, room_bytes: float, *, kv_dtype: str | None = None) -> int:
+    """Return the tokens of the longest session that fits into so many bytes of KV cache."""
+    longest = shape.max_tokens or 1 << 24
+    if kv_bytes(shape, longest, kv_dtype=kv_dtype).value <= room_bytes:
+        return longest
+    low, high = 0, longest
+    while high - low > 1:
+        middle = (low + high) // 2
+        if kv_bytes(shape, middle, kv_dtype=kv_dtype).value <= room_bytes:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def sessions_that_fit(
@@ -192,6 +177,14 @@ def usable_bytes(vram_gb: float, *, gpu_count: int = 1, memory_utilization: floa
     )  # fmt: skip
 
 
+def volume_gb(weights: Figure) -> Figure:
+    """Return the size of a network volume for these weights: in steps of 10 GB, of 50 GB above 100."""
+    size = weights.value * VOLUME_HEADROOM / GB
+    step = 10 if size <= 100 else 50  # noqa: PLR2004 - a round number
+    rounded = max(VOLUME_SIZE_GB.low, math.ceil(size / step) * step)
+    return Figure(rounded, "GB", f"{weights.amount} x {VOLUME_HEADROOM:g}, in steps of {step} GB")
+
+
 def seats_for(sessions: int) -> range:
     """Return the `max_num_seqs` to choose from for so many expected sessions: 1.5 to 2 times as many."""
     return range(math.ceil(1.5 * sessions), 2 * sessions + 1)
@@ -226,83 +219,42 @@ def quantization_in_name(name: str) -> str | None:
     return next((method for method, text in _METHOD_IN_NAME if re.search(text, repository, re.IGNORECASE)), None)
 
 
-def normal_dtype(dtype: str | None) -> str | None:
-    """Return the full name of a type; None for `auto` and for what is not known."""
-    name = _DTYPE_NAMES.get(dtype or "", dtype or "").removeprefix("torch.")
-    return name if name in BYTES_OF else None
-
-
 def bits_of(method: str) -> float | None:
     """Return the bits of one weight of a quantisation method; None for a method that is not known."""
     return BITS_OF.get(method) or BITS_OF.get(method.removesuffix("_marlin"))
 
 
-# ------------------------------------------------------------------ reading the config
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What a token keeps in one layer, on one GPU."""
+
+    bytes: float
+    words: str
 
 
-def _number(facts: Mapping[str, Any], *names: str, default: int | None = None) -> int:
-    for name in names:
-        value = facts.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-        if value is not None:
-            raise ConfigurationError(
-                f"{name}={value!r} in config.json is not a number of at least 1",
-                hint="download the model's config anew",
-            )
-    if default is None:
-        raise ConfigurationError(
-            f"config.json has no {names[0]}, so the model's memory cannot be computed",
-            hint="use the config.json of a language model",
-        )
-    return default
+def _layer(shape: ModelShape, kv_dtype: str | None, gpu_count: int) -> _Layer:
+    size = _kv_width(kv_dtype, shape.dtype)
+    if shape.latent_dim is not None:  # every GPU keeps all of it
+        return _Layer(shape.latent_dim * size, f"{shape.latent_dim} latent x {size:g} bytes")
+    heads = math.ceil(shape.kv_heads / gpu_count)  # with more GPUs than heads some keep the same ones
+    return _Layer(
+        2 * heads * shape.head_dim * size, f"{heads} KV heads x {shape.head_dim} head dim x {size:g} bytes"
+    )  # fmt: skip
 
 
-def _feed_forward(facts: Mapping[str, Any], hidden: int) -> int:
-    inner = _number(facts, "intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
-    matrices = 2 if facts.get("model_type") in _PLAIN_FEED_FORWARD else 3
-    experts = _number(facts, "num_local_experts", "num_experts", "n_routed_experts", default=1)
-    if experts == 1:
-        return matrices * hidden * inner
-    width = _number(facts, "moe_intermediate_size", default=inner)
-    return experts * (matrices * hidden * width + hidden)  # and a row of the router for each
+def _of_all(count: int, total: int, what: str) -> str:
+    return f"{count} {what}" if count == total else f"{count} of {total} {what}"
 
 
-def _latent_dim(facts: Mapping[str, Any]) -> int | None:
-    if facts.get("kv_lora_rank") is None:
-        return None
-    return _number(facts, "kv_lora_rank") + _number(facts, "qk_rope_head_dim", default=0)
+def _rounded_up(tokens: int, block: int) -> int:
+    return math.ceil(tokens / block) * block
 
 
-def _dtype(facts: Mapping[str, Any]) -> str:
-    return normal_dtype(facts.get("dtype") or facts.get("torch_dtype")) or "bfloat16"
-
-
-def _quantization(config: Any) -> str | None:
-    if not isinstance(config, Mapping):
-        return None
-    method = str(config.get("quant_method") or "")
-    if method == "compressed-tensors":
-        return {4: "w4a16", 8: "w8a8"}.get(_compressed_bits(config))
-    if method == "bitsandbytes":
-        return "int8" if config.get("load_in_8bit") else method
-    if method in ("awq", "gptq") and config.get("bits") == 8:  # noqa: PLR2004 - of 4 or 8
-        return "int8"
-    return method or None
-
-
-def _compressed_bits(config: Mapping[str, Any]) -> int:
-    groups = config.get("config_groups")
-    for group in groups.values() if isinstance(groups, Mapping) else ():
-        weights = group.get("weights") if isinstance(group, Mapping) else None
-        if isinstance(weights, Mapping) and isinstance(weights.get("num_bits"), int):
-            return int(weights["num_bits"])
-    return 0
-
-
-def _kv_width(kv_dtype: str | None, dtype: str) -> int:
+def _kv_width(kv_dtype: str | None, dtype: str) -> float:
     if kv_dtype and kv_dtype.startswith(("fp8", "int8")):
         return 1
+    if kv_dtype and kv_dtype.startswith("nvfp4"):
+        return BITS_OF["nvfp4"] / 8
     return BYTES_OF[normal_dtype(kv_dtype) or dtype]
 
 

@@ -15,13 +15,13 @@ from flashkit.catalog import GPUS, GpuPool, GpuType
 from flashkit.errors import ConfigurationError
 from flashkit.plan.figures import Figure, format_bytes
 from flashkit.plan.gpu_generations import CAPABILITIES, NATIVE_FP8, Capability, models_of
+from flashkit.plan.model_shape import read_shape
 from flashkit.plan.sizing import (
     BITS_OF,
     kv_bytes,
     kv_bytes_per_token,
     parameters_in_name,
     quantization_in_name,
-    read_shape,
     seats_for,
     sessions_that_fit,
     usable_bytes,

@@ -12,13 +12,14 @@ from flashkit.checks.project import Endpoint, Project
 from flashkit.checks.rule import SHIPPED, Problem, Severity, endpoint_rule
 from flashkit.plan.figures import GB, Figure
 from flashkit.plan.gpu_generations import CAPABILITIES, NATIVE_FP4, NATIVE_FP8
+from flashkit.plan.model_shape import ModelShape
 from flashkit.plan.sizing import (
-    ModelShape,
     kv_bytes,
-    kv_bytes_per_token,
+    longest_context,
     parameters_in_name,
     sessions_that_fit,
     usable_bytes,
+    volume_gb,
     weights_bytes,
     weights_bytes_of,
 )
@@ -53,8 +54,8 @@ def weights_near_workers(endpoint: Endpoint, project: Project) -> Iterator[Probl
     if model.on_disk.value > _LARGE and not is_baked(model.weights, project):
         yield Problem(
             f"endpoint `{endpoint.name}` loads {model.weights.name}, {model.on_disk}, and has no volume for it",
-            fix=f'Write volume=NetworkVolume("models", size={_volume_gb(model.on_disk)}), or model_cache = true in '
-            "flashkit.toml, or bring them into the image with `flashkit weights pull`.",
+            fix=f'Write volume=NetworkVolume("models", size={volume_gb(model.on_disk).value:.0f}), or model_cache = '
+            "true in flashkit.toml, or bring them into the image with `flashkit weights pull`.",
         )
 
 
@@ -202,7 +203,7 @@ def _full_session(model: LoadedModel) -> Figure | None:
 
 def _longest(shape: ModelShape, room: Figure, kv_dtype: str | None) -> int:
     """Return the context that there is room for, in steps of a thousand tokens where it is that long."""
-    tokens = int(room.value / kv_bytes_per_token(shape, kv_dtype=kv_dtype).value)
+    tokens = longest_context(shape, room.value, kv_dtype=kv_dtype)
     return tokens // 1024 * 1024 or tokens
 
 
@@ -219,8 +220,3 @@ def _way_to_fit(model: LoadedModel, usable: Figure) -> str | None:
         if smaller.value < min(usable.value, model.in_memory.value if model.in_memory else 0):
             return f"Take {words}: {smaller}; or a larger GPU, or more of them with gpu_count."
     return "Take a larger GPU, or more of them with gpu_count: not even 4-bit weights would fit."
-
-
-def _volume_gb(size: Figure) -> int:
-    """Return the size of a volume for it, a fifth larger, in steps of 10 GB."""
-    return max(10, round(size.value * 1.2 / GB / 10 + 0.5) * 10)
