@@ -292,6 +292,12 @@ class Lifecycle:
             missing = self._start_some(now, fleet, missing)
         self._note_throttled(fleet, missing if fleet.free_machines < 1 else 0)
 
+    def rescale(self, now: float, fleet: Fleet) -> None:
+        """Follow bounds that have changed: idle workers that the old floor kept may be due to leave."""
+        for worker in fleet.active.values():
+            self._set_worker_timer(fleet, worker)
+        self.scale(now, fleet)
+
     def _start_some(self, now: float, fleet: Fleet, missing: int) -> int:
         """Start so many workers, as far as there is room for them, and return how many are still missing."""
         places = fleet.spec.workers.max * 2 - len(fleet.workers)

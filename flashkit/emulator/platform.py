@@ -19,6 +19,7 @@ or a constant of `lifecycle`. Choices that a reader might look for:
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -48,7 +49,7 @@ from flashkit.emulator.jobs import Job, JobRequest
 from flashkit.emulator.lifecycle import INIT_TIMEOUT_VARIABLE, Lifecycle
 from flashkit.errors import ErrorReport, InputError, JobNotFound
 from flashkit.protocol import JobStatus, PlatformDefaults
-from flashkit.spec import EndpointSpec
+from flashkit.spec import EndpointSpec, WorkerBounds
 
 __all__ = [
     "CapacityChanged",
@@ -149,6 +150,16 @@ class Platform:
         for worker in [*fleet.frozen.values(), *fleet.active.values()]:
             self._lifecycle.drain(now, fleet, worker)
         self._lifecycle.scale(now, fleet)
+
+    def set_workers(self, now: float, name: str, workers: WorkerBounds) -> None:
+        """Change an endpoint's bounds without replacing its workers: missing ones start, idle ones may leave.
+
+        Raises:
+            InputError: There is no endpoint of this name.
+        """
+        fleet = self._fleet(name)
+        fleet.spec = dataclasses.replace(fleet.spec, workers=workers)
+        self._lifecycle.rescale(now, fleet)
 
     def set_problem(self, now: float, name: str, problem: ErrorReport | None) -> None:
         """Say why new workers of this endpoint cannot come up, or that nothing is known to be in their way.
