@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from flashkit.errors import InputError
@@ -21,6 +22,10 @@ from flashkit.spec import EndpointSpec, WorkerBounds
 
 IDLE_TIMEOUTS: Final = (5, 30, 120, 600)
 """Seconds that are tried, beside the endpoint's own."""
+_IDLE_STEPS: Final = 8
+"""How finely the idle timeout is searched between two of those."""
+_FLOORS_REFINED: Final = 3
+"""Floors for which that is done where a longer idle timeout allows several lower ones."""
 _ACTIVE_WEIGHT: Final = 0.75
 """What a second of the floor's workers counts against one of the others where no price is known: about the ratio of the
 catalogue's prices."""
@@ -100,19 +105,27 @@ class Search:
             InputError: None does; the message has the best that was found.
         """
         most = self.most_workers or max(1, math.ceil(self.load.most_at_once() / self.spec.concurrency))
-        floor = most
         if not self._meets(most, most, self.spec.idle_timeout):
             raise self._unreachable(most)
-        for idle in sorted({*IDLE_TIMEOUTS, self.spec.idle_timeout}):
-            floor = self._smallest(0, floor, lambda low, idle=idle: self._meets(low, most, idle))  # type: ignore[misc]
+        self._find_floors(most)
         best = self._best()
         low, idle = best.workers.min, best.idle_timeout
         self._smallest(max(1, low), best.workers.max, lambda high: self._meets(low, high, idle))
         return self._best()
 
-    def _smallest(self, low: int, high: int, is_enough: Callable[[int], bool]) -> int:
-        """Return the smallest number that is enough; `high` is known to be, or taken if none is."""
-        while low < high:
+    def _find_floors(self, most: int) -> None:
+        """Find the smallest floor for each idle timeout, and how short idling may be for each floor."""
+        floor, shorter = most, 0
+        for idle in sorted({*IDLE_TIMEOUTS, self.spec.idle_timeout}):
+            lower = self._smallest(0, floor, partial(self._meets, high=most, idle=idle))
+            step = max(1, (idle - shorter) // _IDLE_STEPS)
+            for low in range(lower, min(floor, lower + _FLOORS_REFINED)) if shorter else ():
+                self._smallest(shorter, idle, partial(self._meets, low, most), step=step)
+            floor, shorter = lower, idle
+
+    def _smallest(self, low: int, high: int, is_enough: Callable[[int], bool], *, step: int = 1) -> int:
+        """Return the smallest number that is enough, within a step; `high` is known to be, or taken if none is."""
+        while high - low >= step:
             middle = (low + high) // 2
             if is_enough(middle):
                 high = middle
