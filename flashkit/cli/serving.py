@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from flashkit.cli import EXIT_OVER_BUDGET, exit_code_for
+from flashkit.cli.advising import advise_for_ever
 from flashkit.cli.console import Output, Screen, make_console
 from flashkit.cli.dev import DevOptions
 from flashkit.cli.dev_record import kept_record
@@ -157,6 +158,7 @@ class DevServer:
                 async with (
                     beside(self._replay(recording, emulator)),
                     beside(resume_for_ever(emulator.url, store, self._output.say)),
+                    beside(advise_for_ever(emulator.adviser.current, self._output.say)),
                 ):
                     if options.errand is None:
                         await self._attend(emulator, watch, signals)

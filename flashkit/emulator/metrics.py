@@ -111,6 +111,8 @@ class EndpointFigures:
     delays: Histogram = field(default_factory=lambda: Histogram(SECONDS_OF_CALLS))
     executions: Histogram = field(default_factory=lambda: Histogram(SECONDS_OF_CALLS))
     starts: Histogram = field(default_factory=lambda: Histogram(SECONDS_OF_STARTS))
+    started: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_JOBS))
+    """When the latest cold starts ended."""
     ended: deque[Ended] = field(default_factory=lambda: deque(maxlen=WINDOW_JOBS))
     samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=SAMPLE_LIMIT))
     since_sample: Counter[str] = field(default_factory=Counter)
@@ -159,11 +161,16 @@ class Metrics:
         if event.what in _BEGINS:
             self._starting.setdefault(event.worker_id, self._clock())
         elif (began := self._starting.pop(event.worker_id, None)) is not None and event.what == "ready":
-            self._of(event.endpoint).starts.observe(self._clock() - began)
+            self._end_start(event.endpoint, began)
+
+    def _end_start(self, endpoint: str, began: float) -> None:
+        figures, now = self._of(endpoint), self._clock()
+        figures.starts.observe(now - began)
+        figures.started.append(now)
 
     def _count_job(self, event: JobEvent) -> None:
         if event.worker_id in self._starting and not event.status.is_final:  # it was thawed for this job
-            self._of(event.endpoint).starts.observe(self._clock() - self._starting.pop(event.worker_id))
+            self._end_start(event.endpoint, self._starting.pop(event.worker_id))
         if not event.status.is_final:
             return
         figures = self._of(event.endpoint)

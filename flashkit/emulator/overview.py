@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import orjson
 
+from flashkit.emulator.adviser import Adviser
 from flashkit.emulator.answers import describe_job
 from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.clock import Clock
@@ -69,6 +70,7 @@ class Overview:
         recorder: Recorder,
         metrics: Metrics,
         *,
+        adviser: Adviser,
         endpoints: Mapping[str, LocalEndpoint],
         problems: Mapping[str, ErrorReport],
         clock: Clock,
@@ -76,6 +78,7 @@ class Overview:
         self._platform = platform
         self._recorder = recorder
         self._metrics = metrics
+        self._adviser = adviser
         self._endpoints = endpoints
         self._problems = problems
         self._clock = clock
@@ -117,6 +120,7 @@ class Overview:
             "now": time.time(),
             "clock": {"now": self._clock.now(), "speed": self._clock.speed},
             "problems": {name: report.to_dict() for name, report in self._problems.items()},
+            "advice": [advice.to_dict() for advice in self._adviser.current()],
             "figures": self._metrics.describe(),
             "series": self._metrics.series(after=since.sampled_at),
             "lanes": [describe_lane(lane) for lane in recorder.lanes.by_worker.values() if lane.changed > after],

@@ -27,6 +27,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flashkit.emulator.admission import Admission
+from flashkit.emulator.adviser import Adviser
 from flashkit.emulator.answers import ForeignHost, deny, error_body, internal_error
 from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.clock import Clock
@@ -129,6 +130,7 @@ class Emulator:
         self.recorder = Recorder()
         self.metrics = Metrics(self.platform, self.recorder, clock=time.time)
         self.reports = Reports(lambda: tuple(self.platform.specs), clock=time.time)
+        self.adviser = Adviser(self.platform, self.metrics, self.reports, clock=time.time)
         self.problems: dict[str, ErrorReport] = {}
         """Why apps do not import, by the names of their files: set by whoever loads them, shown to people."""
         self._endpoints = tuple(endpoints)
@@ -357,6 +359,7 @@ class Emulator:
             self.platform,
             self.recorder,
             self.metrics,
+            adviser=self.adviser,
             endpoints=self._supervisor.endpoints,
             problems=self.problems,
             clock=self.clock,

@@ -3,7 +3,7 @@
 import { ask, follow } from "./api.js";
 import { drawCharts, forgetCharts, makeWindows } from "./charts.js";
 import { makeDetail, openJob, updateDetail } from "./detail.js";
-import { $, h, toast, visible } from "./dom.js";
+import { $, h, keyed, setText, toast, visible } from "./dom.js";
 import { drawEndpoints } from "./endpoints.js";
 import { drawJobs, makeJobs, search, step } from "./jobs.js";
 import { drawLanes, makeLegend } from "./lanes.js";
@@ -73,6 +73,7 @@ function draw() {
   if (document.hidden) return;
   dropOldLanes();
   drawProblems();
+  drawAdvice();
   drawTiles();
   drawEndpoints(actions);
   drawCharts();
@@ -100,6 +101,20 @@ function drawProblems() {
     h("div", { class: "problem" }, h("b", {}, visible(file)), " ", visible(report.message), report.where ? h("span", { class: "mono" }, ` ${visible(report.where)}`) : null, report.hint ? h("span", { class: "hint" }, ` ${visible(report.hint)}`) : null),
   );
   $("problems").replaceChildren(...texts);
+}
+
+function drawAdvice() {
+  keyed(
+    $("advice"),
+    state.advice.filter((each) => !state.chosen || each.endpoint === state.chosen),
+    (each) => `${each.topic} ${each.endpoint}`,
+    () => h("div", { class: "advice" }, h("b"), h("span"), h("span", { class: "hint" })),
+    (node, each) => {
+      setText(node.children[0], visible(each.endpoint));
+      setText(node.children[1], ` ${visible(each.figure)}.`);
+      setText(node.children[2], ` ${visible(each.setting)}`);
+    },
+  );
 }
 
 function say(text, kind) {

@@ -10,6 +10,8 @@ export const state = {
   skew: 0,
   clock: { now: 0, speed: 1 },
   problems: {},
+  /** What the figures of the last minutes advise. */
+  advice: [],
   endpoints: {},
   figures: {},
   columns: [],
@@ -48,6 +50,7 @@ export function takeChanges(message) {
   state.skew = message.now - Date.now() / 1000;
   state.clock = message.clock;
   state.problems = message.problems;
+  state.advice = message.advice;
   state.figures = message.figures;
   for (const [name, samples] of Object.entries(message.series)) {
     const kept = (state.series[name] ??= []);
