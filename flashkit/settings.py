@@ -110,6 +110,21 @@ class Settings:
     """Port at which a load-balanced worker listens (PORT); read by those workers only."""
     health_port: str | None = None
     """Port at which it answers /ping, when that is another one (PORT_HEALTH)."""
+    traces_url: str | None = None
+    """Where spans go beside a collector; `flashkit dev` sets it for its workers (FLASHKIT_TRACES_URL)."""
+    otlp_endpoint: str | None = None
+    """Full URL of the collector that gets spans: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or `/v1/traces` below
+    OTEL_EXPORTER_OTLP_ENDPOINT; none with OTEL_TRACES_EXPORTER=none or OTEL_SDK_DISABLED."""
+    otel_service: str | None = None
+    """Name of the app in traces instead of the endpoint's (OTEL_SERVICE_NAME)."""
+    traces_per_second: float = 50.0
+    """How many new traces a worker begins a second; others are not recorded (FLASHKIT_TRACES_PER_SECOND)."""
+    captures_content: bool = False
+    """Put prompts, answers and tool arguments into spans (FLASHKIT_TRACE_CONTENT)."""
+    trace_redact: str | None = None
+    """`module:function` through which every text of a span goes before it is sent (FLASHKIT_TRACE_REDACT)."""
+    trace_store: str | None = None
+    """Where `flashkit dev` keeps traces: `sqlite:///FILE` or `postgresql://...` (FLASHKIT_TRACE_STORE)."""
     show_tracebacks: bool = False
     """Send tracebacks to callers: set by `flashkit dev` only (FLASHKIT_TRACEBACKS)."""
 
@@ -159,8 +174,20 @@ class Settings:
             http_host=env.get("FLASHKIT_HTTP_HOST") or (EVERY_ADDRESS if env.get("RUNPOD_POD_ID") else LOOPBACK),
             http_port=env.get("PORT") or "80",
             health_port=env.get("PORT_HEALTH") or None,
+            traces_url=env.get("FLASHKIT_TRACES_URL") or None,
+            otlp_endpoint=_read_otlp_endpoint(env),
+            otel_service=env.get("OTEL_SERVICE_NAME") or None,
+            traces_per_second=_read_rate(env, "FLASHKIT_TRACES_PER_SECOND", 50.0),
+            captures_content=_read_flag(env, "FLASHKIT_TRACE_CONTENT"),
+            trace_redact=env.get("FLASHKIT_TRACE_REDACT") or None,
+            trace_store=env.get("FLASHKIT_TRACE_STORE") or None,
             show_tracebacks=_read_flag(env, "FLASHKIT_TRACEBACKS"),
         )
+
+    @property
+    def has_traces(self) -> bool:
+        """True when spans go somewhere."""
+        return self.traces_url is not None or self.otlp_endpoint is not None
 
     def require_base_url(self) -> str:
         """Return the platform's base URL.
@@ -257,6 +284,31 @@ def _read_seconds(env: Mapping[str, str], name: str, default: float) -> float:
     if not 1.0 <= seconds <= 3600.0:  # noqa: PLR2004 - an hour without a sign of life is dead
         raise ConfigurationError(f"{name}={text!r} is not a time in seconds", hint="give a number from 1 to 3600")
     return seconds
+
+
+def _read_rate(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name) or str(default)
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0.0 <= rate <= 1e6:  # noqa: PLR2004 - more is no limit
+        raise ConfigurationError(f"{name}={text!r} is not a number a second", hint="give a number from 0 to 1000000")
+    return rate
+
+
+def _read_otlp_endpoint(env: Mapping[str, str]) -> str | None:
+    """Return where OpenTelemetry's own variables send spans."""
+    is_off = env.get("OTEL_TRACES_EXPORTER") == "none" or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    whole = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    base = env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if is_off or not (whole or base):
+        return None
+    url = whole or f"{(base or '').rstrip('/')}/v1/traces"
+    if not re.fullmatch(r"https?://[^/\s]+\S*", url):
+        name = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" if whole else "OTEL_EXPORTER_OTLP_ENDPOINT"
+        raise ConfigurationError(f"{name}={whole or base!r} is not an address", hint="write it as https://host[:port]")
+    return url
 
 
 def _read_port(name: str, text: str) -> int:

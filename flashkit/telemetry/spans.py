@@ -62,6 +62,9 @@ class Sink(Protocol):
     def ended(self, span: Span) -> None:
         """Take a span that has ended; must not wait."""
 
+    def close(self) -> None:
+        """Send what there is, and let no thread run on; the next span makes it go on."""
+
 
 class Span:
     """One thing that took time, and what came of it. As a context manager it is the parent of what begins inside."""
@@ -221,9 +224,7 @@ class Recorder:
             if not above.is_sampled and not self.observers:
                 return NO_SPAN
             return self._make(op, name, attributes, above.trace_id, above.span_id, is_sampled=above.is_sampled)
-        if not self.observers:
-            return NO_SPAN  # a trace begins with a job or a request
-        return self._make(op, name, attributes, f"{getrandbits(128):032x}", None, is_sampled=False)
+        return NO_SPAN  # a trace begins with a job or a request: nobody waits for a warm-up's requests
 
     def begin_task(
         self, op: Op, name: str, attributes: Mapping[str, Any] | None, *, job_id: str | None, traceparent: object
@@ -247,13 +248,28 @@ class Recorder:
         end_ns: int,
         parent: AnySpan | None = None,
     ) -> AnySpan:
-        """Return a span that has ended already."""
+        """Return a span that has ended already, for traces only."""
         made = self.begin(op, name, attributes, parent=parent)
         if isinstance(made, Span):
             made.start_ns = start_ns
             made.end_ns = max(end_ns, start_ns + 1)
-            self.finish(made)
+            if made.is_sampled and self._sink is not None:
+                self._sink.ended(made)
         return made
+
+    def note(self, op: Op, name: str, attributes: Mapping[str, Any], *, start_ns: int, end_ns: int) -> None:
+        """Tell observers of something that is no part of a task."""
+        noted = Span(
+            None, op, name, dict(attributes), trace_id=f"{getrandbits(128):032x}", parent_id=None, is_sampled=False
+        )
+        noted.start_ns, noted.end_ns = start_ns, end_ns
+        for observer in self.observers:
+            observer(noted)
+
+    def flush(self) -> None:
+        """Send what there is, waiting for a moment at most."""
+        if self._sink is not None:
+            self._sink.close()
 
     def finish(self, span: Span) -> None:
         """Hand out a span that has ended."""

@@ -68,6 +68,10 @@ def serve(endpoint: Defined) -> None:
     attribute_output()
     settings = Settings.from_environment()
     definition = endpoint.definition
+    if settings.has_traces:
+        from flashkit.telemetry.setup import start_traces
+
+        start_traces(settings, service=definition.spec.name)
     if isinstance(definition, HttpDefinition):
         from flashkit.worker.http.server import serve_http
 

@@ -7,9 +7,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 _SHORTEST_SECONDS = 0.05
 """Shorter phases are not worth a word."""
+
+
+class Part(NamedTuple):
+    """A phase, or a part of one, with its times of day."""
+
+    name: str
+    start_ns: int
+    end_ns: int
 
 
 class Phases:
@@ -17,6 +26,8 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.parts: list[Part] = []
+        """When each of them ran; two may run side by side."""
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -28,8 +39,9 @@ class Phases:
             self.add(name, time.perf_counter() - started)
 
     def add(self, name: str, seconds: float) -> None:
-        """Count seconds as (part of) this phase."""
+        """Count seconds, which are over now, as (part of) this phase."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        self.parts.append(Part(name, time.time_ns() - round(seconds * 1e9), time.time_ns()))
 
     def render(self) -> str:
         """Return `12.3 s: imports 0.4 s, weights 0.1 s, engine 9.8 s, warm-up 2.0 s`; empty when all were short."""

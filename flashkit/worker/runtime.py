@@ -20,11 +20,12 @@ from flashkit.handler import Contract, Definition, encode_json
 from flashkit.protocol import INPUT_ENVELOPE, RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
 from flashkit.settings import Settings
 from flashkit.spec import Kind
-from flashkit.telemetry import Op
+from flashkit.telemetry import Op, recorder
 from flashkit.telemetry import enter_job as enter_job_span
 from flashkit.worker.calling import Caller, describe_failure, describe_setup_failure, is_cancelled_from_outside
 from flashkit.worker.job import HandBack, JobContext, enter_job
 from flashkit.worker.phases import Phases
+from flashkit.worker.start_spans import Start, note_start, tell_start
 
 if TYPE_CHECKING:
     from flashkit.worker.engines.engine import Engine
@@ -82,6 +83,8 @@ class Runtime:
         self.phases = Phases()
         self.engine: Engine | None = None
         self.engine_death: EngineDied | None = None
+        self._start_told: Start | None = None
+        """This worker's start, until a job's trace tells of it."""
         self.engine_died = asyncio.Event()
         """Set when the engine cannot go on: no jobs any more, this worker must go."""
         self._watchdog: asyncio.Task[None] | None = None
@@ -112,6 +115,7 @@ class Runtime:
         try:
             await self._build()
             self._tell_phases()
+            self._start_told = note_start(self.definition.spec.name, self.phases, self._attributes)
         except BaseException as exc:
             if isinstance(exc, asyncio.CancelledError) and is_cancelled_from_outside():
                 raise
@@ -158,6 +162,8 @@ class Runtime:
         if self._deduplicator is not None:
             await self._deduplicator.close()
         self._caller.close()
+        if (spans := recorder()) is not None:
+            await asyncio.to_thread(spans.flush)
 
     async def run(
         self,
@@ -185,6 +191,8 @@ class Runtime:
         with enter_job_span(
             Op.JOB, context.endpoint, self._job_attributes(context), job_id=context.id, traceparent=envelope.traceparent
         ) as span:
+            if self._start_told is not None:
+                self._start_told = tell_start(span, self._start_told)
             outcome = await self._run_to_outcome(data, envelope, context, emit)
             if outcome.error is not None:
                 span.fail(outcome.error.message)

@@ -24,6 +24,7 @@ from flashkit.worker.engines.coalescing import coalesce, cut_events
 from flashkit.worker.engines.deadlines import StreamEnding, TimeUp, mark_whole
 from flashkit.worker.engines.engine import Engine, EngineRequest, EngineResponse, read_refusal
 from flashkit.worker.engines.inputs import LANGUAGE_SHORTHANDS, read_request
+from flashkit.worker.engines.model_spans import open_seen
 
 FINISH_SECONDS: Final = 2.0
 """How long an engine may take to give what it has of an answer."""
@@ -70,7 +71,7 @@ async def answer_job(engine: Engine, data: Any, *, job_id: str, deadline: float 
 
 async def fetch(engine: Engine, request: EngineRequest) -> Fetched:
     """Return an engine's answer, read and closed, or a stream that the caller must close."""
-    response = await engine.open(request)
+    response = await open_seen(engine, request)
     if response.is_stream and response.status < _FIRST_REFUSAL:
         return Fetched(response, None)
     try:

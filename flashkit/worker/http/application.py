@@ -24,9 +24,11 @@ from starlette.types import Receive, Scope, Send
 from flashkit.errors import ErrorReport
 from flashkit.http_routes import PING_PATH, WEBSOCKET, HttpDefinition
 from flashkit.settings import Settings
+from flashkit.telemetry import recorder
 from flashkit.worker.calling import Caller, describe_setup_failure
 from flashkit.worker.http.lifespan import Lifespan
 from flashkit.worker.http.replies import describe_http_exception
+from flashkit.worker.http.request_spans import answer_seen
 from flashkit.worker.http.route_app import RouteApp
 
 log = logging.getLogger(__name__)
@@ -99,6 +101,8 @@ class HttpApplication:
             except (Exception, SystemExit):
                 log.exception("teardown of %s failed", self.definition.spec.name)
         self._caller.close()
+        if (spans := recorder()) is not None:
+            await asyncio.to_thread(spans.flush)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or serve one WebSocket."""
@@ -112,7 +116,7 @@ class HttpApplication:
             self._running += 1
             self._all_answered.clear()
             try:
-                await self._router(scope, receive, send)
+                await answer_seen(self._router, scope, receive, send, endpoint=self.definition.spec.name)
             finally:
                 self._running -= 1
                 if not self._running:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from flashkit.errors import EngineDied, FlashkitError, InputError
+from flashkit.telemetry import Op, begin
 from flashkit.worker.engines.embedding.layout import Layout
 from flashkit.worker.engines.embedding.pipeline import Pipeline, Rows
 from flashkit.worker.engines.embedding.tokens import Input, check_text, check_texts
@@ -47,6 +48,7 @@ class Embed:
         """The model's name."""
         self.dimensions = dimensions
         """Numbers in a vector."""
+        self._attributes = {"gen_ai.operation.name": "embeddings", "gen_ai.request.model": model}
 
     @property
     def max_length(self) -> int:
@@ -119,10 +121,14 @@ class Embed:
 
     async def run(self, inputs: Sequence[Input]) -> Rows:
         """Return the model's rows for inputs that have been checked."""
-        try:
-            return await self._pipeline.run(inputs)
-        except EngineDied as exc:  # one object for all callers: each one raises its own
-            raise _copy(exc) from exc.__cause__
+        with begin(Op.EMBEDDING, f"embeddings {self.model}", self._attributes) as span:
+            try:
+                rows = await self._pipeline.run(inputs)
+            except EngineDied as exc:  # one object for all callers: each one raises its own
+                raise _copy(exc) from exc.__cause__
+            span.set("flashkit.embedding.texts", len(inputs))
+            span.set("gen_ai.usage.input_tokens", sum(rows.tokens))
+            return rows
 
     def find_prompt(self, *names: str) -> str | None:
         """Return the first of these prompts that the model has; None for none."""
