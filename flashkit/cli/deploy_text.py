@@ -17,6 +17,7 @@ from flashkit.deploy.prices import HOURS_PER_MONTH, Cost, total
 from flashkit.deploy.releases import Rollback
 from flashkit.deploy.status import AppStatus, EndpointStatus, hardware_of
 from flashkit.deploy.undeploying import Removal
+from flashkit.telemetry.advice import Advice
 
 LOOKS: Final = {
     Action.CREATE: ("+", "green"),
@@ -203,8 +204,8 @@ def removal_text(removal: Removal, app: str, environment: str, where: str) -> Re
     return Group(head, *lines)
 
 
-def status_text(status: AppStatus, where: str) -> RenderableType:
-    """Return a table of what runs."""
+def status_text(status: AppStatus, where: str, advice: Sequence[Advice] = ()) -> RenderableType:
+    """Return a table of what runs, and what the figures advise."""
     config = status.config
     last = status.record.latest
     told = f", deployment {last.number} of {last.at}" if last else ""
@@ -215,7 +216,11 @@ def status_text(status: AppStatus, where: str) -> RenderableType:
     for item in status.endpoints:
         table.add_row(*_status_row(item))
     doubles = [Text.assemble(("  note  ", "cyan"), f"{item} is there twice: delete it") for item in status.doubles]
-    return Group(head, table, *doubles)
+    lines = [
+        Text.assemble(("  advice  ", "cyan"), (each.endpoint, "bold"), f": {each.figure}; {each.setting}")
+        for each in advice
+    ]
+    return Group(head, table, *doubles, *lines)
 
 
 def _status_row(item: EndpointStatus) -> tuple[RenderableType, ...]:

@@ -94,6 +94,7 @@ class ControlRoutes:
         return [
             Route("/_/events", self._reading(self._events), methods=["GET"]),
             Route("/_/metrics", self._reading(self._metrics), methods=["GET"]),
+            Route("/_/advice", self._reading(self._advice), methods=["GET"]),
             Route("/_/jobs", self._reading(self._jobs), methods=["GET"]),
             Route("/_/jobs/{endpoint}/{job_id}", self._reading(self._job), methods=["GET"]),
             Route("/_/clock", self._reading(self._clock), methods=["GET"]),
@@ -197,6 +198,9 @@ class ControlRoutes:
             else:
                 endpoints, message = overview.endpoints, overview.everything()
                 yield server_sent_event("all", message)
+
+    async def _advice(self, request: Request) -> ASGIApp:
+        return json_response({"advice": self._overview.advice()})
 
     async def _jobs(self, request: Request) -> ASGIApp:
         given = request.query_params

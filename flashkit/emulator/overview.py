@@ -108,6 +108,10 @@ class Overview:
             **self._since(Mark(), jobs_limit=JOBS_LIMIT, lines_limit=LINES_LIMIT),
         }
 
+    def advice(self) -> list[dict[str, Any]]:
+        """Return what the figures of the last minutes advise."""
+        return [advice.to_dict() for advice in self._adviser.current()]
+
     def changes(self, *, since: Mark) -> dict[str, Any]:
         """Return the figures of now, and what has happened since."""
         return self._since(since, jobs_limit=JOBS_LIMIT // 3, lines_limit=LINES_LIMIT // 3)
@@ -120,7 +124,7 @@ class Overview:
             "now": time.time(),
             "clock": {"now": self._clock.now(), "speed": self._clock.speed},
             "problems": {name: report.to_dict() for name, report in self._problems.items()},
-            "advice": [advice.to_dict() for advice in self._adviser.current()],
+            "advice": self.advice(),
             "figures": self._metrics.describe(),
             "series": self._metrics.series(after=since.sampled_at),
             "lanes": [describe_lane(lane) for lane in recorder.lanes.by_worker.values() if lane.changed > after],
