@@ -14,6 +14,7 @@ from flashkit.cli.commands import Group
 
 _COMMANDS = {
     "size": ("flashkit.cli.plan_size", "Say which GPU a model or an app needs, and what it carries."),
+    "simulate": ("flashkit.cli.plan_simulate", "Try settings of an endpoint against a load, and find the cheapest."),
 }
 """Module (its attribute `command` is the command) and short help."""
 _HELP_OPTIONS = ("-h", "--help")

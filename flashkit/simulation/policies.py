@@ -134,7 +134,7 @@ class QueueDepth:
             view = yield Order(next_at=view.now + self.look_every_seconds, more=int(is_due))
 
 
-BATCH: Final = QueueDepth("queue depth, batch", per_worker=0, hold_seconds=30.0)
-"""Out when anything waits for 30 s."""
-INTERACTIVE: Final = QueueDepth("queue depth, interactive", per_worker=10, hold_seconds=60.0)
-"""Out when more than ten jobs a worker wait for 60 s."""
+BATCH: Final = QueueDepth("queue>0 30s", per_worker=0, hold_seconds=30.0)
+"""For batches: one more worker when anything waits for 30 s."""
+INTERACTIVE: Final = QueueDepth("queue>10 60s", per_worker=10, hold_seconds=60.0)
+"""For people: one more worker when more than ten jobs a worker wait for 60 s."""

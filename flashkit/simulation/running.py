@@ -76,7 +76,7 @@ class Run:
     warm_starts: int = 0
     """Starts of workers that FlashBoot had kept."""
     cold_jobs: int = 0
-    """Jobs that were handed to a worker just out of its cold start, and so have waited for it."""
+    """Jobs that came before the cold start of their worker was over, and so have waited for it."""
     busy_seconds: float = 0.0
     """How long jobs ran, together."""
     until: float = 0.0
@@ -170,6 +170,8 @@ class _World:
         self._heap: list[tuple[float, int, _Kind, str, str]] = []
         self._hands: dict[str, set[str]] = {}
         """Jobs of each worker that is ready."""
+        self._ready_at: dict[str, float] = {}
+        """When each worker's cold start was over."""
         self._leaving: set[str] = set()
         self._frozen: set[str] = set()
         self._open = len(load)
@@ -262,21 +264,21 @@ class _World:
         else:
             seen.busy_seconds += now - job.started_at
 
-    def _ask(self, now: float, worker_id: str) -> int:
-        """Let a worker ask until it has no room or gets nothing, as its polls do, and return how many jobs it got."""
+    def _ask(self, now: float, worker_id: str) -> None:
+        """Let a worker ask until it has no room or gets nothing, as its polls do."""
         hands = self._hands.get(worker_id)
         if hands is None or worker_id in self._leaving or worker_id in self._frozen:
-            return 0
-        before = len(hands)
+            return
+        seen, ready_at = self.seen, self._ready_at[worker_id]
         while (room := self._spec.concurrency - len(hands)) > 0:
             jobs = self._platform.take(now, self._spec.name, worker_id, limit=room, job_in_progress=bool(hands))
             for job in jobs:
                 hands.add(job.id)
-                self.seen.waits[job.input] = now - job.submitted_at
-                self._push(now + self.seen.load.seconds[job.input], _Kind.DONE, worker_id, job.id)
+                seen.waits[job.input] = now - job.submitted_at
+                seen.cold_jobs += job.submitted_at < ready_at
+                self._push(now + seen.load.seconds[job.input], _Kind.DONE, worker_id, job.id)
             if not jobs:
-                break
-        return len(hands) - before
+                return
 
     def _finish(self, now: float, worker_id: str, job_id: str) -> None:
         hands = self._hands.get(worker_id)
@@ -303,13 +305,12 @@ class _World:
         self._push(now + self._times.cold_start, _Kind.READY, effect.worker_id)
 
     def _be_ready(self, now: float, worker_id: str) -> None:
-        is_thawed = worker_id in self._hands
         if worker_id in self._leaving or worker_id in self._frozen:
             return
-        self._hands.setdefault(worker_id, set())
-        taken = self._ask(now, worker_id)
-        if not is_thawed:
-            self.seen.cold_jobs += taken
+        if worker_id not in self._hands:  # else it was frozen
+            self._hands[worker_id] = set()
+            self._ready_at[worker_id] = now
+        self._ask(now, worker_id)
 
     def _freeze_worker(self, now: float, effect: FreezeWorker) -> None:
         self._frozen.add(effect.worker_id)
@@ -335,6 +336,7 @@ class _World:
             return
         self._leaving.discard(worker_id)
         self._hands.pop(worker_id, None)
+        self._ready_at.pop(worker_id, None)
         if worker_id in self._frozen:
             self._frozen.discard(worker_id)
         else:
