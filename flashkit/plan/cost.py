@@ -1,0 +1,281 @@
+"""What traffic costs on serverless workers, and from which load on another way of paying is cheaper.
+
+The arithmetic takes arrivals as independent of each other (Poisson) and one worker for each job at a time, unless a
+worker takes several. It is for choosing between ways of paying; `flashkit plan simulate` runs a load through the
+scaler itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+from flashkit.catalog import READ_ON, GpuPool, GpuType, usd_per_second
+from flashkit.errors import ConfigurationError
+from flashkit.plan.figures import Figure
+from flashkit.plan.sizing import PLANNED_SHARE
+
+SECONDS_PER_DAY: Final = 86_400
+_SECONDS_PER_HOUR: Final = 3600
+DAYS_PER_MONTH: Final = 365 / 12
+FLEX_SOURCE: Final = f"docs.runpod.io/serverless/pricing by way of flashkit's catalogue, read on {READ_ON}"
+ACTIVE_SOURCE: Final = "earlier, undated copies of docs.runpod.io/serverless/pricing (flashkit/catalog.py)"
+POD_SOURCE: Final = "deploybase.ai/articles/runpod-gpu-pricing, 2026-03-10: a third party's table, so give your own"
+POD_USD_PER_HOUR: Final[dict[GpuType, float]] = {
+    GpuType.NVIDIA_RTX_3090: 0.22,
+    GpuType.NVIDIA_RTX_4090: 0.34,
+    GpuType.NVIDIA_L4: 0.44,
+    GpuType.NVIDIA_L40: 0.69,
+    GpuType.NVIDIA_RTX_5090: 0.69,
+    GpuType.NVIDIA_L40S: 0.79,
+    GpuType.NVIDIA_A100_80GB_PCIe: 1.19,
+    GpuType.NVIDIA_A100_SXM4_80GB: 1.39,
+    GpuType.NVIDIA_H100_PCIe: 1.99,
+    GpuType.NVIDIA_H100_80GB_HBM3: 2.69,
+    GpuType.NVIDIA_H200: 3.59,
+    GpuType.NVIDIA_B200: 5.98,
+}
+"""A Pod, which is there until it is stopped; the lowest price of the table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Jobs of one endpoint."""
+
+    jobs_per_day: float
+    seconds_per_job: float
+    concurrency: int = 1
+    """Jobs that one worker runs at the same time."""
+    idle_timeout: float = 5.0
+    cold_start_seconds: float = 60.0
+    hours_per_day: float = 24.0
+    """In which the jobs come."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("jobs_per_day", self.jobs_per_day, "above 0"),
+            ("seconds_per_job", self.seconds_per_job, "above 0"),
+            ("concurrency", self.concurrency, "above 0"),
+            ("hours_per_day", self.hours_per_day, "above 0"),
+        ):
+            if not math.isfinite(value) or value <= 0:
+                raise ConfigurationError(
+                    f"{name}={value:g} is no traffic", hint=f"give a number {least}: --{name.replace('_', '-')}"
+                )
+        for name, value in (("idle_timeout", self.idle_timeout), ("cold_start_seconds", self.cold_start_seconds)):
+            if not math.isfinite(value) or value < 0:
+                raise ConfigurationError(f"{name}={value:g} is no time", hint="give seconds, 0 or more")
+        if self.hours_per_day > 24:  # noqa: PLR2004 - of a day
+            raise ConfigurationError(f"hours_per_day={self.hours_per_day:g}: a day has 24", hint="give 24 or less")
+
+    @property
+    def rate(self) -> float:
+        """Jobs a second while they come."""
+        return self.jobs_per_day / (self.hours_per_day * _SECONDS_PER_HOUR)
+
+    @property
+    def load(self) -> float:
+        """Workers that are busy on average while jobs come."""
+        return self.rate * self.seconds_per_job / self.concurrency
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Prices of one worker, all its GPUs together, in US dollars a second; None where no source gives one."""
+
+    flex: float
+    active: float | None = None
+    pod: float | None = None
+    flex_source: str = FLEX_SOURCE
+    active_source: str = ACTIVE_SOURCE
+    pod_source: str = POD_SOURCE
+
+
+@dataclass(frozen=True, slots=True)
+class CostPlan:
+    """What a month costs in each way."""
+
+    traffic: Traffic
+    cold_starts: Figure
+    """A day."""
+    billed: Figure
+    """Seconds of flex workers a day."""
+    flex: Figure
+    """US dollars a month."""
+    per_job: Figure
+    """US dollars, on flex workers."""
+    steady_workers: Figure
+    """That would be needed if they were always there."""
+    active: Figure | None
+    pod: Figure | None
+    active_break_even: Figure | None
+    """Share of the day from which one worker that is always there costs less than a flex worker for the same time."""
+    pod_break_even: Figure | None
+    active_jobs: Figure | None
+    """Jobs a day from which one active worker is cheaper."""
+    pod_jobs: Figure | None
+
+    @property
+    def cheapest(self) -> str:
+        """The cheapest way: flex, active or pod."""
+        ways = {"flex": self.flex, "active": self.active, "pod": self.pod}
+        known = {name: figure.value for name, figure in ways.items() if figure is not None}
+        return min(known, key=lambda name: known[name])
+
+    def figures(self) -> dict[str, Figure]:
+        """Return all figures by name."""
+        named = {
+            "cold_starts": self.cold_starts, "billed": self.billed, "flex": self.flex, "per_job": self.per_job,
+            "steady_workers": self.steady_workers, "active": self.active, "pod": self.pod,
+            "active_break_even": self.active_break_even, "pod_break_even": self.pod_break_even,
+            "active_jobs": self.active_jobs, "pod_jobs": self.pod_jobs,
+        }  # fmt: skip
+        return {name: figure for name, figure in named.items() if figure is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"cheapest": self.cheapest, **{name: figure.to_dict() for name, figure in self.figures().items()}}
+
+
+def rates_of(gpu: GpuType | GpuPool, gpu_count: int = 1, *, pod_usd_per_hour: float | None = None) -> Rates:
+    """Return the dated prices of a worker.
+
+    Raises:
+        ConfigurationError: No source gives a flex price.
+    """
+    flex = usd_per_second(gpu)
+    if flex is None:
+        raise ConfigurationError(
+            f"no source gives a price of {gpu.value}", hint="give one: --flex-price USD_PER_SECOND"
+        )
+    active = usd_per_second(gpu, is_active=True)
+    pod = pod_usd_per_hour
+    if pod is None and isinstance(gpu, GpuType):
+        pod = POD_USD_PER_HOUR.get(gpu)
+    return Rates(
+        flex * gpu_count,
+        None if active is None else active * gpu_count,
+        None if pod is None else pod / _SECONDS_PER_HOUR * gpu_count,
+        pod_source="yours" if pod_usd_per_hour is not None else POD_SOURCE,
+    )
+
+
+def plan_cost(traffic: Traffic, rates: Rates) -> CostPlan:
+    """Return what a month of this traffic costs."""
+    cold = _cold_starts(traffic)
+    billed = _billed_seconds(traffic, cold)
+    month = DAYS_PER_MONTH * billed.value * rates.flex
+    steady = _steady_workers(traffic)
+    return CostPlan(
+        traffic,
+        cold,
+        billed,
+        Figure(
+            month, "USD per month",
+            f"{billed.value:,.0f} s a day x ${rates.flex:.5f} a second x {DAYS_PER_MONTH:.2f} days", rates.flex_source,
+        ),
+        Figure(
+            month / DAYS_PER_MONTH / traffic.jobs_per_day, "USD per job",
+            f"{billed.value:,.0f} s a day x ${rates.flex:.5f} / {traffic.jobs_per_day:,.10g} jobs", rates.flex_source,
+        ),
+        steady,
+        _always(steady, rates.active, rates.active_source),
+        _always(steady, rates.pod, rates.pod_source),
+        _break_even(rates.active, rates, rates.active_source, "active"),
+        _break_even(rates.pod, rates, rates.pod_source, "Pod"),
+        _break_even_jobs(traffic, rates.active, rates),
+        _break_even_jobs(traffic, rates.pod, rates),
+    )  # fmt: skip
+
+
+def flex_usd_per_month(traffic: Traffic, rates: Rates) -> float:
+    """Return what a month of this traffic costs on flex workers."""
+    return DAYS_PER_MONTH * _billed_seconds(traffic, _cold_starts(traffic)).value * rates.flex
+
+
+def steady_usd_per_month(traffic: Traffic, usd_per_second: float) -> float:
+    """Return what a month costs on workers that are always there."""
+    return _steady_workers(traffic).value * usd_per_second * SECONDS_PER_DAY * DAYS_PER_MONTH
+
+
+def _cold_starts(traffic: Traffic) -> Figure:
+    """Return how many jobs a day find no warm worker: the gap before them was longer than the idle timeout."""
+    share = math.exp(-traffic.rate * traffic.idle_timeout)
+    return Figure(
+        traffic.jobs_per_day * share, "cold starts per day",
+        f"{traffic.jobs_per_day:,.10g} jobs x e^(-{traffic.rate:.4g} jobs a second x {traffic.idle_timeout:g} s of "
+        "idle timeout)",
+    )  # fmt: skip
+
+
+def _billed_seconds(traffic: Traffic, cold: Figure) -> Figure:
+    """Return the seconds of a day that are paid: work, idle workers that wait for the next job, and starts.
+
+    About one worker waits for the next job for as long as its idle timeout lets it, and work and waiting together
+    take no more workers than the load needs.
+    """
+    window = traffic.hours_per_day * _SECONDS_PER_HOUR
+    waiting = min(1 - math.exp(-traffic.rate * traffic.idle_timeout), math.ceil(traffic.load) - traffic.load)
+    busy, idle = traffic.load * window, waiting * window
+    starting = cold.value * traffic.cold_start_seconds
+    return Figure(
+        busy + idle + starting, "s per day",
+        f"{busy:,.0f} s of work + {idle:,.0f} s idle ({traffic.idle_timeout:g} after a job at most) + "
+        f"{cold.value:,.0f} cold starts x {traffic.cold_start_seconds:g} s",
+    )  # fmt: skip
+
+
+def _steady_workers(traffic: Traffic) -> Figure:
+    count = max(1, math.ceil(traffic.load / PLANNED_SHARE))
+    return Figure(
+        count, "workers",
+        f"{traffic.rate:.4g} jobs a second x {traffic.seconds_per_job:g} s / {traffic.concurrency} at a time / "
+        f"{PLANNED_SHARE:.0%} busy, rounded up",
+    )  # fmt: skip
+
+
+def _always(workers: Figure, price: float | None, source: str) -> Figure | None:
+    if price is None:
+        return None
+    hours = SECONDS_PER_DAY / _SECONDS_PER_HOUR * DAYS_PER_MONTH
+    return Figure(
+        workers.value * price * _SECONDS_PER_HOUR * hours, "USD per month",
+        f"{workers.value:g} workers x ${price * _SECONDS_PER_HOUR:.4g} an hour x {hours:.0f} hours", source,
+    )  # fmt: skip
+
+
+def _break_even(price: float | None, rates: Rates, source: str, name: str) -> Figure | None:
+    if price is None:
+        return None
+    return Figure(
+        price / rates.flex, "of the time",
+        f"{name} ${price * _SECONDS_PER_HOUR:.4g} an hour / flex ${rates.flex * _SECONDS_PER_HOUR:.4g} an hour", source,
+    )  # fmt: skip
+
+
+def _break_even_jobs(traffic: Traffic, price: float | None, rates: Rates) -> Figure | None:
+    """Return the jobs a day from which a worker that is always there is cheaper, found by halving."""
+    if price is None:
+        return None
+    target = price * SECONDS_PER_DAY
+    most = traffic.hours_per_day * _SECONDS_PER_HOUR * traffic.concurrency / traffic.seconds_per_job
+    if _flex_per_day(traffic, most, rates) < target:
+        return None
+    low, high = 0.0, most
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _flex_per_day(traffic, middle, rates) < target else (low, middle)
+    return Figure(
+        high, "jobs per day",
+        f"where flex workers cost ${target:,.2f} a day: the price of one that is always there, "
+        f"${price * _SECONDS_PER_HOUR:.4g} x 24",
+    )  # fmt: skip
+
+
+def _flex_per_day(traffic: Traffic, jobs: float, rates: Rates) -> float:
+    if jobs <= 0:
+        return 0.0
+    other = dataclasses.replace(traffic, jobs_per_day=jobs)
+    return _billed_seconds(other, _cold_starts(other)).value * rates.flex
