@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 from xml.sax.saxutils import escape
 
+from flashkit.cli.quantities import format_ms
 from flashkit.errors import ConfigurationError
 from flashkit.simulation.results import Point
 from flashkit.simulation.trials import Answer, Trial
 from flashkit.spec import ScalerType
 
-_HOUR: Final = 3600.0
 _WIDTH: Final = 960
 _HEIGHT: Final = 220
 _MARGIN: Final = 56
@@ -70,5 +70,5 @@ def _panel(
         steps.append(f"H{x:.1f}V{bottom - _HEIGHT * value / most:.1f}")
     yield f'<path d="{"".join(steps)}H{right}V{bottom:g}Z" fill="{colour}" fill-opacity="0.25" stroke="{colour}"/>'
     for quarter in range(5):
-        x, at = _MARGIN + _WIDTH * quarter / 4, seconds * quarter / 4 / _HOUR
-        yield f'<text x="{x:g}" y="{bottom + 18:g}" text-anchor="middle" fill="#666">{at:.3g} h</text>'
+        x, at = _MARGIN + _WIDTH * quarter / 4, format_ms(seconds * quarter / 4 * 1000)
+        yield f'<text x="{x:g}" y="{bottom + 18:g}" text-anchor="middle" fill="#666">{at}</text>'

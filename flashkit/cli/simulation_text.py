@@ -41,7 +41,7 @@ def _parts(answer: Answer) -> Iterator[RenderableType]:
     yield Text(_NOTES, style="dim")
     yield Text("")
     shown = answer.cheapest or trials[0]
-    yield Text.assemble(("the course of ", "dim"), shown.name, (f", {shown.result.seconds / _HOUR:.3g} h", "dim"))
+    yield Text.assemble(("the course of ", "dim"), shown.name, (f", {format_ms(shown.result.seconds * 1000)}", "dim"))
     yield from _course(shown)
     yield Text(_cold_words(shown.result), style="dim")
     if answer.cheapest:
@@ -115,7 +115,7 @@ def _bars(values: Sequence[float]) -> str:
 
 
 def _cold_words(result: Result) -> str:
-    starts = f"{result.cold_starts:,} cold starts; {result.cold_share:.2%} of the jobs waited for one"
+    starts = f"cold starts: {result.cold_starts:,}; {result.cold_share:.2%} of the jobs waited for one"
     lost = f"; {result.dropped:,} jobs were given up in the queue, {result.timed_out:,} ran into their timeout"
     return starts + lost * bool(result.dropped or result.timed_out)
 
@@ -131,4 +131,4 @@ def _compared(own: Result, best: Result) -> str:
     waits = f"p95 wait {_seconds(best.waits.p95)} s instead of {_seconds(own.waits.p95)} s"
     if own.cost_usd is None or best.cost_usd is None:
         return f"{waits}; {best.worker_seconds / _HOUR:,.1f} worker-hours instead of {own.worker_seconds / _HOUR:,.1f}"
-    return f"{waits}; ${best.cost_usd:,.2f} instead of ${own.cost_usd:,.2f} in {best.seconds / _HOUR:,.3g} h"
+    return f"{waits}; ${best.cost_usd:,.2f} instead of ${own.cost_usd:,.2f} in {format_ms(best.seconds * 1000)}"
