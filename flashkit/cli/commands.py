@@ -20,6 +20,7 @@ _COMMANDS = {
     "run": ("flashkit.cli.run", "Send a job to an endpoint and print its output."),
     "sessions": ("flashkit.cli.sessions", "See sessions, resume, settle, rewind, fork, compare and delete them."),
     "status": ("flashkit.cli.status", "Show what runs of an app on Runpod."),
+    "trace": ("flashkit.cli.trace", "Show what a task did, step by step, and run it again from its journal."),
     "undeploy": ("flashkit.cli.undeploy", "Delete an app's endpoints from Runpod."),
     "weights": ("flashkit.cli.weights", "Bring, push, check and compare the weights of models."),
 }

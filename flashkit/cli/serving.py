@@ -25,6 +25,7 @@ from flashkit.cli.dev import DevOptions
 from flashkit.cli.dev_record import kept_record
 from flashkit.cli.dev_sessions import resume_for_ever
 from flashkit.cli.dev_store import DevStore, open_dev_store
+from flashkit.cli.dev_traces import open_dev_traces
 from flashkit.cli.errands import Errand, Place, RunHubTests, run_errand
 from flashkit.cli.hub import read_hub_tests
 from flashkit.cli.job_files import export_jobs, read_jobs, send_jobs
@@ -180,6 +181,7 @@ class DevServer:
             on_event=self._notice,
             shutdown_grace=SHUTDOWN_GRACE_SECONDS,
             freeze_store=None if store.server_pid is None else store.freeze,
+            traces=open_dev_traces(options.folder, options.state_dir, os.environ, self._output.say),
             record_to=options.record_file,
             **options.emulation.emulator_options(),
         )

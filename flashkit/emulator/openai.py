@@ -21,7 +21,8 @@ from flashkit.emulator.bodies import ClientGone, decode_json, encode_json, read_
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.platform import Job, JobRequest
 from flashkit.errors import EngineDied, EngineRefusal, ErrorReport, InputError, JobNotFound
-from flashkit.protocol import RUNSYNC_BODY_LIMIT_BYTES, JobStatus
+from flashkit.protocol import INPUT_ENVELOPE, RUNSYNC_BODY_LIMIT_BYTES, JobStatus
+from flashkit.telemetry.propagation import TRACEPARENT, read_traceparent
 
 FAILED_STATUS: Final = 502
 """Undocumented: the HTTP status for a job that failed or was cancelled."""
@@ -45,6 +46,8 @@ async def submit_relayed(dispatcher: Dispatcher, request: Request, endpoint: str
     job_input: dict[str, Any] = {"openai_route": f"/{request.path_params['path']}"}
     if body:
         job_input["openai_input"] = _decode_object(body)
+    if context := read_traceparent(request.headers.get(TRACEPARENT)):
+        job_input[INPUT_ENVELOPE] = {TRACEPARENT: context.to_header()}
     job = dispatcher.submit(endpoint, JobRequest(input=job_input), sync=True, size_bytes=len(body))
     return RelayedJob(dispatcher, job, is_stream=job_input.get("openai_input", {}).get("stream") is True)
 

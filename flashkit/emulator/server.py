@@ -21,7 +21,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -51,11 +51,13 @@ from flashkit.emulator.recorder import Recorder
 from flashkit.emulator.reports import Reports
 from flashkit.emulator.routes import ClientRoutes, RouteOptions
 from flashkit.emulator.supervisor import LocalEndpoint, Supervisor
+from flashkit.emulator.traces import TRACES_PATH, Traces, traces_routes
 from flashkit.emulator.traffic import TrafficRecorder
 from flashkit.emulator.webhooks import WebhookSender
 from flashkit.emulator.worker_wire import WorkerWire
-from flashkit.errors import ConfigurationError, ErrorReport
+from flashkit.errors import ConfigurationError, ErrorReport, FlashkitError
 from flashkit.protocol import REQUEST_BODY_LIMIT_BYTES, PlatformDefaults
+from flashkit.telemetry.store import TraceStore
 
 __all__ = ["Clock", "ColdStart", "Emulator", "LocalEndpoint"]
 
@@ -94,6 +96,7 @@ class Emulator:
         capacity: How many workers of an endpoint there are machines for, for every endpoint or by name.
         record_to: A file that gets every submitted job as a line, for `traffic.replay`.
         management: How the management API behaves; its records are kept in the state's folder.
+        traces: Where the traces of jobs are kept, closed at the end; without it, none are recorded.
         environ: Where PATH and the like of the workers come from; this process's by default.
     """
 
@@ -120,6 +123,7 @@ class Emulator:
         capacity: int | Mapping[str, int] | None = None,
         record_to: Path | None = None,
         management: ManagementOptions | None = None,
+        traces: TraceStore | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         defaults = defaults or PlatformDefaults()
@@ -159,6 +163,7 @@ class Emulator:
             recorder=self.recorder,
             options=management or ManagementOptions(windows=DOCUMENTED_WINDOWS if has_rate_limits else ()),
         )
+        self.traces = None if traces is None else Traces(traces, self.recorder, input_of=self._input_of)
         # Who needs a key to submit jobs must not take them without one.
         self._token = None if api_key is None else secrets.token_hex(16)
         self._shutdown_grace = shutdown_grace
@@ -181,6 +186,7 @@ class Emulator:
             environ=self._environ,
             api_key=self._admission.api_key,
             token=self._token,
+            more_env=self._trace_env(),
             on_log=self._tell,
             on_exit=self._worker_exited,
             fails_to_start=self._fails_to_start,
@@ -215,6 +221,9 @@ class Emulator:
                 self._recording = stack.enter_context(TrafficRecorder(self._record_to, now=self.clock.now))
             stack.push_async_callback(server.stop)
             stack.push_async_callback(self._webhooks.close)
+            if self.traces is not None:
+                self.traces.open()
+                stack.push_async_callback(self.traces.close)
             stack.callback(self.recorder.close)
             stack.push_async_callback(self.faults.close)
             stack.push_async_callback(self.load_balancing.close)
@@ -379,6 +388,7 @@ class Emulator:
                 *fault_routes(self.faults, self._admission),
                 *metrics_routes(self.metrics, self.reports, self._admission),
                 management_route(self._management),
+                *(traces_routes(self.traces, self._admission, token=self._token) if self.traces is not None else ()),
             ],
         )
         return _Application(wire, routes.application(), admission=self._admission, load_balancing=self.load_balancing)
@@ -389,6 +399,18 @@ class Emulator:
     def _submitted(self, endpoint: str, request: JobRequest, *, sync: bool) -> None:
         if self._recording is not None:
             self._recording.note(endpoint, request, sync=sync)
+
+    def _trace_env(self) -> dict[str, str]:
+        if self.traces is None:
+            return {}
+        proof = "" if self._token is None else f"?token={self._token}"
+        return {"FLASHKIT_TRACES_URL": f"{self.url}{TRACES_PATH}{proof}"}
+
+    def _input_of(self, endpoint: str, job_id: str) -> Any:
+        try:
+            return self.platform.job(0.0, endpoint, job_id).input
+        except FlashkitError:  # its retention is over, or its endpoint is no more
+            return None
 
     def _fails_to_start(self, endpoint: str, worker_id: str) -> bool:
         return self.faults.fails_to_start(endpoint, worker_id)
@@ -402,6 +424,8 @@ class Emulator:
         self.faults.notice(event)
         self.recorder.record(event)
         self.metrics.observe(event)
+        if self.traces is not None:
+            self.traces.notice(event)
         self._on_event(event)
 
     def _tell(self, event: Event) -> None:

@@ -46,7 +46,7 @@ _KEPT_VARIABLES: Final = (
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
 )  # fmt: skip
-_OWN_PREFIX: Final = "FLASHKIT_"
+_OWN_PREFIX: Final = ("FLASHKIT_", "OTEL_")
 _NOT_FOR_WORKERS: Final = frozenset({"FLASHKIT_ENDPOINTS"})
 """Maps names to ids of the real platform; here the names are the ids."""
 
@@ -173,6 +173,7 @@ class Supervisor:
         environ: Mapping[str, str],
         api_key: str | None,
         token: str | None = None,
+        more_env: Mapping[str, str] | None = None,
         on_log: Callable[[LogLine], None],
         on_exit: OnExit,
         fails_to_start: Callable[[str, str], bool] = lambda endpoint, worker_id: False,
@@ -181,7 +182,7 @@ class Supervisor:
         self._base_url = base_url
         self._state_dir = state_dir
         self._environ = environ
-        self._credentials = {} if api_key is None else {"RUNPOD_API_KEY": api_key}
+        self._credentials = {**({} if api_key is None else {"RUNPOD_API_KEY": api_key}), **(more_env or {})}
         self._token = token
         self._on_log = on_log
         self._on_exit = on_exit

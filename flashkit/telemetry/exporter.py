@@ -49,6 +49,9 @@ class Sender(Protocol):
     def send(self, spans: Sequence[Span]) -> Delivery:
         """Send spans, open ones too; may take its time."""
 
+    def close(self) -> None:
+        """Close connections; the next spans open them again."""
+
 
 class Exporter:
     """Takes ended and open spans, and sends them in the background."""
@@ -115,7 +118,10 @@ class Exporter:
                 log.warning("spans could not be sent", exc_info=not self._has_complained)
                 self._has_complained = True
                 backoff = LONGEST_BACKOFF_SECONDS
-        self._send_all(0.0)
+        try:
+            self._send_all(0.0)
+        finally:
+            self._sender.close()
 
     def _send_all(self, backoff: float) -> float:
         """Send what waits; return how long to wait before the next try."""

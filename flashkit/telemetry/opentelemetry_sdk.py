@@ -33,6 +33,10 @@ class SdkExport:
         result = self._exporter.export([self._span_of(record) for record in records])
         return Delivery.SENT if result is SpanExportResult.SUCCESS else Delivery.REFUSED
 
+    def close(self) -> None:
+        """Close connections."""
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]  # theirs
+
     def _span_of(self, record: SpanRecord) -> ReadableSpan:
         return ReadableSpan(
             record.name,

@@ -195,9 +195,9 @@ def _decode_all(data: Any) -> Iterator[SpanRecord | None]:
 def _decode_span(span: dict[str, Any], resource: Mapping[str, Any]) -> SpanRecord | None:
     try:
         trace_id, span_id = _read_id(span["traceId"], 32), _read_id(span["spanId"], 16)
-        parent = span.get("parentSpanId")
+        parent_id = _read_id(span["parentSpanId"], 16) if span.get("parentSpanId") else None
         start_ns, end_ns = int(span["startTimeUnixNano"]), int(span.get("endTimeUnixNano") or 0)
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
     if not 0 < start_ns < 2**63 or not 0 <= end_ns < 2**63:
         return None
@@ -207,7 +207,7 @@ def _decode_span(span: dict[str, Any], resource: Mapping[str, Any]) -> SpanRecor
     is_error = str((status or {}).get("code", "")) in (str(_ERROR), "STATUS_CODE_ERROR")
     error = str((status or {}).get("message") or "error") if is_error else ""
     return SpanRecord(
-        trace_id, span_id, _read_id(parent, 16) if parent else None, cut(str(span.get("name", "")), NAME_LIMIT),
+        trace_id, span_id, parent_id, cut(str(span.get("name", "")), NAME_LIMIT),
         cut(op, NAME_LIMIT), start_ns, end_ns, cut(error, TEXT_LIMIT),
         cut(str(resource.get("service.name", "")), NAME_LIMIT),
         cut(str(resource.get("service.instance.id", "")), NAME_LIMIT), attributes,
@@ -252,10 +252,11 @@ def _decode_value(value: Any, limit: int, depth: int = 0) -> Any:
         return bool(value["boolValue"])
     try:
         if "intValue" in value:
-            return int(value["intValue"])
+            number = int(value["intValue"])
+            return number if -(2**63) <= number < 2**63 else cut(str(number), limit)
         if "doubleValue" in value:
             return float(value["doubleValue"])
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return ""
     if "arrayValue" in value:
         return [_decode_value(item, limit, depth + 1) for item in _list(value["arrayValue"], "values")[:LIST_LIMIT]]

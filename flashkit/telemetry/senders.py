@@ -62,10 +62,16 @@ class JsonSender:
                 return self._post(body)
             except (OSError, http.client.HTTPException):  # a kept connection may have been closed meanwhile
                 had_one = self._connection is not None
-                self._close()
+                self.close()
                 if is_second_try or not had_one:
                     break
         return Delivery.LATER
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _post(self, body: bytes) -> Delivery:
         connection = self._connection or self._connect()
@@ -81,11 +87,6 @@ class JsonSender:
     def _connect(self) -> http.client.HTTPConnection:
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
         return kind(self._url.hostname or "", self._url.port, timeout=_TIMEOUT_SECONDS)
-
-    def _close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 class CollectorSender:
@@ -109,6 +110,12 @@ class CollectorSender:
             record_of(span, service=self._service, worker_id=self._worker_id, redact=self._redact) for span in spans
         ]
         return self._sender.send([record if record.end_ns else mark_of(record) for record in records])  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Close connections."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
 
     def _open(self) -> Any:
         try:

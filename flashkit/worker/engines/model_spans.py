@@ -106,7 +106,8 @@ class SeenBody:
 
     def _see(self, piece: bytes) -> None:
         if self._is_stream and not self._events:
-            self._span.set("gen_ai.response.time_to_first_chunk", round((time.time_ns() - self._span.start_ns) / 1e9, 6))
+            seconds = (time.time_ns() - self._span.start_ns) / 1e9
+            self._span.set("gen_ai.response.time_to_first_chunk", round(seconds, 6))
         self._events += 1
         self._kept += piece
         limit = _CONTENT_BYTES if self._keeps_all else _TAIL_BYTES

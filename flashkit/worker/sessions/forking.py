@@ -74,11 +74,19 @@ async def plan_copy(store: Store, session: str, at: ForkPoint) -> Plan:
     return replace(plan, snapshots=kept, state_version=versions[0] if versions else 1)
 
 
-async def write_copy(store: Store, lease: Lease, plan: Plan) -> None:
-    """Write what a plan has into the new session of this lease, in the order in which it came about."""
+async def write_copy(store: Store, lease: Lease, plan: Plan, *, source: Store | None = None) -> None:
+    """Write what a plan has into the new session of this lease, in the order in which it came about.
+
+    Args:
+        store: Where the copy goes.
+        lease: Of the copy.
+        plan: What it has.
+        source: Where the original is, if that is another store.
+    """
+    original = source or store
     rest = [_marker(plan), *(record for record in plan.records if not is_fork_marker(record))]
     for name in _blob_names(plan):
-        await store.put_blob(lease.session, await store.get_blob(plan.source.session, name))
+        await store.put_blob(lease.session, await original.get_blob(plan.source.session, name))
     for snapshot in plan.snapshots:
         part = [record for record in rest if record.seq <= snapshot.seq]
         rest = rest[len(part) :]

@@ -192,6 +192,8 @@ class Turn:
         self.ended_by: Exception | None = None
         """What ended the turn, whatever the handler does with it."""
         self._commit_attributes = {"flashkit.session.id": writer.lease.session}
+        self._asked = ""
+        """The step that was asked for last."""
         self._uses: Counter[str] = Counter()
         self._ordinals: Counter[str] = Counter()
         self._branches: Counter[str] = Counter()
@@ -230,6 +232,7 @@ class Turn:
         path = _path.get()
         digest = digest_of(arguments)
         ask = Ask(self._next_key(path, name), name, path, self._ordinals[path], digest)
+        self._asked = ask.key
         self._ordinals[path] += 1
         try:
             self._check_replay(ask)
@@ -327,7 +330,7 @@ class Turn:
         if self.guard.expired():  # the handler did not let itself be cancelled
             raise asyncio.CancelledError
         if self.is_leaving:
-            raise HandBack
+            raise HandBack(self._asked)
 
     def check_may_begin(self) -> None:
         """End the handler here, before it begins what another run would begin again."""
