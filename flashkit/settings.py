@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Self
-from urllib.parse import urlsplit
+from typing import Literal, NamedTuple, Self
+from urllib.parse import unquote, urlsplit
 
 from flashkit.errors import ConfigurationError
 
@@ -125,6 +125,18 @@ class Settings:
     """`module:function` through which every text of a span goes before it is sent (FLASHKIT_TRACE_REDACT)."""
     trace_store: str | None = None
     """Where `flashkit dev` keeps traces: `sqlite:///FILE` or `postgresql://...` (FLASHKIT_TRACE_STORE)."""
+    metrics_url: str | None = None
+    """Where metrics go beside a collector; `flashkit dev` sets it for its workers (FLASHKIT_METRICS_URL)."""
+    otlp_metrics_endpoint: str | None = None
+    """Full URL of the collector that gets metrics: OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, or `/v1/metrics` below
+    OTEL_EXPORTER_OTLP_ENDPOINT; none with OTEL_METRICS_EXPORTER=none or OTEL_SDK_DISABLED."""
+    metrics_interval_seconds: float = 15.0
+    """How often a collector gets metrics (OTEL_METRIC_EXPORT_INTERVAL, in milliseconds)."""
+    sends_metric_deltas: bool = False
+    """A collector gets what has come since the last report instead of totals
+    (OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=delta)."""
+    otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent to a collector, where OpenTelemetry's own exporter does not do it (OTEL_EXPORTER_OTLP_HEADERS)."""
     show_tracebacks: bool = False
     """Send tracebacks to callers: set by `flashkit dev` only (FLASHKIT_TRACEBACKS)."""
 
@@ -175,12 +187,17 @@ class Settings:
             http_port=env.get("PORT") or "80",
             health_port=env.get("PORT_HEALTH") or None,
             traces_url=env.get("FLASHKIT_TRACES_URL") or None,
-            otlp_endpoint=_read_otlp_endpoint(env),
+            otlp_endpoint=_read_otlp_endpoint(env, "traces"),
             otel_service=env.get("OTEL_SERVICE_NAME") or None,
             traces_per_second=_read_rate(env, "FLASHKIT_TRACES_PER_SECOND", 50.0),
             captures_content=_read_flag(env, "FLASHKIT_TRACE_CONTENT"),
             trace_redact=env.get("FLASHKIT_TRACE_REDACT") or None,
             trace_store=env.get("FLASHKIT_TRACE_STORE") or None,
+            metrics_url=env.get("FLASHKIT_METRICS_URL") or None,
+            otlp_metrics_endpoint=_read_otlp_endpoint(env, "metrics"),
+            metrics_interval_seconds=_read_interval(env, "OTEL_METRIC_EXPORT_INTERVAL", 15_000.0) / 1000,
+            sends_metric_deltas=_prefers_deltas(env),
+            otlp_headers=_read_otlp_headers(env, "metrics"),
             show_tracebacks=_read_flag(env, "FLASHKIT_TRACEBACKS"),
         )
 
@@ -188,6 +205,11 @@ class Settings:
     def has_traces(self) -> bool:
         """True when spans go somewhere."""
         return self.traces_url is not None or self.otlp_endpoint is not None
+
+    @property
+    def has_metrics(self) -> bool:
+        """True when metrics go somewhere."""
+        return self.metrics_url is not None or self.otlp_metrics_endpoint is not None
 
     def require_base_url(self) -> str:
         """Return the platform's base URL.
@@ -286,6 +308,19 @@ def _read_seconds(env: Mapping[str, str], name: str, default: float) -> float:
     return seconds
 
 
+def _read_interval(env: Mapping[str, str], name: str, default: float) -> float:
+    text = env.get(name) or str(default)
+    try:
+        milliseconds = float(text)
+    except ValueError:
+        milliseconds = 0.0
+    if not 100.0 <= milliseconds <= 3_600_000.0:  # noqa: PLR2004 - from a tenth of a second to an hour
+        raise ConfigurationError(
+            f"{name}={text!r} is not a time in milliseconds", hint="give a number from 100 to 3600000"
+        )
+    return milliseconds
+
+
 def _read_rate(env: Mapping[str, str], name: str, default: float) -> float:
     text = env.get(name) or str(default)
     try:
@@ -297,18 +332,31 @@ def _read_rate(env: Mapping[str, str], name: str, default: float) -> float:
     return rate
 
 
-def _read_otlp_endpoint(env: Mapping[str, str]) -> str | None:
-    """Return where OpenTelemetry's own variables send spans."""
-    is_off = env.get("OTEL_TRACES_EXPORTER") == "none" or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-    whole = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+def _read_otlp_endpoint(env: Mapping[str, str], signal: Literal["traces", "metrics"]) -> str | None:
+    """Return where OpenTelemetry's own variables send spans, or metrics."""
+    upper = signal.upper()
+    is_off = env.get(f"OTEL_{upper}_EXPORTER") == "none" or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    whole = env.get(f"OTEL_EXPORTER_OTLP_{upper}_ENDPOINT")
     base = env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     if is_off or not (whole or base):
         return None
-    url = whole or f"{(base or '').rstrip('/')}/v1/traces"
+    url = whole or f"{(base or '').rstrip('/')}/v1/{signal}"
     if not re.fullmatch(r"https?://[^/\s]+\S*", url):
-        name = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" if whole else "OTEL_EXPORTER_OTLP_ENDPOINT"
+        name = f"OTEL_EXPORTER_OTLP_{upper}_ENDPOINT" if whole else "OTEL_EXPORTER_OTLP_ENDPOINT"
         raise ConfigurationError(f"{name}={whole or base!r} is not an address", hint="write it as https://host[:port]")
     return url
+
+
+def _prefers_deltas(env: Mapping[str, str]) -> bool:
+    return env.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").lower() in ("delta", "lowmemory")
+
+
+def _read_otlp_headers(env: Mapping[str, str], signal: Literal["traces", "metrics"]) -> dict[str, str]:
+    """Return headers, as `name=value,name=value`, URL-encoded; those of the signal go before the common ones."""
+    upper = signal.upper()
+    texts = (env.get("OTEL_EXPORTER_OTLP_HEADERS", ""), env.get(f"OTEL_EXPORTER_OTLP_{upper}_HEADERS", ""))
+    pairs = (item.partition("=") for text in texts for item in text.split(",") if "=" in item)
+    return {name.strip(): unquote(value.strip()) for name, _, value in pairs if name.strip()}
 
 
 def _read_port(name: str, text: str) -> int:

@@ -13,10 +13,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from flashkit.emulator.metrics import EndpointFigures, Histogram, Metrics
+from flashkit.emulator.metrics import EndpointFigures, Metrics
 from flashkit.emulator.reports import Reports, Values
 from flashkit.protocol import JobStatus
-from flashkit.telemetry.metrics import BY_NAME, METRICS, Kind, Metric, Source
+from flashkit.telemetry.metrics import BY_NAME, METRICS, Histogram, Kind, Metric, Source
 
 Figures = Mapping[str, Mapping[str, Any]]
 Series = Iterable[tuple[str, Values, float | Histogram]]

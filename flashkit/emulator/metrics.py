@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from flashkit.emulator.tokens import read_tokens
 from flashkit.errors import FlashkitError
 from flashkit.protocol import JobStatus
 from flashkit.spec import EndpointSpec
-from flashkit.telemetry.metrics import SECONDS_OF_CALLS, SECONDS_OF_STARTS
+from flashkit.telemetry.metrics import SECONDS_OF_CALLS, SECONDS_OF_STARTS, Histogram
 
 SAMPLE_LIMIT: Final = 900
 """Samples that are kept, one a second."""
@@ -72,34 +71,6 @@ class Ended(NamedTuple):
 
 
 Sample = tuple[float | None, ...]
-
-
-class Histogram:
-    """How many values were at most as large as each bound, and their sum.
-
-    Args:
-        bounds: Upper bounds, ascending; what is larger is counted after the last one.
-    """
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def add(self, counts: Sequence[int], total: float) -> None:
-        """Count values that somebody else has sorted by the same bounds."""
-        self.counts = [mine + more for mine, more in zip(self.counts, counts, strict=True)]
-        self.sum += total
-
-    @property
-    def count(self) -> int:
-        """How many values there were."""
-        return sum(self.counts)
 
 
 @dataclass(slots=True)

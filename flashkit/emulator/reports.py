@@ -18,9 +18,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from flashkit.emulator.metrics import Histogram
 from flashkit.errors import InputError
-from flashkit.telemetry.metrics import BY_NAME, Across, Kind, LabelGuard, Metric, Source
+from flashkit.telemetry.metrics import BY_NAME, Across, Histogram, Kind, LabelGuard, Metric, Source
 
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest

@@ -12,9 +12,11 @@ a closed set, or free text that `LabelGuard` bounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Final
 
 OTHER: Final = "other"
@@ -23,6 +25,7 @@ MOST_SERIES: Final = 100
 """Series of one metric of one endpoint, before free labels become `other`."""
 LONGEST_VALUE: Final = 80
 """Characters of a label's value."""
+_MOST_KNOWN: Final = 2_000
 
 SECONDS_OF_CALLS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 """Buckets of what takes from milliseconds to minutes."""
@@ -71,7 +74,7 @@ class Label:
         return self.name.replace(".", "_")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Metric:
     """One metric; its series also have the label `endpoint`."""
 
@@ -94,7 +97,12 @@ class Metric:
             name = f"{name}_{unit}"
         return f"{name}_total" if self.kind is Kind.COUNTER else name
 
-    @property
+    @cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """The names of its labels, by OpenTelemetry."""
+        return tuple(label.name for label in self.labels)
+
+    @cached_property
     def sample_names(self) -> tuple[str, ...]:
         """The names of its samples in Prometheus."""
         name = self.prometheus_name
@@ -141,7 +149,7 @@ METRICS: Final = (
     ),
     Metric(
         "flashkit.tool.calls", Kind.COUNTER, Source.WORKER, "{call}",
-        "Tools that sessions called: steps, effects and calls of endpoints, by how they ended.",
+        "Tools that sessions used: functions that ran as steps or effects, and calls of CPU endpoints.",
         (Label("tool"), _OUTCOME),
     ),
     Metric(
@@ -249,17 +257,27 @@ class LabelGuard:
     def __init__(self, *, most: int = MOST_SERIES) -> None:
         self._most = most
         self._seen: dict[str, set[tuple[str, ...]]] = {}
+        self._known: dict[tuple[str, tuple[object, ...]], tuple[str, ...]] = {}
+        """What came of values that were given before: looked up for every span that ends."""
         self.folded = 0
         """How often a value was one too many."""
 
     def values(self, metric: Metric, given: Mapping[str, object]) -> tuple[str, ...]:
         """Return the values of the metric's labels, in their order; labels that it does not have are left out."""
-        values = tuple(clean_value(label, given.get(label.name, "")) for label in metric.labels)
+        raw = tuple([given.get(name, "") for name in metric.label_names])
+        try:
+            known = self._known.get((metric.name, raw))
+        except TypeError:  # a list, say
+            return self._find(metric, tuple(map(str, raw)))
+        return self._find(metric, raw) if known is None else known
+
+    def _find(self, metric: Metric, raw: tuple[object, ...]) -> tuple[str, ...]:
+        values = tuple(clean_value(label, value) for label, value in zip(metric.labels, raw, strict=True))
         seen = self._seen.setdefault(metric.name, set())
-        if values in seen:
-            return values
-        if len(seen) < self._most or all(label.values is not None for label in metric.labels):
+        if values in seen or len(seen) < self._most or all(label.values is not None for label in metric.labels):
             seen.add(values)
+            if len(self._known) < _MOST_KNOWN and all(len(str(value)) <= LONGEST_VALUE for value in raw):
+                self._known[metric.name, raw] = values
             return values
         self.folded += 1
         return tuple(
@@ -270,3 +288,43 @@ class LabelGuard:
 def sample_names(metrics: Iterable[Metric] = METRICS) -> frozenset[str]:
     """Return the names of all samples that Prometheus gets."""
     return frozenset(name for metric in metrics for name in metric.sample_names)
+
+
+class Histogram:
+    """How many values were at most as large as each bound, and their sum.
+
+    Args:
+        bounds: Upper bounds, ascending; what is larger is counted after the last one.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Count values that somebody else has sorted by the same bounds."""
+        self.counts = [mine + more for mine, more in zip(self.counts, counts, strict=True)]
+        self.sum += total
+
+    @property
+    def count(self) -> int:
+        """How many values there were."""
+        return sum(self.counts)
+
+    def copy(self) -> Histogram:
+        """Return one with the same values."""
+        return self.since(None)
+
+    def since(self, earlier: Histogram | None) -> Histogram:
+        """Return what was counted since an earlier copy."""
+        made = Histogram(self.bounds)
+        before, total = (made.counts, 0.0) if earlier is None else (earlier.counts, earlier.sum)
+        made.counts = [now - then for now, then in zip(self.counts, before, strict=True)]
+        made.sum = self.sum - total
+        return made

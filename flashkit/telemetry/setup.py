@@ -36,6 +36,7 @@ def start_traces(settings: Settings, *, service: str) -> Callable[[], None]:
     before = recorder()
     if before is not None:
         made.observers.extend(before.observers)
+        made.flushers.extend(before.flushers)
     use_recorder(made)
 
     def stop() -> None:

@@ -214,6 +214,8 @@ class Recorder:
         self.captures_content = captures_content and sink is not None
         self.observers: list[Observer] = []
         """Called with each span that has ended, whether its trace is sampled or not: quick, and raising nothing."""
+        self.flushers: list[Callable[[], None]] = []
+        """Called when what observers know should be sent now."""
 
     def begin(
         self, op: Op, name: str, attributes: Mapping[str, Any] | None = None, *, parent: AnySpan | None = None
@@ -270,6 +272,8 @@ class Recorder:
         """Send what there is, waiting for a moment at most."""
         if self._sink is not None:
             self._sink.close()
+        for flush in self.flushers:
+            flush()
 
     def finish(self, span: Span) -> None:
         """Hand out a span that has ended."""
@@ -312,19 +316,24 @@ def use_recorder(new: Recorder | None) -> Recorder | None:
     return before
 
 
-def observe(observer: Observer) -> Callable[[], None]:
+def observe(observer: Observer, *, flush: Callable[[], None] | None = None) -> Callable[[], None]:
     """Call `observer` with each span that ends in this process; return what takes it away again.
 
-    It is called where the span ends, on the loop or in a thread: it must be quick, and raise nothing.
+    It is called where the span ends, on the loop or in a thread: it must be quick, and raise nothing. `flush` is called
+    at the end of the process's work, and may wait for a moment.
     """
     used = _recorder or Recorder()
     if _recorder is None:
         use_recorder(used)
     used.observers.append(observer)
+    if flush is not None:
+        used.flushers.append(flush)
 
     def stop() -> None:
         if observer in used.observers:
             used.observers.remove(observer)
+        if flush in used.flushers:
+            used.flushers.remove(flush)
 
     return stop
 

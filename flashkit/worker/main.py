@@ -72,6 +72,10 @@ def serve(endpoint: Defined) -> None:
         from flashkit.telemetry.setup import start_traces
 
         start_traces(settings, service=definition.spec.name)
+    if settings.has_metrics:
+        from flashkit.telemetry.metrics_export import start_metrics
+
+        start_metrics(settings, endpoint=definition.spec.name)
     if isinstance(definition, HttpDefinition):
         from flashkit.worker.http.server import serve_http
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from flashkit.client import Client
 from flashkit.errors import (
+    BudgetExceeded,
     FlashkitError,
     InputError,
     JobTimedOut,
@@ -487,17 +488,22 @@ class SessionRunner:
         try:
             output = await _in_time(turn, _handle(handle, session, opened.data, turn))
             await self._finish(opened, turn, session, output)
+            _tell_end(turn, "completed")
         except Suspend as exc:
+            _tell_end(turn, "waiting")
             output = await self._suspend(turn, exc, unread=len(session.unread_events))
             opened.has_mail = turn.writer.lease.pending > 0
             return output
         except HandBack:
+            _tell_end(turn, "handed_back")
             await turn.writer.abandon()
             raise
         except asyncio.CancelledError as exc:
+            _tell_end(turn, "failed")
             await self._note_failure(turn, exc, Change(status=Status.FAILED, reason="cancelled", release=True))
             raise
         except BaseException as exc:
+            _tell_end(turn, "over_budget" if isinstance(exc, BudgetExceeded) else "failed")
             needs_person = isinstance(exc, OutcomeUnknown) or is_surely_damage(exc, turn.session)
             status = Status.BLOCKED if needs_person else Status.FAILED
             await self._note_failure(turn, exc, Change(status=status, reason=_reason_of(exc), release=True))
@@ -574,6 +580,13 @@ class SessionRunner:
                 await turn.writer.close(change=change)
         except FlashkitError as store_error:
             log.warning("session %s: its failure could not be written down: %s", turn.session, store_error)
+
+
+def _tell_end(turn: Turn, outcome: str) -> None:
+    """Say on the job's span how its turn ended, and what all of it has used."""
+    job = current()
+    job.set("flashkit.turn.outcome", outcome)
+    job.set("flashkit.turn.tokens", turn.budget.tokens)
 
 
 async def _handle(handle: Handle, session: Session[Any], data: Any, turn: Turn) -> bytes:
