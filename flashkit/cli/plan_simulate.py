@@ -159,6 +159,11 @@ async def _load(spec: EndpointSpec, given: Mapping[str, Any]) -> tuple[Load, Any
     from flashkit.simulation.trace_file import read_trace
 
     seconds = read_duration(given["seconds"]) if given["seconds"] else None
+    if given["load"] not in PEAKS and (given["rate"] or given["peak"]):
+        raise ConfigurationError(
+            f"--rate and --peak describe a made-up load, and {given['load']} is a recorded one",
+            hint=f"leave them out, or choose one of {', '.join(PEAKS)} with --load",
+        )
     if given["load"] == "dev":
         return await _dev_load(spec.name, given["url"])
     if given["load"] not in PEAKS:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from xml.etree import ElementTree
 
+import pexpect
 import pytest
 
 from flashkit.cli import run_command_line
@@ -93,10 +95,23 @@ def test_the_plot_is_an_svg_file(simulate):
     assert (result.code, "cannot be written" in result.err) == (2, True)
 
 
+def test_a_terminal_shows_how_far_it_is(simulate):
+    command = ["-m", "flashkit", "plan", "simulate", *SMALL, "--rate", "10000/h"]
+    child = pexpect.spawn(
+        sys.executable, command, cwd=str(simulate.folder), dimensions=(40, 120), timeout=60, encoding="utf-8"
+    )
+    child.expect("━━")
+    child.expect("as it is")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
 def test_an_endpoint_on_a_cpu_has_no_price(simulate):
     result = simulate("--endpoint", "tool", "--rate", "1/s", "--seconds", "1", "--time", "10m", "--load", "poisson")
     assert result.code == 0
-    assert result.out.splitlines()[5].split()[-1] == "-"
+    (row,) = (line for line in result.out.splitlines() if line.startswith("as it is"))
+    assert row.split()[-1] == "-"
     assert "5 s (assumed: 5 s for the container)" in result.out
 
 
@@ -133,9 +148,10 @@ def test_a_trace_file_is_a_load(simulate):
         ((*SMALL, "--time", "0s"), "0.0 is no time"),
         ((*SMALL, "--rate", "1000/s", "--time", "7d"), "too many to simulate"),
         ((*SMALL, "--peak", "3"), "peak=3.0 cannot be"),
-        ((*SMALL, "--load", "poison"), "did you mean 'poisson'?"),
-        ((*SMALL, "--load", "no.jsonl"), "no.jsonl cannot be read"),
-        ((*SMALL, "--load", "app.py"), "app.py:2 is no JSON"),
+        (("--endpoint", "llm", "--load", "poison"), "did you mean 'poisson'?"),
+        ((*SMALL, "--load", "app.py"), "--rate and --peak describe a made-up load, and app.py is a recorded one"),
+        (("--endpoint", "llm", "--load", "no.jsonl"), "no.jsonl cannot be read"),
+        (("--endpoint", "llm", "--load", "app.py"), "app.py:2 is no JSON"),
         ((*SMALL, "--workers", "3,1"), "min above max"),
         ((*SMALL, "--workers", "0"), "can never run a job"),
         ((*SMALL, "--workers", "few"), "--workers 'few' are no bounds"),
