@@ -39,6 +39,11 @@ def _parts(answer: Answer) -> Iterator[RenderableType]:
     yield Text("")
     yield _table(trials)
     yield Text(_NOTES, style="dim")
+    for trial in trials:
+        if trial.floors:
+            yield Text(
+                f"{trial.name}: {' '.join(map(str, trial.floors))} workers at least, hour after hour", style="dim"
+            )
     yield Text("")
     shown = answer.cheapest or trials[0]
     yield Text.assemble(("the course of ", "dim"), shown.name, (f", {format_ms(shown.result.seconds * 1000)}", "dim"))

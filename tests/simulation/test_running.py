@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from flashkit.catalog import resolve_gpus
 from flashkit.errors import InputError
+from flashkit.plan import cost
 from flashkit.protocol import PlatformDefaults
 from flashkit.simulation.load import Load, Traffic, load_of
 from flashkit.simulation.policies import BATCH, INTERACTIVE, QueueDepth, ScheduledFloor, plan_floors
@@ -322,3 +323,18 @@ def test_a_result_is_plain_json():
 def test_the_platforms_own_defaults_can_be_changed():
     seen = run(make_spec(flashboot=True), (0, 2), (1000, 2), defaults=PlatformDefaults(frozen_keep=5_000.0))
     assert list(seen.waits) == [10.0, 1.0]
+
+
+@pytest.mark.parametrize("jobs_per_day", [500, 3000, 10_000])
+def test_the_closed_form_of_the_cost_plan_and_the_simulation_agree(jobs_per_day):
+    """One worker that starts and stops, jobs that come at random: `flashkit.plan.cost` has it as a formula."""
+    expected = cost.plan_cost(
+        cost.Traffic(jobs_per_day=jobs_per_day, seconds_per_job=3.0, idle_timeout=20, cold_start_seconds=15.0),
+        cost.Rates(flex=0.0005),
+    )
+    days = 30_000 / jobs_per_day
+    load = Traffic(jobs_per_second=jobs_per_day / 86_400, seconds=3.0, window_seconds=days * 86_400).make()
+    spec = make_spec(0, 1, idle_timeout=20)
+    result = summarise(simulate(spec, load, WorkerTimes(cold_start=15.0)), Prices(flex=0.0005))
+    assert result.cold_starts / days == pytest.approx(expected.cold_starts.value, rel=0.03)
+    assert result.worker_seconds / days == pytest.approx(expected.billed.value, rel=0.03)
