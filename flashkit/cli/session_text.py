@@ -14,6 +14,7 @@ from rich.text import Text
 
 from flashkit.cli.console import make_console
 from flashkit.cli.quantities import format_bytes, format_ms
+from flashkit.worker.sessions.accounts import Account
 from flashkit.worker.sessions.admin import PERSON
 from flashkit.worker.sessions.comparing import Difference
 from flashkit.worker.sessions.timeline import DAMAGED, SessionView, Step, StepState, Summary, TurnState, TurnView
@@ -133,9 +134,30 @@ def _heading(view: SessionView) -> Text:
     text.append(f"  {' · '.join(fact for fact in facts if fact)}", style="dim")
     if about := _about(summary):
         text.append(f"\n  {about}")
+    for line in used_lines(view.used):
+        text.append_text(Text.assemble("\n  ", ("used: ", "dim"), line))
     if command := next_command(view):
         text.append_text(Text.assemble("\n  ", ("next: ", "dim"), (command, "cyan")))
     return text
+
+
+def used_lines(used: Account) -> list[str]:
+    """Return what a session has used: a line for each model and endpoint, and one for what its code reports."""
+    models = [
+        f"{name}: {each.input_tokens:,} tokens in, {each.output_tokens:,} out in {_calls(each.calls)}"
+        for name, each in used.models.items()
+    ]
+    endpoints = [
+        f"{name}: {each.seconds:,.1f} s on {each.gpu or 'CPU'} in {_calls(each.calls)}"
+        + (f", at most ${each.usd:,.4f}" if each.usd else "")
+        for name, each in used.endpoints.items()
+    ]
+    spent = [f"{used.spent_tokens:,} tokens and ${used.spent_usd:,.4f} by session.spend()"]
+    return [*models, *endpoints, *(spent if used.spent_tokens or used.spent_usd else [])]
+
+
+def _calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count:,} calls"
 
 
 def _turn_heading(turn: TurnView) -> Text:

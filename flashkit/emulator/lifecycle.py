@@ -32,8 +32,8 @@ from flashkit.emulator.fleet import ColdStart, Fleet, Stop, Worker
 from flashkit.emulator.jobs import Job
 from flashkit.emulator.scaling import desired_workers, scaling_due_at
 from flashkit.emulator.timers import Timers
-from flashkit.emulator.tokens import speaks_of_tokens
 from flashkit.protocol import JobStatus, PlatformDefaults
+from flashkit.telemetry.tokens import speaks_of_tokens
 
 FINISHED_JOBS_LIMIT: Final = 100_000
 """Results kept for each endpoint; past it the oldest goes before its retention ends. Bounds the memory."""

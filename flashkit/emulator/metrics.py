@@ -19,11 +19,11 @@ from flashkit.emulator.events import Event, JobEvent, RequestEvent, WorkerEvent
 from flashkit.emulator.lanes import Lane
 from flashkit.emulator.platform import Platform
 from flashkit.emulator.recorder import Recorder
-from flashkit.emulator.tokens import read_tokens
 from flashkit.errors import FlashkitError
 from flashkit.protocol import JobStatus
 from flashkit.spec import EndpointSpec
 from flashkit.telemetry.metrics import SECONDS_OF_CALLS, SECONDS_OF_STARTS, Histogram
+from flashkit.telemetry.tokens import read_tokens
 
 SAMPLE_LIMIT: Final = 900
 """Samples that are kept, one a second."""

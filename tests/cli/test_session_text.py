@@ -55,6 +55,19 @@ def test_a_session_that_runs_says_who_has_it_and_needs_nothing():
     assert "job abc" in text
 
 
+def test_what_a_session_has_used_is_told_by_model_and_endpoint():
+    used = {
+        "endpoint": "llm", "seconds": 1.5, "gpu": "NVIDIA L4", "usd": 0.0012,
+        "model": "tiny", "input_tokens": 1_030, "output_tokens": 12,
+    }  # fmt: skip
+    step = done("a", extra={"spent": {"tokens": 7, "cost_usd": 0.25}})
+    text = shown(session_timeline(view(done("call:llm", extra={"used": used}), step)))
+    assert "used: tiny: 1,030 tokens in, 12 out in 1 call" in text
+    assert "used: llm: 1.5 s on NVIDIA L4 in 1 call, at most $0.0012" in text
+    assert "used: 7 tokens and $0.2500 by session.spend()" in text
+    assert "used:" not in shown(session_timeline(view(done("a"))))
+
+
 def test_a_damaged_session_is_to_be_rewound():
     damaged = view(done("a"), damage=RecordCorrupt("bytes are no record"))
     assert next_command(damaged) == "flashkit sessions rewind s1 --to last-good   (or quarantine s1)"

@@ -27,6 +27,7 @@ from flashkit.errors import FlashkitError, JobCancelled, JobFailed, JobNotFound,
 from flashkit.handler import encode_json
 from flashkit.protocol import INPUT_ENVELOPE, TTL_MS, JobStatus
 from flashkit.telemetry import NO_SPAN, AnySpan, Op, span
+from flashkit.worker.sessions.accounts import Tariff
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.turn import Ask, Progress, Turn
 
@@ -76,7 +77,7 @@ class Caller:
         self,
         turn: Turn,
         ask: Ask,
-        endpoint: str,
+        tariff: Tariff,
         data: Any,
         timeout: float | None,
         *,
@@ -91,17 +92,23 @@ class Caller:
             started_ms, started = round(time.time() * 1000), time.monotonic()
             deadline_ms = self._deadline_of(turn, ask, None if timeout is None else started_ms + round(timeout * 1000))
             key = key or self.key_of(turn, ask)
+            endpoint = tariff.endpoint
             client, allowance = self._client.endpoint(endpoint), self._allowance
             call = _Call(turn, ask, client, key, deadline_ms=deadline_ms, retries=retries, allowance=allowance)
             with span(op, endpoint, _span_attributes(turn, ask, endpoint, op)) as call.span:
                 try:
-                    output = encode_json(await call.run(data))
+                    result = await call.run(data)
+                    output, seconds = encode_json(result), time.monotonic() - started
+                    used = tariff.describe(result, call.run_ms)
                     record = await turn.write_result(
-                        ask, output, started_ms=started_ms, seconds=time.monotonic() - started, attempt=call.attempts
+                        ask, output, started_ms=started_ms, seconds=seconds, attempt=call.attempts, extra={"used": used}
                     )
+                    turn.account.add_call(used)
                 except Exception as exc:
-                    seconds = time.monotonic() - started
-                    turn.note_error(ask, exc, started_ms=started_ms, seconds=seconds, attempt=call.attempts)
+                    seconds, used = time.monotonic() - started, tariff.describe(None, call.run_ms)
+                    turn.note_error(
+                        ask, exc, started_ms=started_ms, seconds=seconds, attempt=call.attempts, extra={"used": used}
+                    )
                     raise
                 finally:
                     call.span.set("flashkit.attempts", call.attempts)
@@ -141,6 +148,8 @@ class _Call:
         self._job = self._job_of(progress.attach)
         self._lost_job = self._job_of(progress.failed_attach)
         self.attempts = progress.attach.attempt if progress.attach else 1
+        self.run_ms = 0
+        """How long its jobs ran."""
         self.span: AnySpan = NO_SPAN
 
     async def run(self, data: Any) -> Any:
@@ -210,6 +219,7 @@ class _Call:
                 self._turn.given_up_calls.add(self._ask.key)
                 await _give_up(job)
             raise
+        self.run_ms += state.execution_ms or 0
         if state.status is JobStatus.TIMED_OUT and self._deadline is not None:
             raise self._timed_out(job)
         return state

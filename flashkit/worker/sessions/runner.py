@@ -16,7 +16,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from flashkit.handler import Contract, Definition, encode_json, parse_json
 from flashkit.settings import DEFAULT_WORKER_ID, Settings
 from flashkit.telemetry import Op, current, span
 from flashkit.worker.job import HandBack
+from flashkit.worker.sessions.accounts import Account
 from flashkit.worker.sessions.budget import Budget
 from flashkit.worker.sessions.calls import Allowance, Caller
 from flashkit.worker.sessions.garbage import Collector
@@ -129,6 +130,8 @@ class _Saved:
     events: Sequence[dict[str, Any]] = ()
     given_up: Sequence[str] = ()
     """Ids of the requests whose turns others took the place of."""
+    used: Mapping[str, Any] | None = None
+    """What the finished turns have used."""
 
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot | None) -> _Saved:
@@ -529,6 +532,7 @@ class SessionRunner:
             "results": [*opened.saved.results, result][-KEPT_RESULTS:],
             "events": [await self._kept_event(turn, event) for event in session.unread_events],
             "given_up": [*opened.saved.given_up, *opened.given_up][-KEPT_RESULTS:],
+            "used": _used_by(opened.saved, turn),
         }
         snapshot = Snapshot(encode_json(saved), turn=turn.number)
         keeps_steps = self._settings.keep_journals and opened.has_room
@@ -580,6 +584,14 @@ class SessionRunner:
                 await turn.writer.close(change=change)
         except FlashkitError as store_error:
             log.warning("session %s: its failure could not be written down: %s", turn.session, store_error)
+
+
+def _used_by(saved: _Saved, turn: Turn) -> dict[str, Any]:
+    """Return what all turns have used, with this one."""
+    account = Account.from_json(saved.used)
+    account.add(turn.account)
+    account.add_spent(tokens=turn.budget.tokens, cost_usd=turn.budget.cost_usd)
+    return account.to_json()
 
 
 def _tell_end(turn: Turn, outcome: str) -> None:

@@ -20,6 +20,7 @@ from flashkit.handler import Contract, Definition, encode_json, output_adapter, 
 from flashkit.spec import Kind as EndpointKind
 from flashkit.telemetry import Op, Span, current
 from flashkit.worker.job import HandBack, contain
+from flashkit.worker.sessions.accounts import Tariff
 from flashkit.worker.sessions.budget import Ceilings
 from flashkit.worker.sessions.calls import Caller
 from flashkit.worker.sessions.history import History
@@ -215,11 +216,13 @@ class Session(Generic[StateT]):
         Raises:
             JobError: The job failed, was cancelled or took longer than `timeout`.
         """
-        name = endpoint.definition.spec.name
+        spec = endpoint.definition.spec
         data = endpoint.contract.make_input(args, kwargs)
-        ask = self._turn.ask(f"call:{name}", data)
-        op = Op.TOOL if endpoint.definition.spec.kind is EndpointKind.CPU else Op.CALL
-        call = self._caller.call(self._turn, ask, name, data, timeout, retries=retries, key=idempotency_key, op=op)
+        ask = self._turn.ask(f"call:{spec.name}", data)
+        op = Op.TOOL if spec.kind is EndpointKind.CPU else Op.CALL
+        call = self._caller.call(
+            self._turn, ask, Tariff.of(spec), data, timeout, retries=retries, key=idempotency_key, op=op
+        )
         return _decode_with(call, endpoint.contract.decode_output)
 
     @overload

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Final, Literal
 
 from flashkit.errors import RecordCorrupt
+from flashkit.worker.sessions.accounts import Account, account_of
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.redaction import hide_in_json
 from flashkit.worker.sessions.store import Head, Image, Status
@@ -52,6 +53,10 @@ class TurnState(StrEnum):
     FAILED = "failed"
     GIVEN_UP = "given up"
     """Another request came before it was done."""
+
+
+OVER: Final = (TurnState.DONE, TurnState.GIVEN_UP)
+"""Nothing runs any more in a turn like this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +164,8 @@ class SessionView:
     turns: tuple[TurnView, ...]
     damage: str | None
     """Why the journal cannot be read to its end."""
+    used: Account
+    """What its turns have used; of turns that were given up, nothing is known."""
 
     @property
     def endpoint(self) -> str | None:
@@ -168,8 +175,7 @@ class SessionView:
     @property
     def open_turn(self) -> TurnView | None:
         """The turn that a job would resume."""
-        over = (TurnState.DONE, TurnState.GIVEN_UP)
-        return self.turns[-1] if self.turns and self.turns[-1].state not in over else None
+        return self.turns[-1] if self.turns and self.turns[-1].state not in OVER else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +205,21 @@ def view_session(image: Image) -> SessionView:
         forked_from=None if marker is None else str(marker.extra.get("fork")),
         turns=tuple(views),
         damage=None if image.damage is None else image.damage.report.message,
+        used=_account_of(image, turns[-1] if views and views[-1].state not in OVER else None),
     )
+
+
+def _account_of(image: Image, open_turn: TurnRecords | None) -> Account:
+    """Return what the finished turns have used, by the snapshot, and what the one under way has used so far."""
+    import orjson
+
+    kept = orjson.loads(image.snapshot.data).get("used") if image.snapshot is not None else None
+    account = Account.from_json(kept)
+    if open_turn is not None:
+        steps = Memo.from_records(open_turn.records).steps.values()
+        ended = [step.result or step.error for step in steps]
+        account.add(account_of(record.extra for record in ended if record is not None))
+    return account
 
 
 def split_turns(records: Iterable[Record]) -> list[TurnRecords]:
@@ -258,7 +278,7 @@ def _state_of(turn: TurnRecords, given_up: set[Any], *, image: Image, is_last: b
 def _view_turn(turn: TurnRecords, state: TurnState, *, is_held: bool) -> TurnView:
     memo = Memo.from_records(turn.records)
     last_seq = {record.key: record.seq for record in turn.records if record.kind is not Kind.ANSWER}
-    is_over = state in (TurnState.DONE, TurnState.GIVEN_UP)
+    is_over = state in OVER
     steps = [
         _view_step(key, progress, seq=last_seq[key], is_over=is_over, is_held=is_held)
         for key, progress in memo.steps.items()

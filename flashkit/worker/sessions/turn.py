@@ -32,6 +32,7 @@ from flashkit.errors import BudgetExceeded, FlashkitError, JobError, RecordCorru
 from flashkit.handler import encode_json, parse_json
 from flashkit.telemetry import Op, span
 from flashkit.worker.job import HandBack
+from flashkit.worker.sessions.accounts import Account
 from flashkit.worker.sessions.budget import Budget, Move
 from flashkit.worker.sessions.failures import NOT_KEPT, comes_back, encode_error, led_to, rebuild_error
 from flashkit.worker.sessions.records import Kind, Record
@@ -186,6 +187,8 @@ class Turn:
         self.memo = memo
         self.budget = budget
         self.code = code
+        self.account = Account()
+        """What its calls have used."""
         self.is_leaving = False
         self.guard = asyncio.timeout(None)
         """Cancels the handler a little before the platform would end its job."""
@@ -282,6 +285,7 @@ class Turn:
             return None
         if (record := progress.result or progress.error) and not progress.is_counted:
             progress.is_counted = True
+            self.account.add_call(record.extra.get("used"))
             self.spend(**record.extra.get("spent", {}))
         if progress.result is None and progress.error is not None:
             error = rebuild_error(progress.error.output, self.catches)

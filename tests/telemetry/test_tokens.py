@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flashkit.emulator.tokens import Tokens, read_tokens, speaks_of_tokens
+from flashkit.telemetry.tokens import Tokens, read_tokens, speaks_of_tokens
 
 COUNTED = 'data: {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}\n\n'
 NOT_YET = 'data: {"choices": [], "usage": null}\n\n'
