@@ -386,9 +386,9 @@ class Emulator:
                 *control.routes(),
                 *dashboard_routes(),
                 *fault_routes(self.faults, self._admission),
-                *metrics_routes(self.metrics, self.reports, self._admission),
+                *metrics_routes(self.metrics, self.reports, self._admission, token=self._token),
                 management_route(self._management),
-                *(traces_routes(self.traces, self._admission, token=self._token) if self.traces is not None else ()),
+                *traces_routes(self.traces, self._admission, token=self._token),
             ],
         )
         return _Application(wire, routes.application(), admission=self._admission, load_balancing=self.load_balancing)

@@ -29,7 +29,7 @@ from flashkit.emulator.answers import error_response, json_response
 from flashkit.emulator.bodies import read_body
 from flashkit.emulator.events import Event, JobEvent
 from flashkit.emulator.recorder import JobStory, Recorder
-from flashkit.errors import ErrorReport, InputError, StoreUnavailable
+from flashkit.errors import InputError, StoreUnavailable
 from flashkit.protocol import JobStatus
 from flashkit.telemetry.otlp import SpanRecord, decode
 from flashkit.telemetry.propagation import platform_span_id, trace_id_of_job
@@ -246,8 +246,15 @@ def _waits_of(story: JobStory, trace_id: str, parent_id: str) -> list[SpanRecord
     return waits
 
 
-def traces_routes(traces: Traces, admission: Admission, *, token: str | None) -> list[Route]:
-    """Return the routes: spans in, traces out."""
+def traces_routes(traces: Traces | None, admission: Admission, *, token: str | None) -> list[Route]:
+    """Return the routes: spans in, traces out; without traces, that there are none."""
+    if traces is None:
+
+        async def nothing(request: Request) -> Response:
+            admission.check(request)
+            return json_response(_NOTHING)
+
+        return [Route(f"/_/traces{rest}", nothing, methods=["GET"]) for rest in ("", "/{name}")]
 
     async def take(request: Request) -> Response:
         admission.check_same_origin(request)
@@ -278,11 +285,9 @@ def traces_routes(traces: Traces, admission: Admission, *, token: str | None) ->
     async def show(request: Request) -> Response:
         admission.check(request)
         name = request.path_params["name"]
-        found = await traces.find(name)
-        if found is None:
-            report = ErrorReport("no_trace", f"there is no trace of {name[:200]!r}", type="InputError", hint=_WHY_NONE)
-            return error_response(report, status=404)
-        return json_response(found)
+        return json_response(
+            await traces.find(name) or {**_NOTHING, "message": f"No trace is kept of it: {_WHY_NONE}."}
+        )
 
     return [
         Route(TRACES_PATH, take, methods=["POST"]),
@@ -292,8 +297,11 @@ def traces_routes(traces: Traces, admission: Admission, *, token: str | None) ->
 
 
 _WHY_NONE: Final = (
-    "a worker records 50 new traces a second (FLASHKIT_TRACES_PER_SECOND); workers of plain runpod handlers record none"
+    "a worker records 50 new traces a second (FLASHKIT_TRACES_PER_SECOND), workers of plain runpod handlers record none"
 )
+
+
+_NOTHING: Final[dict[str, Any]] = {"trace_id": None, "traces": [], "spans": [], "message": "", "hung": None, "skew_ms": {}}
 
 
 def _unpack(body: bytes, encoding: str) -> bytes:

@@ -28,7 +28,7 @@ HIDDEN = {
 TOOL = """from flashkit import cpu_endpoint
 
 
-@cpu_endpoint(name="tool", workers=(1, 3), execution_timeout_ms=30_000, env={"OTEL_SERVICE_NAME": "tool"})
+@cpu_endpoint(name="tool", workers=(1, 3), execution_timeout_ms=30_000, env={"LANGSMITH_TRACING": "true"})
 def tool(text: str) -> str:
     return text
 """

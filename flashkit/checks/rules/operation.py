@@ -10,7 +10,9 @@ from flashkit.checks.rule import PRODUCTION, SHIPPED, Problem, Severity, endpoin
 from flashkit.spec import Kind
 
 _STATE: Final = "FLASHKIT_STATE"
-_TRACING: Final = ("OTEL_", "FLASHKIT_TRACE", "LANGSMITH_TRACING", "LANGCHAIN_TRACING")
+_TRACING: Final = ("OTEL_EXPORTER_OTLP_", "FLASHKIT_TRACES_URL", "LANGSMITH_TRACING", "LANGCHAIN_TRACING")
+"""Begin the names of variables that say where traces go."""
+_TRACING_OFF: Final = {"OTEL_TRACES_EXPORTER": "none", "OTEL_SDK_DISABLED": "true"}
 
 
 @endpoint_rule(
@@ -49,12 +51,16 @@ def state_is_shared(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
     environments=SHIPPED,
 )
 def tracing_on(project: Project) -> Iterator[Problem]:
-    """Apps in which no endpoint has a variable of a tracer."""
+    """Apps in which no endpoint says where its traces go."""
     meant = [each for each in project.endpoints if not each.is_plain_handler]
-    names = {name for endpoint in meant for name in endpoint.env}
-    if meant and not any(name.startswith(_TRACING) for name in names):
+    if meant and not any(_sends_traces(endpoint) for endpoint in meant):
         first = next((each for each in meant if each.spec.kind is Kind.ORCHESTRATOR), meant[0])
-        yield Problem("no endpoint has a variable that switches tracing on (OTEL_..., FLASHKIT_TRACE)", first.place)
+        yield Problem("no endpoint has a variable that says where traces go (OTEL_EXPORTER_OTLP_ENDPOINT)", first.place)
+
+
+def _sends_traces(endpoint: Endpoint) -> bool:
+    is_off = any(endpoint.env.get(name, "").lower() == value for name, value in _TRACING_OFF.items())
+    return not is_off and any(name.startswith(_TRACING) for name in endpoint.env)
 
 
 @endpoint_rule(

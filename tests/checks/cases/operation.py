@@ -20,11 +20,16 @@ CASES: dict[str, Case] = {
         ),
     ),
     "FK702": Case(
-        broken=(app(cpu()), app(cpu(), agent())),
+        broken=(
+            app(cpu()),
+            app(cpu(), agent()),
+            app(cpu(env={"FLASHKIT_TRACE_CONTENT": "1", "OTEL_SERVICE_NAME": "tools"})),
+            app(cpu(env={"OTEL_EXPORTER_OTLP_ENDPOINT": "https://otel.example", "OTEL_TRACES_EXPORTER": "none"})),
+        ),
         fine=(
             app(cpu(env={"OTEL_EXPORTER_OTLP_ENDPOINT": "https://otel.example"})),
-            app(cpu(), agent(env={"FLASHKIT_TRACE": "1"})),
-            app(cpu(), dockerfile="FROM a:1\nENV OTEL_SERVICE_NAME=tools\n"),
+            app(cpu(), agent(env={"LANGSMITH_TRACING": "true"})),
+            app(cpu(), dockerfile="FROM a:1\nENV OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=https://otel.example/v1/traces\n"),
         ),
     ),
     "FK703": Case(

@@ -6,6 +6,7 @@ import { bytes, milliseconds, timeOfDay } from "./format.js";
 import { words } from "./jobs.js";
 import { lineElement } from "./logs.js";
 import { state } from "./state.js";
+import { drawTrace } from "./traces.js";
 
 const PREVIEW = 100_000;
 let open = null;
@@ -44,16 +45,21 @@ async function refresh() {
     if (open?.id !== id) return;
     const at = $("detail").scrollTop;
     const focused = document.activeElement?.dataset?.action;
-    $("detail").replaceChildren(...view(job, actions));
+    const traces = open.trace?.id === id ? open.trace.place : h("div", { class: "trace" });
+    open.trace = { id, place: traces };
+    $("detail").replaceChildren(...view(job, actions, traces));
     $("detail").scrollTop = at;
     if (focused) $("detail").querySelector(`[data-action="${focused}"]`)?.focus();
+    traces.dataset.tries = 0;
+    drawTrace(traces, id, isOver(job));
   } catch (error) {
     toast(error.message, "bad");
   }
 }
 
-function view(job, actions) {
-  const isOver = !["IN_QUEUE", "IN_PROGRESS"].includes(job.status);
+const isOver = (job) => !["IN_QUEUE", "IN_PROGRESS"].includes(job.status);
+
+function view(job, actions, traces) {
   const canRetry = ["FAILED", "TIMED_OUT"].includes(job.status) && job.is_kept;
   const button = (action, text, act, hidden = false) => h("button", { type: "button", data: { action }, hidden, onclick: act }, text);
   return [
@@ -66,7 +72,7 @@ function view(job, actions) {
     h(
       "div",
       { class: "buttons" },
-      button("cancel", "Cancel", () => actions.cancel(job), isOver),
+      button("cancel", "Cancel", () => actions.cancel(job), isOver(job)),
       button("retry", "Retry", () => actions.retry(job), !canRetry),
       button("again", "Send again…", () => actions.again(job), !job.is_kept),
       button("curl", "Copy as curl", () => actions.copy(job), !job.is_kept),
@@ -74,8 +80,9 @@ function view(job, actions) {
     facts(job),
     job.error ? failure(job.error) : null,
     story(job),
+    section("Trace", traces),
     data("Input", job.input_text, job.input_characters, job.is_kept, job.input_bytes),
-    isOver || job.output_text !== undefined ? data("Output", job.output_text, job.output_characters, job.is_kept, job.output_bytes) : null,
+    isOver(job) || job.output_text !== undefined ? data("Output", job.output_text, job.output_characters, job.is_kept, job.output_bytes) : null,
     section("Logs", job.lines.length ? h("div", { class: "log short" }, job.lines.map(lineElement)) : h("p", { class: "empty" }, "It printed nothing that can be told to be its own.")),
   ].filter(Boolean);
 }
