@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from typing import Final
 
 from starlette.requests import Request
@@ -11,15 +12,13 @@ from starlette.routing import Route
 from flashkit.emulator.admission import Admission
 from flashkit.emulator.bodies import read_body
 from flashkit.emulator.metrics import Metrics
-from flashkit.emulator.reports import REPORT_LIMIT_BYTES, Reports, decode_report, encode_answer
+from flashkit.emulator.reports import REPORT_LIMIT_BYTES, REPORTS_PATH, Reports, decode_report, encode_answer
 
 METRICS_PATH: Final = "/metrics"
-REPORTS_PATH: Final = "/v1/metrics"
-"""Where OTLP over HTTP sends metrics, below the address of OTEL_EXPORTER_OTLP_ENDPOINT."""
 
 
-def metrics_routes(metrics: Metrics, reports: Reports, admission: Admission) -> list[Route]:
-    """Return the routes for an ASGI application; where the platform has a key, both need it."""
+def metrics_routes(metrics: Metrics, reports: Reports, admission: Admission, *, token: str | None) -> list[Route]:
+    """Return the routes for an ASGI application; where the platform has a key, both need it, but workers a token."""
 
     async def show(request: Request) -> Response:
         from flashkit.emulator.exposition import expose  # Prometheus's client is imported by the first scrape
@@ -29,7 +28,9 @@ def metrics_routes(metrics: Metrics, reports: Reports, admission: Admission) -> 
         return Response(body, headers={"content-type": content_type, "cache-control": "no-store"})
 
     async def take(request: Request) -> Response:
-        admission.check(request)
+        given = request.query_params.get("token", "")
+        if token is None or not hmac.compare_digest(given.encode(), token.encode()):
+            admission.check(request)
         admission.check_same_origin(request)
         body = await read_body(request.receive, limit_bytes=REPORT_LIMIT_BYTES)
         report = decode_report(

@@ -24,6 +24,8 @@ from flashkit.telemetry.metrics import BY_NAME, Across, Histogram, Kind, LabelGu
 if TYPE_CHECKING:
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+REPORTS_PATH: Final = "/v1/metrics"
+"""Where OTLP over HTTP sends metrics, below the address of OTEL_EXPORTER_OTLP_ENDPOINT."""
 REPORT_LIMIT_BYTES: Final = 4 * 1024 * 1024
 """Size of one report, also when it is unpacked."""
 GAUGE_SECONDS: Final = 120.0

@@ -25,6 +25,7 @@ import orjson
 
 from flashkit.emulator.events import LogLine
 from flashkit.emulator.process_sockets import local_ports
+from flashkit.emulator.reports import REPORTS_PATH
 from flashkit.errors import InputError
 from flashkit.protocol import WORKER_ENVIRONMENT, worker_urls
 from flashkit.settings import LOOPBACK
@@ -313,6 +314,7 @@ class Supervisor:
         home = self._state_dir / "homes" / worker.endpoint
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         urls = worker_urls(self._base_url, worker.endpoint, worker.worker_id, token=self._token)
+        urls["FLASHKIT_METRICS_URL"] = reports_url(self._base_url, self._token)
         if local.spec.load_balanced:
             worker.ports = HttpPorts.free({**local.spec.env, **local.env})
         ports = {} if worker.ports is None else worker.ports.variables
@@ -356,6 +358,11 @@ async def _finish_or_cancel(task: asyncio.Future[None], seconds: float) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+def reports_url(base_url: str, token: str | None) -> str:
+    """Return where a worker reports its metrics, with the platform's token where there is one."""
+    return f"{base_url}{REPORTS_PATH}" + ("" if token is None else f"?token={token}")
 
 
 def worker_environment(
