@@ -14,6 +14,8 @@ from flashkit.cli.commands import Group
 
 _COMMANDS = {
     "size": ("flashkit.cli.plan_size", "Say which GPU a model or an app needs, and what it carries."),
+    "fleet": ("flashkit.cli.plan_fleet", "Say how many GPUs so many interactions at the same time need."),
+    "cost": ("flashkit.cli.plan_cost", "Say what traffic costs, and where flex, active workers and Pods break even."),
     "simulate": ("flashkit.cli.plan_simulate", "Try settings of an endpoint against a load, and find the cheapest."),
 }
 """Module (its attribute `command` is the command) and short help."""

@@ -1,8 +1,9 @@
 """What traffic costs on serverless workers, and from which load on another way of paying is cheaper.
 
-The arithmetic takes arrivals as independent of each other (Poisson) and one worker for each job at a time, unless a
-worker takes several. It is for choosing between ways of paying; `flashkit plan simulate` runs a load through the
-scaler itself.
+Jobs arrive independently of each other (Poisson) and wait while their worker starts or works: the queue M/G/1 with a
+start-up time and an idle timeout, whose cycle of start, work, waiting and absence has a closed form. A load of several
+workers is spread evenly over as many as it needs at 80 %. It is for choosing between ways of paying: `flashkit plan
+simulate` runs a load through the scaler itself, with its further workers for jobs that wait too long.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from flashkit.plan.sizing import PLANNED_SHARE
 SECONDS_PER_DAY: Final = 86_400
 _SECONDS_PER_HOUR: Final = 3600
 DAYS_PER_MONTH: Final = 365 / 12
+_NEVER_STOPS: Final = 500
+"""Jobs that come within one idle timeout from which on a worker does not live to see it pass."""
 FLEX_SOURCE: Final = f"docs.runpod.io/serverless/pricing by way of flashkit's catalogue, read on {READ_ON}"
 ACTIVE_SOURCE: Final = "earlier, undated copies of docs.runpod.io/serverless/pricing (flashkit/catalog.py)"
 POD_SOURCE: Final = "deploybase.ai/articles/runpod-gpu-pricing, 2026-03-10: a third party's table, so give your own"
@@ -200,26 +203,46 @@ def steady_usd_per_month(traffic: Traffic, usd_per_second: float) -> float:
     return _steady_workers(traffic).value * usd_per_second * SECONDS_PER_DAY * DAYS_PER_MONTH
 
 
+@dataclass(frozen=True, slots=True)
+class _Cycle:
+    """What one worker goes through between two starts, in seconds."""
+
+    workers: int
+    rate: float
+    """Jobs a second for one worker."""
+    load: float
+    seconds: float
+    """Infinite where the worker never stops."""
+
+    @classmethod
+    def of(cls, traffic: Traffic) -> _Cycle:
+        workers = max(1, math.ceil(traffic.load / PLANNED_SHARE))
+        rate, load = traffic.rate / workers, traffic.load / workers
+        exponent = rate * traffic.idle_timeout
+        if exponent > _NEVER_STOPS:
+            return cls(workers, rate, load, math.inf)
+        away_and_waiting = math.exp(exponent) / rate
+        return cls(workers, rate, load, (traffic.cold_start_seconds + away_and_waiting) / (1 - load))
+
+
 def _cold_starts(traffic: Traffic) -> Figure:
-    """Return how many jobs a day find no warm worker: the gap before them was longer than the idle timeout."""
-    share = math.exp(-traffic.rate * traffic.idle_timeout)
+    cycle = _Cycle.of(traffic)
+    window = traffic.hours_per_day * _SECONDS_PER_HOUR
     return Figure(
-        traffic.jobs_per_day * share, "cold starts per day",
-        f"{traffic.jobs_per_day:,.10g} jobs x e^(-{traffic.rate:.4g} jobs a second x {traffic.idle_timeout:g} s of "
-        "idle timeout)",
+        cycle.workers * window / cycle.seconds, "cold starts per day",
+        f"{cycle.workers} workers x {window:,.0f} s x (1 - {cycle.load:.3g} busy) / ({traffic.cold_start_seconds:g} s "
+        f"of start + e^({cycle.rate:.4g} jobs a second x {traffic.idle_timeout:g} s of idle timeout) / "
+        f"{cycle.rate:.4g})",
     )  # fmt: skip
 
 
 def _billed_seconds(traffic: Traffic, cold: Figure) -> Figure:
-    """Return the seconds of a day that are paid: work, idle workers that wait for the next job, and starts.
-
-    About one worker waits for the next job for as long as its idle timeout lets it, and work and waiting together
-    take no more workers than the load needs.
-    """
+    """Return the seconds of a day that are paid: work, starts, and waiting for the next job."""
+    cycle = _Cycle.of(traffic)
     window = traffic.hours_per_day * _SECONDS_PER_HOUR
-    waiting = min(1 - math.exp(-traffic.rate * traffic.idle_timeout), math.ceil(traffic.load) - traffic.load)
-    busy, idle = traffic.load * window, waiting * window
-    starting = cold.value * traffic.cold_start_seconds
+    busy, starting = traffic.load * window, cold.value * traffic.cold_start_seconds
+    away = cold.value / cycle.rate  # each time until the next job
+    idle = max(0.0, cycle.workers * window - busy - starting - away)
     return Figure(
         busy + idle + starting, "s per day",
         f"{busy:,.0f} s of work + {idle:,.0f} s idle ({traffic.idle_timeout:g} after a job at most) + "
@@ -228,9 +251,8 @@ def _billed_seconds(traffic: Traffic, cold: Figure) -> Figure:
 
 
 def _steady_workers(traffic: Traffic) -> Figure:
-    count = max(1, math.ceil(traffic.load / PLANNED_SHARE))
     return Figure(
-        count, "workers",
+        _Cycle.of(traffic).workers, "workers",
         f"{traffic.rate:.4g} jobs a second x {traffic.seconds_per_job:g} s / {traffic.concurrency} at a time / "
         f"{PLANNED_SHARE:.0%} busy, rounded up",
     )  # fmt: skip
@@ -260,7 +282,7 @@ def _break_even_jobs(traffic: Traffic, price: float | None, rates: Rates) -> Fig
     if price is None:
         return None
     target = price * SECONDS_PER_DAY
-    most = traffic.hours_per_day * _SECONDS_PER_HOUR * traffic.concurrency / traffic.seconds_per_job
+    most = PLANNED_SHARE * traffic.hours_per_day * _SECONDS_PER_HOUR * traffic.concurrency / traffic.seconds_per_job
     if _flex_per_day(traffic, most, rates) < target:
         return None
     low, high = 0.0, most

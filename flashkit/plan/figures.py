@@ -25,7 +25,12 @@ class Figure:
         """The number with its unit, for people: `1.34 GB`, `25 sessions`."""
         if self.unit.startswith("bytes"):
             return f"{format_bytes(self.value)}{self.unit.removeprefix('bytes')}"
-        return f"{self.value:,.10g} {self.unit}"
+        if self.unit == "of the time":
+            return f"{self.value:.0%} {self.unit}"
+        if self.unit.startswith("USD"):
+            return f"${format_usd(self.value)}{self.unit.removeprefix('USD')}"
+        unit = self.unit.removesuffix("s") if self.value == 1 and len(self.unit) > 1 else self.unit
+        return f"{format_number(self.value)} {unit}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -42,3 +47,15 @@ def format_bytes(count: float) -> str:
             value = count / size
             return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"  # noqa: PLR2004 - three digits
     return f"{count:.0f} bytes"
+
+
+def format_usd(amount: float) -> str:
+    """Return an amount of dollars for people: to the cent, small ones with three digits."""
+    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.3g}"
+
+
+def format_number(value: float) -> str:
+    """Return a number for people: whole ones as they are, others with three digits at least."""
+    if value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three digits

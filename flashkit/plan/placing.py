@@ -33,7 +33,6 @@ PRICES_SOURCE: Final = f"docs.runpod.io/serverless/pricing by way of flashkit's 
 SPEED_SOURCE: Final = "NVIDIA's data sheets, and the shares of them that flashkit chose (flashkit/plan/gpu_facts.py)"
 _SECONDS_PER_HOUR: Final = 3600
 _TOKENS: Final = 1_000_000
-_LEAST_SEATS: Final = 1
 
 
 class Workload(StrEnum):
@@ -57,8 +56,8 @@ class Demand:
     """Of one session, its prompt and answer together."""
     prompt_tokens: int | None = None
     """Read before the first token; three quarters of the session by default."""
-    sessions: int = 1
-    """At the same time, on all workers together."""
+    sessions: int | None = None
+    """At the same time, on all workers together; None plans one worker."""
     workload: Workload = Workload.CHAT
     first_token_seconds: float = 1.0
     """In time, for `Workload.FIRST_TOKEN`."""
@@ -283,10 +282,12 @@ def _priced(shape: ModelShape, demand: Demand, fit: _Fit, prices: Prices) -> Pla
         max(1, math.floor(PLANNED_SHARE * count)), "sessions",
         f"{PLANNED_SHARE:.0%} of {count:g}, rounded down" if count > 1 else "the only one that fits",
     )  # fmt: skip
-    workers = Figure(
-        math.ceil(demand.sessions / planned.value), "workers",
-        f"{demand.sessions:,} sessions / {planned.value:g} planned on each, rounded up",
-    )  # fmt: skip
+    workers = Figure(1, "workers", "one, as no number of sessions was asked for")
+    if demand.sessions is not None:
+        workers = Figure(
+            math.ceil(demand.sessions / planned.value), "workers",
+            f"{demand.sessions:,} sessions / {planned.value:g} planned on each, rounded up",
+        )  # fmt: skip
     first, speed = _first_token(shape, demand, fit), _tokens_per_second(shape, demand, fit, planned)
     price = prices.of(fit.gpu)
     hourly = per_million = None
@@ -352,6 +353,8 @@ def _rank(placement: Placement, demand: Demand) -> tuple[float, float, float]:
     if demand.workload in (Workload.THROUGHPUT, Workload.EMBEDDING):
         tokens = placement.usd_per_million_tokens.value if placement.usd_per_million_tokens else math.inf
         return (tokens, cost, placement.workers.value)
+    if demand.sessions is None:  # of one worker the price of a session counts
+        return (cost / placement.planned.value, cost, placement.first_token.value)
     return (cost, placement.first_token.value, placement.workers.value)
 
 
@@ -363,12 +366,22 @@ def served_dtype(shape: ModelShape, asked: str | None) -> str:
     return "bfloat16" if BYTES_OF[shape.dtype] > BYTES_OF["bfloat16"] else shape.dtype
 
 
-def recommended_seats(planned: Figure) -> Figure:
-    """Return `max_num_seqs` for a worker: 1.5 to 2 times its planned sessions, a multiple of 8 where there is one."""
-    choice = seats_for(max(_LEAST_SEATS, int(planned.value)))
+def recommended_seats(placement: Placement, sessions: int | None) -> Figure:
+    """Return `max_num_seqs` for a worker: 1.5 to 2 times its expected sessions, a multiple of 8 where there is one.
+
+    Args:
+        placement: The worker.
+        sessions: What is expected of all workers together; what they are planned for by default.
+    """
+    expected = int(placement.planned.value)
+    words = f"{expected} planned sessions"
+    if sessions is not None:
+        expected = math.ceil(sessions / placement.workers.value)
+        words = f"{expected} sessions expected on each worker"
+    choice = seats_for(expected)
     even = [seats for seats in choice if seats % 8 == 0]
     seats = even[0] if even else choice[0]
     return Figure(
-        seats, "requests", f"1.5 to 2 x {planned.value:g} planned sessions ({choice[0]} to {choice[-1]}), a multiple "
-        "of 8 where there is one: the sizes that vLLM captures graphs for",
+        seats, "requests", f"1.5 to 2 x {words} ({choice[0]} to {choice[-1]}), a multiple of 8 where there is one: the "
+        "sizes that vLLM captures graphs for",
     )  # fmt: skip
