@@ -87,7 +87,7 @@ def Embedding(  # noqa: N802 - reads as the engine it declares
         normalize: Give every vector the length 1.
         max_batch_tokens: Tokens of one batch, padding included; 2,048 on a CPU and 16,384 on a GPU by default.
         max_queue_ms: How long a text may be passed over for others that fit a batch better; by default as long as
-            four batches take. Nothing waits while the model is idle.
+            four batches take, or one and a half times the queue. Nothing waits while the model is idle.
         dtype: What the model computes in. By default half precision where the processor has instructions for it and
             this model's vectors stay the same (cosine of at least 0.9999, tried when it is loaded), else `float32`.
         max_length: Tokens of a text, at most; by default what the model was made for.

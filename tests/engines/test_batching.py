@@ -1,5 +1,8 @@
 """Which texts go into the next batch: rules one by one, and what must hold whatever happens."""
 
+import itertools
+import random
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -29,6 +32,31 @@ def batches(batcher: Batcher, now: float = 0.0) -> list[list[tuple[int, int]]]:
     while (batch := batcher.next_batch(now)) is not None:
         taken.append([tuple(item) for item in batch.items])
     return taken
+
+
+def test_behind_a_long_queue_little_is_padding_and_nobody_waits_for_ever():
+    chance, numbers = random.Random(1), itertools.count()
+    batcher = Batcher(max_batch_tokens=1024)
+    now, tokens, padded, waits, came = 0.0, 0, 0, [], {}
+
+    def come() -> None:
+        number = next(numbers)
+        came[number] = now
+        add(batcher, number, chance.randint(110, 256), now=now)
+
+    for _ in range(64):
+        come()
+    for _ in range(500):
+        batch = batcher.next_batch(now)
+        tokens, padded = tokens + batch.tokens, padded + batch.padded_tokens
+        now += batch.padded_tokens
+        batcher.wait_for_fits(batch.padded_tokens)
+        waits += [now - came.pop(item.caller) for item in batch.items]
+        for _ in batch.items:  # each caller asks again
+            come()
+
+    assert padded < 1.1 * tokens
+    assert max(waits) < 2 * sum(waits) / len(waits)
 
 
 def test_an_empty_queue_has_nothing_to_do():

@@ -30,6 +30,10 @@ FULL_BATCHES: Final = 8
 """With this many batches' worth waiting there is no room for more jobs."""
 PADDING_SHARE: Final = 0.15
 """Of a batch that may be padding."""
+QUEUE_BATCHES: Final = 4
+"""A text may be passed over for as long as so many batches take,"""
+QUEUE_SHARE: Final = 1.5
+"""or so much of what waits: behind a long queue all have waited long, and taken in order they would be mostly padding."""
 
 
 class Item(NamedTuple):
@@ -117,6 +121,11 @@ class Batcher:
     def has_full_batch(self) -> bool:
         """True when the tokenized texts fill a batch."""
         return self._ready_tokens >= self.max_batch_tokens
+
+    def wait_for_fits(self, batch_seconds: float) -> None:
+        """Let texts be passed over in proportion to the queue, as a batch now takes so long."""
+        queued = self._waiting_tokens / self.max_batch_tokens
+        self.max_queue_seconds = batch_seconds * max(QUEUE_BATCHES, QUEUE_SHARE * queued)
 
     def add(self, caller: int, sizes: Sequence[int], *, now: float) -> None:
         """Take in a caller's texts, by their sizes in characters."""

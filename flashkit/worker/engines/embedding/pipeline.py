@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-QUEUE_BATCHES: Final = 4
-"""Without a `max_queue_ms`, a text may be passed over for as long as so many batches take."""
 _SHARE_OF_NEWEST: Final = 0.2
 """How much the last batch counts in the mean of how long one takes."""
 
@@ -237,7 +235,7 @@ class Pipeline:
             self._batcher.max_batch_tokens = min(self._batcher.max_batch_tokens, computed.fitting_tokens)
         self._mean_seconds += (seconds - self._mean_seconds) * (_SHARE_OF_NEWEST if self._mean_seconds else 1.0)
         if self._max_queue_seconds is None:
-            self._batcher.max_queue_seconds = self._mean_seconds * QUEUE_BATCHES
+            self._batcher.wait_for_fits(self._mean_seconds)
 
     def _result(self, future: Future[Any]) -> Any:
         """Return what a thread gave, or None when the engine is dead."""
