@@ -113,8 +113,8 @@ class Settings:
     traces_url: str | None = None
     """Where spans go beside a collector; `flashkit dev` sets it for its workers (FLASHKIT_TRACES_URL)."""
     otlp_endpoint: str | None = None
-    """Full URL of the collector that gets spans: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or `/v1/traces` below
-    OTEL_EXPORTER_OTLP_ENDPOINT; none with OTEL_TRACES_EXPORTER=none or OTEL_SDK_DISABLED."""
+    """Full URL of the collector that gets spans (OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or `/v1/traces` below
+    OTEL_EXPORTER_OTLP_ENDPOINT; none with OTEL_TRACES_EXPORTER=none or OTEL_SDK_DISABLED=true)."""
     otel_service: str | None = None
     """Name of the app in traces instead of the endpoint's (OTEL_SERVICE_NAME)."""
     traces_per_second: float = 50.0
@@ -128,13 +128,13 @@ class Settings:
     metrics_url: str | None = None
     """Where metrics go beside a collector; `flashkit dev` sets it for its workers (FLASHKIT_METRICS_URL)."""
     otlp_metrics_endpoint: str | None = None
-    """Full URL of the collector that gets metrics: OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, or `/v1/metrics` below
-    OTEL_EXPORTER_OTLP_ENDPOINT; none with OTEL_METRICS_EXPORTER=none or OTEL_SDK_DISABLED."""
+    """Full URL of the collector that gets metrics (OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, or `/v1/metrics` below
+    OTEL_EXPORTER_OTLP_ENDPOINT; none with OTEL_METRICS_EXPORTER=none or OTEL_SDK_DISABLED=true)."""
     metrics_interval_seconds: float = 15.0
     """How often a collector gets metrics (OTEL_METRIC_EXPORT_INTERVAL, in milliseconds)."""
     sends_metric_deltas: bool = False
     """A collector gets what has come since the last report instead of totals
-    (OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE=delta)."""
+    (OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE, `delta` for it)."""
     otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent to a collector, where OpenTelemetry's own exporter does not do it (OTEL_EXPORTER_OTLP_HEADERS)."""
     show_tracebacks: bool = False

@@ -226,6 +226,7 @@ def _local_worker_rows() -> Iterator[tuple[str, str]]:
     yield code("FLASHKIT_STATE"), "the store for sessions that the banner names"
     yield code("FLASHKIT_KEEP_JOURNALS"), "`1`, unless it is set"
     yield code("FLASHKIT_LEASE_SECONDS"), "`5`, unless it is set"
+    yield code("FLASHKIT_METRICS_URL"), "where the worker reports its metrics: this platform"
     yield code("FLASHKIT_WEIGHTS_CACHE"), "your own `~/.cache/flashkit/weights`, unless it is set"
     yield code("HF_HUB_CACHE"), "your own Hugging Face cache"
     yield code("PORT"), "a free port, for workers of load-balanced endpoints; `PORT_HEALTH` too"

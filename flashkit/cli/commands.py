@@ -13,6 +13,7 @@ _COMMANDS = {
     "dev": ("flashkit.cli.dev", "Run the endpoints of an app on this machine."),
     "logs": ("flashkit.cli.logs", "Show what happens on the running `flashkit dev`, or what deployed workers print."),
     "mcp": ("flashkit.cli.mcp", "Offer CPU endpoints as tools of the Model Context Protocol."),
+    "metrics": ("flashkit.cli.metrics", "Write a Grafana dashboard, alert rules and a Prometheus configuration."),
     "new": ("flashkit.cli.new", "Make a project of a template."),
     "plan": ("flashkit.cli.plan", "Plan memory, GPUs, workers and cost before anything is paid for."),
     "replay": ("flashkit.cli.replay", "Send the input of an earlier job again."),

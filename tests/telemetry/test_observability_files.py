@@ -149,3 +149,12 @@ def test_the_dashboard_is_laid_out_without_overlaps_and_asks_the_chosen_source()
         taken |= cells
         assert panel["type"] == "row" or panel["datasource"]["uid"] == "${source}"
     assert [variable["name"] for variable in dashboard()["templating"]["list"]] == ["source", "endpoint"]
+
+
+def test_the_page_of_the_docs_lists_every_metric_with_its_labels_and_every_alert():
+    page = (FILES.parents[2] / "docs" / "how-to" / "metrics.md").read_text()
+    for metric in METRICS:
+        labels = ", ".join(f"`{label.prometheus_name}`" for label in metric.labels)
+        assert f"| `{metric.prometheus_name}` | {metric.kind} | {labels} | {metric.words} |" in page
+    for rule in rules():
+        assert f"| `{rule['alert']}` |" in page
