@@ -12,7 +12,7 @@ import click
 
 from flashkit.cli.commands import Group
 
-_COMMANDS = {
+COMMANDS = {
     "size": ("flashkit.cli.plan_size", "Say which GPU a model or an app needs, and what it carries."),
     "fleet": ("flashkit.cli.plan_fleet", "Say how many GPUs so many interactions at the same time need."),
     "cost": ("flashkit.cli.plan_cost", "Say what traffic costs, and where flex, active workers and Pods break even."),
@@ -25,25 +25,25 @@ _HELP_OPTIONS = ("-h", "--help")
 class _PlanGroup(Group):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take what is no command's name as a model or an app to size."""
-        if args and args[0] not in _COMMANDS and args[0] not in _HELP_OPTIONS:
+        if args and args[0] not in COMMANDS and args[0] not in _HELP_OPTIONS:
             args = ["size", *args]
         return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         del ctx
-        if cmd_name not in _COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group("plan", cls=_PlanGroup)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flashkit.cli.plan import COMMANDS
 from flashkit.errors import ConfigurationError, FlashkitError, WeightsError
 from flashkit.plan.model_plan import ModelFacts
 from flashkit.settings import Settings
@@ -62,9 +64,11 @@ def weights_named(name: str, revision: str | None = None) -> Weights:
     try:
         return Weights(name, revision)
     except FlashkitError as exc:
+        near = get_close_matches(name, COMMANDS, n=1)
         raise ConfigurationError(
             f"there is no file or folder {name!r}, and it is no name of a model",
-            hint="name a file that defines endpoints, a model's folder or config.json, or organisation/name",
+            hint=(f"did you mean flashkit plan {near[0]}? " if near else "")
+            + "name a file that defines endpoints, a model's folder or config.json, or organisation/name",
         ) from exc
 
 

@@ -42,8 +42,8 @@ _CONTEXTS = tuple(1024 * 2**power for power in range(8))
     help="Read before the first token; three quarters of --context by default.",
 )
 @click.option(
-    "--sessions", type=click.IntRange(min=1), metavar="N",
-    help="At the same time, on all workers together; without it one worker is planned.",
+    "--sessions", default=8, show_default=True, type=click.IntRange(min=1), metavar="N",
+    help="At the same time, on all workers together.",
 )  # fmt: skip
 @click.option(
     "--for",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -56,8 +56,9 @@ def show_model_plan(plan: ModelPlan, *, is_explained: bool, is_all: bool) -> Non
         console.print(Text(f"\n{plan.best.name}", style="bold"))
         console.print(_figures_table(plan.best.figures(), is_explained=True))
     if plan.slice is not None:
+        carries = "holds it" if plan.shape.is_encoder else f"carries {plan.slice.sessions.amount}"
         console.print(
-            f"MIG slice, on GPUs of your own: {plan.slice.slice.name} carries {plan.slice.sessions.amount}"
+            f"MIG slice, on GPUs of your own: {plan.slice.slice.name} {carries}"
             + (f" ({plan.slice.sessions.formula})" if is_explained else "")
         )
     _print_notes(console, [*plan.notes, *_closing(is_explained=is_explained)])
@@ -134,8 +135,8 @@ def show_pools(plan: PoolPlan, *, is_explained: bool) -> None:
 
 def _title(plan: ModelPlan) -> str:
     demand = plan.demand
-    count = "sessions" if demand.sessions is None else f"{demand.sessions:,} session{'s' * (demand.sessions != 1)}"
-    sessions = f"{count} of {demand.context_tokens:,} tokens"
+    what = "text" if plan.shape.is_encoder else "session"
+    sessions = f"{demand.sessions:,} {what}{'s' * (demand.sessions != 1)} of {demand.context_tokens:,} tokens"
     parameters = f"{format_number(plan.shape.parameters / 1e9)} billion parameters"
     return f"{plan.name}: {parameters}, {sessions}, for {demand.workload.value}"
 
@@ -152,20 +153,32 @@ def _figures_table(
 
 
 def _placements_table(plan: ModelPlan, placements: Sequence[Placement]) -> Table:
-    table = _table(
-        "worker", "weights>", "overhead>", "room>", "fit>", "plan for>", "workers>", "first token>", "tokens/s>",
-        "USD/h>", "USD/M tokens>",
-    )  # fmt: skip
+    columns = _EMBEDDING_COLUMNS if plan.shape.is_encoder else _COLUMNS
+    table = _table("worker", *(f"{name}>" for name in columns))
     for each in placements:
         style = "bold green" if each is plan.best else ""
-        table.add_row(
-            Text(each.name, style=style), format_bytes(each.weights.value), format_bytes(each.overhead.value),
-            format_bytes(each.room.value), format_number(each.most.value), format_number(each.planned.value),
-            format_number(each.workers.value), _seconds(each.first_token.value),
-            format_number(round(each.tokens_per_second.value)), _price(each.usd_per_hour),
-            _price(each.usd_per_million_tokens),
-        )  # fmt: skip
+        table.add_row(Text(each.name, style=style), *(text(each) for text in columns.values()))
     return table
+
+
+_MEMORY_COLUMNS: Mapping[str, Callable[[Placement], str]] = {
+    "weights": lambda each: format_bytes(each.weights.value),
+    "overhead": lambda each: format_bytes(each.overhead.value),
+    "room": lambda each: format_bytes(each.room.value),
+}
+_SESSION_COLUMNS: Mapping[str, Callable[[Placement], str]] = {
+    "fit": lambda each: format_number(each.most.value),
+    "plan for": lambda each: format_number(each.planned.value),
+    "workers": lambda each: format_number(each.workers.value),
+    "first token": lambda each: _seconds(each.first_token.value),
+}
+_PRICE_COLUMNS: Mapping[str, Callable[[Placement], str]] = {
+    "tokens/s": lambda each: format_number(round(each.tokens_per_second.value)),
+    "USD/h": lambda each: _price(each.usd_per_hour),
+    "USD/M tokens": lambda each: _price(each.usd_per_million_tokens),
+}
+_COLUMNS = {**_MEMORY_COLUMNS, **_SESSION_COLUMNS, **_PRICE_COLUMNS}
+_EMBEDDING_COLUMNS = {**_MEMORY_COLUMNS, **_PRICE_COLUMNS}
 
 
 def _print_endpoint(console: Console, plan: EndpointPlan, *, is_explained: bool, is_all: bool) -> None:

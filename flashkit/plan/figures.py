@@ -51,7 +51,9 @@ def format_bytes(count: float) -> str:
 
 def format_usd(amount: float) -> str:
     """Return an amount of dollars for people: to the cent, small ones with three digits."""
-    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.3g}"
+    if amount >= 1 or amount == 0:
+        return f"{amount:,.2f}"
+    return f"{amount:.3g}" if amount >= 0.0001 else f"{amount:.7f}"  # noqa: PLR2004 - not in powers of ten
 
 
 def format_number(value: float) -> str:

@@ -11,6 +11,7 @@ sparsity, and the bandwidth of the memory. They rank GPUs; a real engine reaches
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,11 @@ COMPUTE_SHARE: Final = 0.5
 """Chosen: what a prefill reaches of the data sheet's operations."""
 BANDWIDTH_SHARE: Final = 0.7
 """Chosen: what decoding reaches of the data sheet's bandwidth."""
+SPLIT_SHARE: Final = 0.85
+"""Chosen: what is left of the speed each time that the GPUs which share a model are doubled: they wait for each other,
+most of all where no NVLink joins them."""
+STEP_SECONDS: Final = 0.004
+"""Chosen: no step of an engine takes less, however small the model: launching kernels and sampling cost that much."""
 _SHARE_OF_NAME: Final = 0.98
 """For models without a log; of those with one it is the lowest without ECC (RTX 5090, 31.36 of 32)."""
 
@@ -80,6 +86,11 @@ SPEEDS: Final[dict[GpuType, Speed]] = {
     GpuType.NVIDIA_H200: Speed(989, 4800),
     GpuType.NVIDIA_B200: Speed(2250, 8000),
 }
+
+
+def split_share(gpu_count: int) -> float:
+    """Return what is left of the speed of so many GPUs that share a model."""
+    return float(SPLIT_SHARE ** math.log2(gpu_count))
 
 
 def seen_gib(gpu: GpuType) -> float:

@@ -81,10 +81,11 @@ class ModelPlan:
 
     def figures(self) -> dict[str, Figure]:
         """Return the model's own figures by name."""
-        return {
-            "on_disk": self.on_disk, "in_memory": self.in_memory, "kv_per_token": self.kv_per_token,
-            "kv_per_session": self.kv_per_session, "volume": self.volume, "max_num_seqs": self.seats,
-        }  # fmt: skip
+        files = {"on_disk": self.on_disk, "in_memory": self.in_memory, "volume": self.volume}
+        if self.shape.is_encoder:
+            return files
+        cache = {"kv_per_token": self.kv_per_token, "kv_per_session": self.kv_per_session}
+        return {**files, **cache, "max_num_seqs": self.seats}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""

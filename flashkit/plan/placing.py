@@ -15,7 +15,7 @@ from typing import Final
 from flashkit.catalog import GPUS, READ_ON, GpuType, usd_per_second
 from flashkit.errors import ConfigurationError
 from flashkit.plan.figures import Figure, format_bytes
-from flashkit.plan.gpu_facts import BANDWIDTH_SHARE, COMPUTE_SHARE, GIB, SPEEDS, seen_gib
+from flashkit.plan.gpu_facts import GIB, seen_gib
 from flashkit.plan.model_shape import BYTES_OF, ModelShape, normal_dtype
 from flashkit.plan.overhead import Batching, default_batching, overhead_bytes
 from flashkit.plan.sizing import (
@@ -26,13 +26,17 @@ from flashkit.plan.sizing import (
     seats_for,
     weights_bytes,
 )
+from flashkit.plan.speed import first_token_seconds, tokens_read, tokens_written
 
 GPU_COUNTS: Final = (1, 2, 4, 8)
 """Tensor-parallel degrees: GPUs of one host that share a model."""
 PRICES_SOURCE: Final = f"docs.runpod.io/serverless/pricing by way of flashkit's catalogue, read on {READ_ON}"
-SPEED_SOURCE: Final = "NVIDIA's data sheets, and the shares of them that flashkit chose (flashkit/plan/gpu_facts.py)"
 _SECONDS_PER_HOUR: Final = 3600
 _TOKENS: Final = 1_000_000
+SPLIT_DISLIKE: Final = 1.1
+"""Chosen: a worker with twice the GPUs must be a tenth cheaper to be recommended."""
+_EMBEDDING_BATCHING: Final = Batching(16_384, 1)
+"""What flashkit's own embedding engine takes in one step on a GPU (worker/engines/embedding/model.py)."""
 
 
 class Workload(StrEnum):
@@ -56,8 +60,8 @@ class Demand:
     """Of one session, its prompt and answer together."""
     prompt_tokens: int | None = None
     """Read before the first token; three quarters of the session by default."""
-    sessions: int | None = None
-    """At the same time, on all workers together; None plans one worker."""
+    sessions: int = 8
+    """At the same time, on all workers together."""
     workload: Workload = Workload.CHAT
     first_token_seconds: float = 1.0
     """In time, for `Workload.FIRST_TOKEN`."""
@@ -172,7 +176,7 @@ def place(
         whole.value / gpu_count, "bytes", whole.formula + (f" / {gpu_count} GPUs" if gpu_count > 1 else ""),
         whole.source,
     )  # fmt: skip
-    usual = default_batching(gpu)
+    usual = _EMBEDDING_BATCHING if shape.is_encoder else default_batching(gpu)
     batching = Batching(demand.max_num_batched_tokens or usual.batched_tokens, demand.max_num_seqs or usual.sequences)
     overhead = overhead_bytes(shape, batching, gpu_count=gpu_count, has_graphs=demand.has_graphs)
     usable = seen_gib(gpu) * GIB * demand.memory_utilization
@@ -193,7 +197,7 @@ def place(
             f"one session of {demand.context_tokens:,} tokens needs {kv_cache.amount} of KV cache, and "
             f"{room.amount} are left",
         )  # fmt: skip
-    return _priced(shape, demand, _Fit(gpu, gpu_count, weights, overhead, kv_cache, room, most), prices)
+    return _priced(shape, demand, _Fit(gpu, gpu_count, batching, weights, overhead, kv_cache, room, most), prices)
 
 
 def place_everywhere(
@@ -250,6 +254,7 @@ def require_fit(placements: list[Placement], misfits: list[Misfit], name: str) -
 class _Fit:
     gpu: GpuType
     gpu_count: int
+    batching: Batching
     weights: Figure
     overhead: Figure
     kv_cache: Figure
@@ -282,13 +287,12 @@ def _priced(shape: ModelShape, demand: Demand, fit: _Fit, prices: Prices) -> Pla
         max(1, math.floor(PLANNED_SHARE * count)), "sessions",
         f"{PLANNED_SHARE:.0%} of {count:g}, rounded down" if count > 1 else "the only one that fits",
     )  # fmt: skip
-    workers = Figure(1, "workers", "one, as no number of sessions was asked for")
-    if demand.sessions is not None:
-        workers = Figure(
-            math.ceil(demand.sessions / planned.value), "workers",
-            f"{demand.sessions:,} sessions / {planned.value:g} planned on each, rounded up",
-        )  # fmt: skip
-    first, speed = _first_token(shape, demand, fit), _tokens_per_second(shape, demand, fit, planned)
+    workers = Figure(
+        math.ceil(demand.sessions / planned.value), "workers",
+        f"{demand.sessions:,} sessions / {planned.value:g} planned on each, rounded up",
+    )  # fmt: skip
+    first = first_token_seconds(shape, demand.prompt, fit.gpu, fit.gpu_count)
+    speed = _speed(shape, demand, fit, planned)
     price = prices.of(fit.gpu)
     hourly = per_million = None
     if price is not None:
@@ -308,40 +312,14 @@ def _priced(shape: ModelShape, demand: Demand, fit: _Fit, prices: Prices) -> Pla
     )  # fmt: skip
 
 
-def _first_token(shape: ModelShape, demand: Demand, fit: _Fit) -> Figure:
-    speed = SPEEDS[fit.gpu]
-    active = shape.active_parameters or shape.body_parameters
-    seconds = 2 * active * demand.prompt / (speed.teraflops * 1e12 * fit.gpu_count * COMPUTE_SHARE)
-    return Figure(
-        seconds, "s",
-        f"2 x {active / 1e9:.3g} billion parameters x {demand.prompt:,} tokens of prompt / ({speed.teraflops:g} TFLOPS "
-        f"x {fit.gpu_count} GPUs x {COMPUTE_SHARE:g})", SPEED_SOURCE,
-    )  # fmt: skip
-
-
-def _tokens_per_second(shape: ModelShape, demand: Demand, fit: _Fit, planned: Figure) -> Figure:
+def _speed(shape: ModelShape, demand: Demand, fit: _Fit, planned: Figure) -> Figure:
     """Return what a worker writes, or an embedding worker reads, with as many sessions as are planned."""
-    speed = SPEEDS[fit.gpu]
     if shape.is_encoder or demand.workload is Workload.EMBEDDING:
-        active = shape.active_parameters or shape.body_parameters
-        value = speed.teraflops * 1e12 * fit.gpu_count * COMPUTE_SHARE / (2 * active)
-        formula = f"{speed.teraflops:g} TFLOPS x {fit.gpu_count} GPUs x {COMPUTE_SHARE:g} / (2 x {active:,} parameters)"
-        return Figure(value, "tokens per second", formula, SPEED_SOURCE)
-    read = _weights_read(shape, fit, planned.value) + planned.value * fit.kv_cache.value / 2
-    value = planned.value * speed.gb_per_second * 1e9 * BANDWIDTH_SHARE / read
-    formula = (
-        f"{planned.value:g} sessions x {speed.gb_per_second:g} GB/s x {BANDWIDTH_SHARE:g} / ({format_bytes(read)} of "
-        "weights and half-full KV cache that each step reads on each GPU)"
-    )
-    return Figure(value, "tokens per second", formula, SPEED_SOURCE)
-
-
-def _weights_read(shape: ModelShape, fit: _Fit, sessions: float) -> float:
-    """Return the weights that one step reads: of experts only those that its sessions meet."""
-    if not shape.active_parameters or shape.active_parameters >= shape.body_parameters:
-        return fit.weights.value
-    share = min(1.0, sessions * shape.active_parameters / shape.body_parameters)
-    return fit.weights.value * share
+        return tokens_read(shape, fit.gpu, fit.gpu_count, batched_tokens=fit.batching.batched_tokens)
+    return tokens_written(
+        shape, fit.gpu, fit.gpu_count,
+        sessions=planned.value, weights_bytes=fit.weights.value, kv_bytes=fit.kv_cache.value,
+    )  # fmt: skip
 
 
 def _rank(placement: Placement, demand: Demand) -> tuple[float, float, float]:
@@ -353,9 +331,9 @@ def _rank(placement: Placement, demand: Demand) -> tuple[float, float, float]:
     if demand.workload in (Workload.THROUGHPUT, Workload.EMBEDDING):
         tokens = placement.usd_per_million_tokens.value if placement.usd_per_million_tokens else math.inf
         return (tokens, cost, placement.workers.value)
-    if demand.sessions is None:  # of one worker the price of a session counts
-        return (cost / placement.planned.value, cost, placement.first_token.value)
-    return (cost, placement.first_token.value, placement.workers.value)
+    # Several GPUs of one host are harder to get than one: each doubling must save more than this.
+    dislike = SPLIT_DISLIKE ** math.log2(placement.gpu_count)
+    return (cost * dislike, placement.first_token.value, placement.workers.value)
 
 
 def served_dtype(shape: ModelShape, asked: str | None) -> str:
@@ -366,18 +344,15 @@ def served_dtype(shape: ModelShape, asked: str | None) -> str:
     return "bfloat16" if BYTES_OF[shape.dtype] > BYTES_OF["bfloat16"] else shape.dtype
 
 
-def recommended_seats(placement: Placement, sessions: int | None) -> Figure:
+def recommended_seats(placement: Placement, sessions: int) -> Figure:
     """Return `max_num_seqs` for a worker: 1.5 to 2 times its expected sessions, a multiple of 8 where there is one.
 
     Args:
         placement: The worker.
-        sessions: What is expected of all workers together; what they are planned for by default.
+        sessions: Expected of all workers together.
     """
-    expected = int(placement.planned.value)
-    words = f"{expected} planned sessions"
-    if sessions is not None:
-        expected = math.ceil(sessions / placement.workers.value)
-        words = f"{expected} sessions expected on each worker"
+    expected = math.ceil(sessions / placement.workers.value)
+    words = f"{expected} sessions expected on each worker"
     choice = seats_for(expected)
     even = [seats for seats in choice if seats % 8 == 0]
     seats = even[0] if even else choice[0]
