@@ -23,9 +23,13 @@ ATTRIBUTE_LIMIT: Final = 64
 LIST_LIMIT: Final = 100
 OP_KEY: Final = "flashkit.op"
 _CUT: Final = "… (cut)"
-_CLIENTS: Final = frozenset({Op.CALL, Op.TOOL, Op.LLM, Op.EMBEDDING})
 _ERROR: Final = 2
-_SERVER, _CLIENT, _CONSUMER, _INTERNAL = 2, 3, 5, 1
+_INTERNAL, _SERVER, _CLIENT, _CONSUMER = 1, 2, 3, 5
+_KINDS: Final = {
+    **dict.fromkeys((Op.CALL.value, Op.TOOL.value, Op.LLM.value, Op.EMBEDDING.value), _CLIENT),
+    Op.JOB.value: _CONSUMER,
+    Op.REQUEST.value: _SERVER,
+}
 
 Redact = Callable[[str, str], str]
 """Gets the name and the value of a text in a span, and returns what may be told of it."""
@@ -113,9 +117,7 @@ def _encode_span(record: SpanRecord) -> dict[str, Any]:
 
 def kind_number(op: str) -> int:
     """Return the number that OTLP has for the kind of a span."""
-    if op in _CLIENTS:
-        return _CLIENT
-    return {Op.JOB: _CONSUMER, Op.REQUEST: _SERVER}.get(Op(op), _INTERNAL) if op in list(Op) else _INTERNAL
+    return _KINDS.get(op, _INTERNAL)
 
 
 def _encode_attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:

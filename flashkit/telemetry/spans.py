@@ -21,6 +21,9 @@ from typing import Any, Final, Protocol, Self
 
 from flashkit.telemetry.propagation import TraceContext, read_traceparent, trace_id_of_job
 
+CONTENT_LIMIT_BYTES: Final = 64 * 1024
+"""What is kept of a captured text until it is sent."""
+
 
 class Op(StrEnum):
     """What a span is of."""
@@ -236,8 +239,9 @@ class Recorder:
         if caller is not None:
             is_sampled = caller.is_sampled and self._sink is not None
             return self._make(op, name, attributes, caller.trace_id, caller.span_id, is_sampled=is_sampled)
-        trace_id = trace_id_of_job(job_id) if job_id else f"{getrandbits(128):032x}"
         is_sampled = self._sink is not None and self.sampler.takes_one()
+        # Of a trace that nobody will see, the id need not be the one that the platform comes to.
+        trace_id = trace_id_of_job(job_id) if job_id and is_sampled else f"{getrandbits(128):032x}"
         return self._make(op, name, attributes, trace_id, None, is_sampled=is_sampled)
 
     def add(
@@ -353,6 +357,12 @@ def enter_job(op: Op, name: str, attributes: Mapping[str, Any], *, job_id: str |
     if _recorder is None:
         return NO_SPAN
     return _recorder.begin_task(op, name, attributes, job_id=job_id, traceparent=traceparent)
+
+
+def capture(span: AnySpan, name: str, content: bytes) -> None:
+    """Add what people or models wrote, where the settings want it in spans."""
+    if _recorder is not None and _recorder.captures_content and span.is_sampled:
+        span.set(name, content[:CONTENT_LIMIT_BYTES].decode(errors="replace"))
 
 
 def current() -> AnySpan:

@@ -193,7 +193,12 @@ class Runtime:
         ) as span:
             if self._start_told is not None:
                 self._start_told = tell_start(span, self._start_told)
-            outcome = await self._run_to_outcome(data, envelope, context, emit)
+            try:
+                outcome = await self._run_to_outcome(data, envelope, context, emit)
+            except HandBack:
+                span.set("flashkit.handed_back", True)  # noqa: FBT003 - a value
+                span.end()  # not an error: the job goes on elsewhere
+                raise
             if outcome.error is not None:
                 span.fail(outcome.error.message)
                 span.set("error.type", outcome.error.code)
@@ -223,6 +228,10 @@ class Runtime:
             from flashkit.worker.engines.engine import load_engine
 
             self.engine = await load_engine(spec.engine, self.settings, self.phases)
+            if self.settings.has_metrics:
+                from flashkit.worker.engines.gauges import watch_engine
+
+                watch_engine(self.engine)
         if spec.kind is Kind.ORCHESTRATOR:
             from flashkit.worker.sessions import SessionRunner
 

@@ -26,7 +26,8 @@ from flashkit.client import Client, EndpointClient, JobHandle, JobState
 from flashkit.errors import FlashkitError, JobCancelled, JobFailed, JobNotFound, JobTimedOut, PlatformError
 from flashkit.handler import encode_json
 from flashkit.protocol import INPUT_ENVELOPE, TTL_MS, JobStatus
-from flashkit.telemetry import NO_SPAN, AnySpan, Op, span
+from flashkit.telemetry import NO_SPAN, AnySpan, Op, recorder, span
+from flashkit.telemetry.spans import capture
 from flashkit.worker.sessions.accounts import Tariff
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.turn import Ask, Progress, Turn
@@ -96,9 +97,12 @@ class Caller:
             client, allowance = self._client.endpoint(endpoint), self._allowance
             call = _Call(turn, ask, client, key, deadline_ms=deadline_ms, retries=retries, allowance=allowance)
             with span(op, endpoint, _span_attributes(turn, ask, endpoint, op)) as call.span:
+                if (spans := recorder()) is not None and spans.captures_content:
+                    capture(call.span, "gen_ai.tool.call.arguments", encode_json(data))
                 try:
                     result = await call.run(data)
                     output, seconds = encode_json(result), time.monotonic() - started
+                    capture(call.span, "gen_ai.tool.call.result", output)
                     used = tariff.describe(result, call.run_ms)
                     record = await turn.write_result(
                         ask, output, started_ms=started_ms, seconds=seconds, attempt=call.attempts, extra={"used": used}
