@@ -33,7 +33,7 @@ PADDING_SHARE: Final = 0.15
 QUEUE_BATCHES: Final = 4
 """A text may be passed over for as long as so many batches take,"""
 QUEUE_SHARE: Final = 1.5
-"""or so much of what waits: behind a long queue all have waited long, and taken in order they would be mostly padding."""
+"""or so much of what waits: behind a long queue all have waited long, and in their order they are mostly padding."""
 
 
 class Item(NamedTuple):
