@@ -19,8 +19,6 @@ Key = tuple[str, tuple[str, ...]]
 """A metric's name and the values of its labels."""
 
 _STEP_KINDS: Final = {Op.STEP: "step", Op.EFFECT: "effect", Op.CALL: "call", Op.TOOL: "call"}
-_NO_END: Final = "HandBack"
-"""Class of what ends a job that goes on elsewhere."""
 _CALLS: Final = BY_NAME["gen_ai.client.operation.duration"]
 _TOKENS: Final = BY_NAME["gen_ai.client.token.usage"]
 _FIRST_TOKEN: Final = BY_NAME["gen_ai.server.time_to_first_token"]
@@ -119,7 +117,7 @@ class WorkerMetrics:
 
     def _count_job(self, span: Span) -> None:
         given = span.attributes
-        if given.get("error.type") != _NO_END:
+        if not given.get("flashkit.handed_back"):  # it goes on elsewhere
             is_failure = bool(span.error) or (given.get("http.response.status_code") or 0) >= _FIRST_FAILURE
             self._time(_JOBS, span.duration_s, {"outcome": "error" if is_failure else "ok"})
         outcome = given.get("flashkit.turn.outcome")
@@ -170,7 +168,10 @@ def read_gauges() -> dict[str, float]:
     """Return the gauges that have a value now."""
     found = {}
     for name, read in list(_gauges.items()):
-        value = read()
+        try:
+            value = read()
+        except RuntimeError:  # what it reads changed meanwhile, on the loop
+            continue
         if value is not None:
             found[name] = float(value)
     return found

@@ -42,7 +42,7 @@ def lab():
 def test_jobs_are_timed_by_how_they_ended(lab):
     lab.end(Op.JOB, seconds=2)
     lab.end(Op.JOB, seconds=1, error="it broke", error__type="job_failed")
-    lab.end(Op.JOB, error="HandBack", error__type="HandBack")
+    lab.end(Op.JOB, flashkit__handed_back=True)
     lab.end(Op.REQUEST, seconds=3, http__response__status_code=200)
     lab.end(Op.REQUEST, seconds=4, http__response__status_code=502)
     assert lab.times("flashkit.worker.job.duration", "ok") == (2, 5.0)
@@ -113,6 +113,15 @@ def test_a_gauge_is_read_when_figures_are(lab):
     assert lab.metrics.totals().gauges == {"flashkit.engine.kv_cache.usage": 0.5}
     values[0] = None
     assert lab.metrics.totals().gauges == {}
+
+
+def test_a_gauge_whose_source_changes_while_it_is_read_is_left_out_once(lab):
+    def read():
+        raise RuntimeError("dictionary changed size during iteration")
+
+    watch_gauge("flashkit.engine.requests", read)
+    assert "flashkit.engine.requests" not in lab.metrics.totals().gauges
+    watch_gauge("flashkit.engine.requests", lambda: None)
 
 
 def test_totals_tell_what_has_come_since_earlier_ones(lab):

@@ -44,6 +44,7 @@ _IDLE_SECONDS: Final = 2.0
 """How long an unused connection is kept: servers close theirs after 5 s, and a request must not meet that moment."""
 _FIRST_REFUSAL: Final = 400
 _SERVER_ERRORS: Final = 500
+_CACHE: Final = re.compile(rb"^vllm:kv_cache_usage_perc(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 _TOKENS: Final = re.compile(rb"^vllm:(?:generation|prompt)_tokens_total(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 _ERROR_EVENT: Final = b'data: {"error":'
 _GENERATES: Final = '"/v1/chat/completions"'
@@ -191,6 +192,7 @@ class ProxyEngine:
         self._open = 0
         self._is_suspect = False
         self._has_metrics = False
+        self._kv_cache_usage: float | None = None
         self._tokens_seen = -1
         self.progress = 0
 
@@ -198,6 +200,16 @@ class ProxyEngine:
     def room(self) -> int:
         """How many more requests it is sent."""
         return max(0, self._seats - self._open)
+
+    @property
+    def kv_cache_usage(self) -> float | None:
+        """Share of the server's KV cache that was in use when it was last asked; None while it was not."""
+        return self._kv_cache_usage
+
+    @property
+    def request_count(self) -> int:
+        """Requests that it has."""
+        return self._open
 
     @property
     def is_busy(self) -> bool:
@@ -356,7 +368,10 @@ class ProxyEngine:
     async def _read_metrics(self) -> None:
         """See how many tokens the server has worked on: a long answer that is not streamed shows nothing else."""
         response = await self._send(EngineRequest("/metrics", method="GET"))
-        counts = [float(number) for number in _TOKENS.findall(await response.read())]
+        text = await response.read()
+        usages = [float(number) for number in _CACHE.findall(text)]
+        self._kv_cache_usage = max(usages, default=None)
+        counts = [float(number) for number in _TOKENS.findall(text)]
         self._has_metrics = bool(counts)
         self.progress += int(sum(counts)) != self._tokens_seen
         self._tokens_seen = int(sum(counts))

@@ -92,6 +92,11 @@ class ScriptedEngine:
         return max(0, self._max_num_seqs - len(self._running))
 
     @property
+    def request_count(self) -> int:
+        """Requests that it has."""
+        return len(self._running)
+
+    @property
     def is_busy(self) -> bool:
         """True while it has requests."""
         return bool(self._running)

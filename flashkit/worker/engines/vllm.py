@@ -172,6 +172,16 @@ class VllmEngine:
         return self.capacity.steps
 
     @property
+    def kv_cache_usage(self) -> float:
+        """Share of the KV cache that is in use."""
+        return self.capacity.kv_usage
+
+    @property
+    def request_count(self) -> int:
+        """Requests that it has."""
+        return self.capacity.running
+
+    @property
     def is_busy(self) -> bool:
         """True while it has requests."""
         return self.capacity.running > 0
