@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 PLATFORM_SECONDS: Final = 1.0
 """How often the local platform gets a report, while there is something to tell."""
+GAUGE_SECONDS: Final = 30.0
+"""How often gauges are told that do not change: the platform forgets those of workers that are long silent."""
 FLUSH_SECONDS: Final = 2.0
 _TIMEOUT_SECONDS: Final = 5.0
 _LATER: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -93,7 +95,7 @@ class MetricsReporter:
     def _report(self) -> None:
         totals = self._metrics.totals()
         told = totals.since(self._told) if self._sender.takes_deltas and self._told is not None else totals
-        if told.is_empty:
+        if told.is_empty or (self._sender.takes_deltas and not self._is_news(told)):
             return
         delivery = self._sender.send(told)
         if delivery is Delivery.LATER:
@@ -103,6 +105,12 @@ class MetricsReporter:
         if delivery is Delivery.REFUSED:
             self._metrics.add("flashkit.telemetry.dropped", 1, {"signal": "metrics"})
             self._complain()
+
+    def _is_news(self, told: Totals) -> bool:
+        """True unless these are the gauges that the receiver has had lately."""
+        if self._told is None or told.counters or told.histograms:
+            return True
+        return told.gauges != self._told.gauges or told.at_ns - self._told.at_ns > GAUGE_SECONDS * 1e9
 
     def _complain(self, *, is_bug: bool = False) -> None:
         if not self._has_complained:

@@ -29,6 +29,7 @@ _TURN_TOKENS: Final = BY_NAME["flashkit.session.turn.tokens"]
 _COST: Final = BY_NAME["flashkit.session.cost.usd"]
 _JOBS: Final = BY_NAME["flashkit.worker.job.duration"]
 _STARTS: Final = BY_NAME["flashkit.worker.start.duration"]
+_LOST_SPANS: Final = ("flashkit.telemetry.dropped", ("spans",))
 _FIRST_FAILURE: Final = 500
 
 
@@ -101,6 +102,8 @@ class WorkerMetrics:
         """Return the figures as they are now."""
         with self._lock:
             counters = dict(self._counters)
+            if lost := sum(read() for read in _losses):
+                counters[_LOST_SPANS] = lost
             histograms = {key: histogram.copy() for key, histogram in self._histograms.items()}
         return Totals(self._began_ns, time.time_ns(), counters, histograms, read_gauges())
 
@@ -156,6 +159,12 @@ class WorkerMetrics:
 
 
 _gauges: dict[str, Callable[[], float | None]] = {}
+_losses: list[Callable[[], int]] = []
+
+
+def watch_lost_spans(read: Callable[[], int]) -> None:
+    """Have the number of spans that were dropped read whenever figures are sent."""
+    _losses[:] = [read]
 
 
 def watch_gauge(name: str, read: Callable[[], float | None]) -> None:

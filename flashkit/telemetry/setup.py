@@ -38,6 +38,10 @@ def start_traces(settings: Settings, *, service: str) -> Callable[[], None]:
         made.observers.extend(before.observers)
         made.flushers.extend(before.flushers)
     use_recorder(made)
+    if settings.has_metrics:
+        from flashkit.telemetry.metrics_worker import watch_lost_spans
+
+        watch_lost_spans(lambda: exporters.dropped)
 
     def stop() -> None:
         exporters.close()

@@ -15,7 +15,8 @@ from flashkit.settings import Settings
 from flashkit.telemetry.exporter import Delivery
 from flashkit.telemetry.metrics import BY_NAME
 from flashkit.telemetry.metrics_export import JsonMetricsSender, MetricsReporter, start_metrics
-from flashkit.telemetry.metrics_worker import WorkerMetrics
+from flashkit.telemetry.metrics_worker import WorkerMetrics, watch_gauge, watch_lost_spans
+from flashkit.telemetry.setup import start_traces
 from flashkit.telemetry.spans import Op, enter_job, recorder, span
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -134,6 +135,31 @@ def test_the_platform_gets_what_has_come_since_and_adds_it_up(receiver):
     reports = Reports(lambda: ["agent"], clock=lambda: 0.0)
     assert [reports.take(report) for report in receiver.reports] == [0, 0]
     assert list(reports.counters(BY_NAME["flashkit.tool.calls"])) == [("agent", ("search", "ok"), 5.0)]
+
+
+def test_gauges_that_do_not_change_are_not_told_again_and_again(receiver):
+    metrics, values = WorkerMetrics(), [2.0]
+    watch_gauge("flashkit.engine.requests", lambda: values[0])
+    reporter = reporter_to(sender_to(receiver), metrics)
+    for _ in range(3):
+        reporter.flush()
+    values[0] = 3.0
+    reporter.flush()
+    reporter.close()
+    watch_gauge("flashkit.engine.requests", lambda: None)
+    assert len(receiver.reports) == 2
+
+
+def test_spans_that_were_dropped_are_told(receiver):
+    settings = Settings(traces_url="http://127.0.0.1:9/", metrics_url=f"{receiver.url}/v1/metrics")
+    stop_traces = start_traces(settings, service="agent")
+    stop = start_metrics(settings, endpoint="agent")
+    recorder()._sink._all[0].dropped = 5
+    run_step()
+    stop()
+    stop_traces()
+    watch_lost_spans(lambda: 0)
+    assert receiver.counted("flashkit.telemetry.dropped") == [5]
 
 
 def test_what_was_not_taken_comes_with_the_next_report(receiver):
