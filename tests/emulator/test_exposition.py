@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+
 import aiohttp
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
@@ -148,3 +152,25 @@ async def test_prometheus_scrapes_it_and_workers_report_over_http(tmp_path):
         foreign = {**headers, "origin": "http://localhost:1"}
         async with session.post(f"{emulator.url}/v1/metrics", data=report, headers=foreign) as answer:
             assert answer.status == 403
+
+
+def test_prometheus_own_linter_has_nothing_to_say_of_the_names(world):
+    found = shutil.which("promtool")
+    if found is None:
+        missing = "there is no promtool: install Debian's package prometheus, as scripts/setup does"
+        pytest.fail(missing) if os.environ.get("FLASHKIT_REQUIRE_EVERYTHING") else pytest.skip(missing)
+    report = Report("e").count("flashkit.tool.calls", 2, tool="search", outcome="ok")
+    report.gauge("flashkit.engine.kv_cache.usage", 0.87).gauge("flashkit.engine.requests", 1)
+    for metric in METRICS:
+        if metric.kind == "histogram" and metric.source == "worker":
+            report.histogram(metric.name, [1] * (len(metric.buckets) + 1), 1.0)
+        elif metric.kind == "counter" and metric.source == "worker":
+            report.count(metric.name, 1)
+    world.reports.take(report.request)
+    world.reports.take(Report("stranger").count("flashkit.tool.calls", 1).request)
+    world.tell(RequestEvent("e", "r", "GET", "/", 200, "w", 5, 20, 1, 0, 0, None))
+    text = expose(world.metrics, world.reports, accept="").body
+    told = {family.name for family in read_text(text.decode())}
+    assert told == {metric.prometheus_name.removesuffix("_total") for metric in METRICS}
+    done = subprocess.run([found, "check", "metrics"], input=text, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
