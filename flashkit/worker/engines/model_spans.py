@@ -6,6 +6,7 @@ why it ended. Its tokens are never parsed one by one.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -13,6 +14,8 @@ from typing import Any, Final
 
 from flashkit.telemetry import NO_SPAN, AnySpan, Op, Span, begin, recorder
 from flashkit.worker.engines.engine import Engine, EngineRequest, EngineResponse
+
+log = logging.getLogger(__name__)
 
 _OPERATIONS: Final[Mapping[str, str]] = {
     "/chat/completions": "chat",
@@ -119,6 +122,8 @@ class SeenBody:
             return
         try:
             self._read()
+        except Exception:
+            log.debug("an answer could not be read for its span", exc_info=True)
         finally:
             self._span.end(exc)
 
@@ -182,11 +187,10 @@ def _texts_of(values: list[dict[str, Any]]) -> list[Any]:
     messages = [each["message"] for value in values for each in _choices(value) if "message" in each]
     if messages:
         return messages
-    texts = [
-        (each.get("delta") or {}).get("content") or each.get("text") or ""
-        for value in values
-        for each in _choices(value)
-    ]
+    texts = []
+    for each in (each for value in values for each in _choices(value)):
+        delta = each.get("delta")
+        texts.append(delta.get("content") if isinstance(delta, dict) else each.get("text"))
     return [{"role": "assistant", "content": "".join(text for text in texts if isinstance(text, str))}]
 
 
