@@ -200,7 +200,7 @@ class Runtime:
                 span.end()  # not an error: the job goes on elsewhere
                 raise
             if outcome.error is not None:
-                span.fail(outcome.error.message)
+                span.fail(f"{outcome.error.type}: {outcome.error.message}")
                 span.set("error.type", outcome.error.code)
             return outcome
 
