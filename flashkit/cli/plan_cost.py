@@ -117,7 +117,7 @@ def _chart(traffic: Traffic, rates: Rates, name: str) -> Chart:
     from flashkit.plan.cost import flex_usd_per_month, steady_usd_per_month
     from flashkit.plan.line_chart import Chart, Line
 
-    counts = [traffic.jobs_per_day * 10 ** (4 * step / _STEPS - 2) for step in range(_STEPS + 1)]
+    counts = [traffic.jobs_per_day * 10 ** (2.5 * step / _STEPS - 1.5) for step in range(_STEPS + 1)]
     loads = [replace(traffic, jobs_per_day=count) for count in counts]
     lines = [Line("flex workers", tuple((each.jobs_per_day, flex_usd_per_month(each, rates)) for each in loads))]
     for words, price in (("active workers", rates.active), ("Pods", rates.pod)):

@@ -1,8 +1,9 @@
 """What traffic costs on serverless workers, and from which load on another way of paying is cheaper.
 
 Jobs arrive independently of each other (Poisson) and wait while their worker starts or works: the queue M/G/1 with a
-start-up time and an idle timeout, whose cycle of start, work, waiting and absence has a closed form. A load of several
-workers is spread evenly over as many as it needs at 80 %. It is for choosing between ways of paying: `flashkit plan
+start-up time and an idle timeout, whose cycle of start, work, waiting and absence has a closed form; for workers that
+take several jobs at a time it is M/G/infinity, without the queue of the start. A load of several workers is spread
+evenly over as many as it needs at 80 %. It is for choosing between ways of paying: `flashkit plan
 simulate` runs a load through the scaler itself, with its further workers for jobs that wait too long.
 """
 
@@ -211,15 +212,19 @@ class _Cycle:
     rate: float
     """Jobs a second for one worker."""
     load: float
+    """Share of its time that it works."""
     seconds: float
     """Infinite where the worker never stops."""
 
     @classmethod
     def of(cls, traffic: Traffic) -> _Cycle:
         workers = max(1, math.ceil(traffic.load / PLANNED_SHARE))
-        rate, load = traffic.rate / workers, traffic.load / workers
+        rate = traffic.rate / workers
+        load = rate * traffic.seconds_per_job
+        if traffic.concurrency > 1:  # jobs run side by side: the worker is busy while there is any
+            load = 1 - math.exp(-load)
         exponent = rate * traffic.idle_timeout
-        if exponent > _NEVER_STOPS:
+        if exponent > _NEVER_STOPS or load >= 1:
             return cls(workers, rate, load, math.inf)
         away_and_waiting = math.exp(exponent) / rate
         return cls(workers, rate, load, (traffic.cold_start_seconds + away_and_waiting) / (1 - load))
@@ -240,7 +245,7 @@ def _billed_seconds(traffic: Traffic, cold: Figure) -> Figure:
     """Return the seconds of a day that are paid: work, starts, and waiting for the next job."""
     cycle = _Cycle.of(traffic)
     window = traffic.hours_per_day * _SECONDS_PER_HOUR
-    busy, starting = traffic.load * window, cold.value * traffic.cold_start_seconds
+    busy, starting = cycle.workers * cycle.load * window, cold.value * traffic.cold_start_seconds
     away = cold.value / cycle.rate  # each time until the next job
     idle = max(0.0, cycle.workers * window - busy - starting - away)
     return Figure(

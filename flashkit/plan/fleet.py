@@ -180,7 +180,7 @@ def compare_pools(
 
 
 def peak_of(mean: float, risk: float = _POOL_RISK) -> int:
-    """Return the number that a Poisson variable of this mean is above in `risk` of all moments at most."""
+    """Return the number, 1 or more, that a Poisson variable of this mean is above in `risk` of all moments at most."""
     if mean > 500:  # noqa: PLR2004 - e^-mean has no digits left soon, and the normal curve is within one
         return math.ceil(mean + 2.3263 * math.sqrt(mean) + 0.5)
     chance = math.exp(-mean)
@@ -189,7 +189,7 @@ def peak_of(mean: float, risk: float = _POOL_RISK) -> int:
         count += 1
         chance *= mean / count
         total += chance
-    return count
+    return max(1, count)
 
 
 def _plan_tier(concurrent: int, tier: Tier, source: str) -> TierPlan:

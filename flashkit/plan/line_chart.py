@@ -79,13 +79,13 @@ def _axes(chart: Chart, frame: _Frame) -> list[str]:
         x = frame.x(value)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}" stroke="#444444"/>')
         parts.append(_text(x, bottom + 20, _short(value), anchor="middle"))
-    middle = (_TOP + bottom) / 2
+    middle = f"{(_TOP + bottom) / 2:.1f}"
+    turned = f'text-anchor="middle" transform="rotate(-90 20 {middle})"'
     return [
         *parts,
         f'<line x1="{_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="#444444"/>',
         _text((_LEFT + right) / 2, _HEIGHT - 14, chart.x_label, anchor="middle"),
-        f'<text x="20" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 20 {middle:.1f})">',
-        f"{escape(chart.y_label)}</text>",
+        f'<text x="20" y="{middle}" {turned}>{escape(chart.y_label)}</text>',
     ]
 
 

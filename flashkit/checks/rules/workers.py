@@ -13,6 +13,7 @@ from flashkit.checks.models import model_of, possible_gpus, short_name
 from flashkit.checks.project import Endpoint, Place, Project
 from flashkit.checks.rule import PRODUCTION, SHIPPED, Problem, Severity, endpoint_rule, rule
 from flashkit.plan.gpu_generations import CAPABILITIES, models_of
+from flashkit.plan.interruption import judge_interruption
 from flashkit.spec import Kind
 
 _WARM: Final = 1
@@ -297,7 +298,7 @@ def gpus_are_used(endpoint: Endpoint, project: Project) -> Iterator[Problem]:
 )
 def spot_with_checkpoints(project: Project) -> Iterator[Problem]:
     """`.runpod` files that ask for interruptible machines."""
-    others = [endpoint.name for endpoint in project.endpoints if endpoint.spec.kind is not Kind.ORCHESTRATOR]
+    others = [each.name for each in project.endpoints if not judge_interruption(each.spec).is_allowed]
     for path, data in _runpod_files(project):
         if others and _asks_for_spot(data):
             listed = ", ".join(f"`{name}`" for name in others)
