@@ -33,6 +33,8 @@ _OUTSIDE_TORCH_OF_SEVERAL_GIB: Final = 1.0
 """With several GPUs NCCL's buffers come to it: 0.95 in a log of 2026-08 with 4."""
 _GRAPHS_GIB: Final = 0.4
 """CUDA graphs: 0.11 to 0.53 in logs of models up to 75 GiB; counted since vLLM 0.21."""
+STEPS_UNDER_WAY: Final = 2
+"""While one step runs vLLM 0.32 prepares the next one (asynchronous scheduling): layers with a window keep both."""
 _LARGE_GIB: Final = 70
 _LARGEST_GIB: Final = 160
 

@@ -17,7 +17,7 @@ from flashkit.errors import ConfigurationError
 from flashkit.plan.figures import Figure, format_bytes
 from flashkit.plan.gpu_facts import GIB, seen_gib
 from flashkit.plan.model_shape import BYTES_OF, ModelShape, normal_dtype
-from flashkit.plan.overhead import Batching, default_batching, overhead_bytes
+from flashkit.plan.overhead import STEPS_UNDER_WAY, Batching, default_batching, overhead_bytes
 from flashkit.plan.sizing import (
     BLOCK_TOKENS,
     MEMORY_UTILIZATION,
@@ -267,7 +267,7 @@ def _kv_cache(shape: ModelShape, demand: Demand, batching: Batching, gpu_count: 
         return Figure(0, "bytes", "an encoder keeps nothing between requests")
     return kv_bytes(
         shape, demand.context_tokens,
-        kv_dtype=demand.kv_dtype or demand.dtype, gpu_count=gpu_count, batched_tokens=batching.batched_tokens,
+        kv_dtype=demand.kv_dtype or demand.dtype, gpu_count=gpu_count, batched_tokens=STEPS_UNDER_WAY * batching.batched_tokens,
         block_tokens=BLOCK_TOKENS,
     )  # fmt: skip
 

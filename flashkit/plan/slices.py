@@ -13,7 +13,7 @@ from typing import Final
 from flashkit.plan.figures import Figure, format_bytes
 from flashkit.plan.gpu_facts import GIB
 from flashkit.plan.model_shape import ModelShape
-from flashkit.plan.overhead import Batching, overhead_bytes
+from flashkit.plan.overhead import STEPS_UNDER_WAY, Batching, overhead_bytes
 from flashkit.plan.placing import Demand
 from flashkit.plan.sizing import BLOCK_TOKENS, kv_bytes
 
@@ -55,7 +55,8 @@ def plan_slice(shape: ModelShape, demand: Demand, weights: Figure) -> SlicePlan 
         room = each.gib * GIB * demand.memory_utilization - weights.value - overhead.value
         cache = kv_bytes(
             shape, demand.context_tokens,
-            kv_dtype=demand.kv_dtype or demand.dtype, batched_tokens=batching.batched_tokens, block_tokens=BLOCK_TOKENS,
+            kv_dtype=demand.kv_dtype or demand.dtype, batched_tokens=STEPS_UNDER_WAY * batching.batched_tokens,
+            block_tokens=BLOCK_TOKENS,
         ).value  # fmt: skip
         count = math.floor(room / cache) if cache and not shape.is_encoder else int(room > 0)
         if room > 0 and count >= 1:
