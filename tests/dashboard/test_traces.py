@@ -14,6 +14,7 @@ from flashkit.emulator.server import Emulator, LocalEndpoint
 from flashkit.protocol import PlatformDefaults
 from flashkit.spec import EndpointSpec, Kind, WorkerBounds
 from flashkit.telemetry.otlp import SpanRecord
+from flashkit.telemetry.propagation import trace_id_of_job
 from flashkit.telemetry.store import open_traces
 
 expect.set_options(timeout=40_000)
@@ -95,10 +96,9 @@ async def test_hostile_spans_are_shown_as_text(emulator, open_page, misdeeds):
     job = await run(emulator, "search", query="x")
     hostile = "<img src=x onerror=alert(1)><b>\u202e\x1b[31m" + "very long " * 5_000
     now = time.time_ns()
-    trace = await emulator.traces.find(job.id)
     await emulator.traces.take([
-        SpanRecord(trace["trace_id"], "ab" * 8, None, hostile[:200], "<script>", now, now + 10**9, hostile[:2_000],
-                   attributes={hostile[:100]: hostile, "list": [hostile[:50]]}),
+        SpanRecord(trace_id_of_job(job.id), "ab" * 8, None, hostile[:200], "<script>", now, now + 10**9,
+                   error=hostile[:2_000], attributes={hostile[:100]: hostile, "list": [hostile[:50]]}),
     ])  # fmt: skip
     page = await open_page(f"{emulator.url}/dashboard")
     detail = await open_trace(page, job)

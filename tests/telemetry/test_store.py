@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,15 @@ OTHER = "b" * 32
 
 
 @pytest.fixture(scope="module")
-def postgres_url(tmp_path_factory):
+def postgres_url():
     pytest.importorskip("psycopg")
+    folder = tempfile.TemporaryDirectory(prefix="flashkit-postgres-")
+    Path(folder.name).chmod(0o755)  # its server runs as another user where this is root
     sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "bench"))
     try:
         from servers import PostgresServer
 
-        server = PostgresServer(tmp_path_factory.mktemp("postgres") / "server")
+        server = PostgresServer(Path(folder.name) / "server")
     except (ImportError, OSError, SystemExit, RuntimeError) as exc:
         message = f"no Postgres is installed: {exc}"
         if os.environ.get("FLASHKIT_REQUIRE_EVERYTHING"):
@@ -31,7 +34,7 @@ def postgres_url(tmp_path_factory):
         pytest.skip(message)
     finally:
         sys.path.pop(0)
-    with server:
+    with folder, server:
         yield server.url
 
 
