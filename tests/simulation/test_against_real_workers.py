@@ -20,7 +20,7 @@ APP = """
 from flashkit import cpu_endpoint
 
 
-@cpu_endpoint
+@cpu_endpoint()
 async def quick() -> int:
     return 1
 """
@@ -42,7 +42,7 @@ async def test_real_workers_make_the_same_jobs_wait_as_long(tmp_path, options):
     """Jobs take no time of a clock that stands while they run, and neither do processes: only the phases do."""
     chosen = {"kind": Kind.CPU, "cpu": "cpu3c-2-4", "idle_timeout": 10, "flashboot": False} | options
     spec = EndpointSpec(name="quick", workers=WorkerBounds(0, 3), **chosen)
-    load = Load(ARRIVALS, [0.0] * len(ARRIVALS), 200.0)
+    load = Load(ARRIVALS, [0.0] * len(ARRIVALS), 220.0)
     simulated = simulate(spec, load, WorkerTimes(cold_start=COLD_SECONDS, thaw=0.0))
 
     (tmp_path / "app.py").write_text(APP)
