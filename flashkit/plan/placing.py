@@ -267,8 +267,8 @@ def _kv_cache(shape: ModelShape, demand: Demand, batching: Batching, gpu_count: 
         return Figure(0, "bytes", "an encoder keeps nothing between requests")
     return kv_bytes(
         shape, demand.context_tokens,
-        kv_dtype=demand.kv_dtype or demand.dtype, gpu_count=gpu_count, batched_tokens=STEPS_UNDER_WAY * batching.batched_tokens,
-        block_tokens=BLOCK_TOKENS,
+        kv_dtype=demand.kv_dtype or demand.dtype, gpu_count=gpu_count,
+        batched_tokens=STEPS_UNDER_WAY * batching.batched_tokens, block_tokens=BLOCK_TOKENS,
     )  # fmt: skip
 
 

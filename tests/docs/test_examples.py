@@ -96,6 +96,9 @@ def check_flashkit_command(words: list[str]) -> None:
     while isinstance(command, click.Group):
         assert words, f"`{child.command_path}` is not a whole command"
         name, *words = words
+        usual = getattr(command, "usual", None)
+        if usual is not None and name not in command.list_commands(child):  # flashkit plan MODEL
+            name, words = usual, [name, *words]
         found = command.get_command(child, name)
         assert found is not None, f"there is no command `{child.command_path} {name}`"
         command, child = found, click.Context(found, parent=child, info_name=name)
