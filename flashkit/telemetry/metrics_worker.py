@@ -133,7 +133,7 @@ class WorkerMetrics:
         outcome = "error" if span.error else "ok"
         self._time(_STEPS, span.duration_s, {"kind": _STEP_KINDS[span.op], "outcome": outcome})
         if span.op is not Op.CALL:
-            name = span.attributes.get("flashkit.step.name") or span.attributes.get("gen_ai.tool.name") or span.name
+            name = span.attributes.get("gen_ai.tool.name") or span.attributes.get("flashkit.step.name") or span.name
             self._add(_TOOLS, 1, {"tool": name, "outcome": outcome})
 
     def _count_model(self, span: Span) -> None:

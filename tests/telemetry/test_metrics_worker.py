@@ -59,7 +59,7 @@ def test_turns_of_sessions_are_counted_by_how_they_ended(lab):
 def test_tools_are_counted_by_name_and_calls_of_models_are_none(lab):
     lab.end(Op.STEP, "search#2", flashkit__step__name="search", seconds=0.2)
     lab.end(Op.EFFECT, "mail", flashkit__step__name="mail", error="refused")
-    lab.end(Op.TOOL, "notes", gen_ai__tool__name="notes")
+    lab.end(Op.TOOL, "notes", gen_ai__tool__name="notes", flashkit__step__name="call:notes")
     lab.end(Op.CALL, "llm", seconds=3)
     assert lab.count("flashkit.tool.calls", "search", "ok") == 1
     assert lab.count("flashkit.tool.calls", "mail", "error") == 1

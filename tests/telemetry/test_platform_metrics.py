@@ -82,7 +82,7 @@ def test_what_an_agent_did_is_in_the_metrics_and_in_its_account(platform):
 
 def test_a_tool_that_fails_is_counted_as_that(platform):
     job = platform.endpoint("agent").run({"question": "broken"})
-    assert "no answer" in job.wait().error
+    assert "no answer" in job.wait().error.message
     samples = wait_for(
         platform,
         ("flashkit_tool_calls_total", "agent", "error", "lookup"),
