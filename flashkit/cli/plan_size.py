@@ -227,7 +227,16 @@ def _facts_of(spec: Any, settings: Settings) -> tuple[Any, str | None]:
     try:
         return find_model(engine.weights, settings), None
     except FlashkitError as exc:
-        return None, exc.report.message
+        return None, exc.report.message + _size_by_name(engine.weights.name)
+
+
+def _size_by_name(name: str) -> str:
+    from flashkit.plan.sizing import parameters_in_name, quantization_in_name, weights_bytes_of
+
+    parameters = parameters_in_name(name)
+    if parameters is None:
+        return ""
+    return f"; by its name the weights are {weights_bytes_of(parameters, quantization=quantization_in_name(name))}"
 
 
 def _loads(texts: Sequence[str], names: Sequence[str]) -> dict[str, Load]:

@@ -73,7 +73,7 @@ def show_app_plan(plans: Sequence[EndpointPlan], *, is_explained: bool, is_all: 
     for each in plans:
         table.add_row(
             Text(each.spec.name, style="bold"), each.spec.weights.name if each.spec.weights else "",
-            _written(each), _sessions(each.as_written), each.model.best.name if each.model else "",
+            _written(each), _sessions(each.as_written), _with_price(each.model.best) if each.model else "",
             each.floor.amount if each.floor else "no price known",
             "yes" if each.may_be_interrupted.is_allowed else "no",
         )  # fmt: skip
@@ -182,30 +182,46 @@ _EMBEDDING_COLUMNS = {**_MEMORY_COLUMNS, **_PRICE_COLUMNS}
 
 
 def _print_endpoint(console: Console, plan: EndpointPlan, *, is_explained: bool, is_all: bool) -> None:
-    lines: list[str] = []
-    if plan.problem:
-        lines.append(plan.problem)
+    """Print what stands out at an endpoint; with formulas and sources where they are asked for."""
+    important = [plan.problem] if plan.problem else []
     if isinstance(plan.as_written, Misfit):
-        lines.append(f"does not fit as written: {plan.as_written.reason}")
-    if plan.model is not None:
-        lines += [f"{_FIGURE_NAMES.get(name, name)}: {figure}" for name, figure in plan.model.figures().items()]
-    if plan.cost is not None:
-        lines += [f"{_COST_NAMES[name]}: {figure}" for name, figure in plan.cost.figures().items()]
-        lines.append(f"cheapest for this traffic: {_way(plan.cost.cheapest)}")
-    lines.append(
-        f"interruptible machines: {'yes' if plan.may_be_interrupted.is_allowed else 'no'}, as "
-        f"{plan.may_be_interrupted.reason}"
-    )
-    important = [line for line in lines if line == plan.problem or line.startswith("does not fit")]
-    shown = lines if is_explained else important + [line for line in lines if "cheap" in line]
-    if is_explained and plan.model is not None:
-        shown = [*shown, *plan.model.notes]
-    if shown or is_all:
+        important.append(f"does not fit as written: {plan.as_written.reason}")
+    lines = _explained(plan) if is_explained else _cost_in_short(plan.cost)
+    if important or lines or (is_all and plan.model):
         console.print(Text(f"\n{plan.spec.name}", style="bold"))
-    for line in shown:
-        console.print(Text(f"  {line}", style="yellow" if line in important else ""))
+    for line in important:
+        console.print(Text(f"  {line}", style="yellow"))
+    for line in lines:
+        console.print(Text(f"  {line}"))
     if is_all and plan.model is not None:
         console.print(_placements_table(plan.model, plan.model.shortlist[:_SHOWN]))
+
+
+def _explained(plan: EndpointPlan) -> list[str]:
+    figures = dict(plan.model.figures()) if plan.model else {}
+    if isinstance(plan.as_written, Placement):
+        figures |= plan.as_written.figures()
+    named = [(_FIGURE_NAMES.get(name, name.replace("_", " ")), figure) for name, figure in figures.items()]
+    named += [("workers.min", plan.floor)] if plan.floor else []
+    named += [(_COST_NAMES[name], figure) for name, figure in plan.cost.figures().items()] if plan.cost else []
+    lines = [f"{name}: {figure}" + (f"; {figure.source}" if figure.source else "") for name, figure in named]
+    verdict = plan.may_be_interrupted
+    lines.append(f"interruptible machines: {'yes' if verdict.is_allowed else 'no'}, as {verdict.reason}")
+    return lines + (list(plan.model.notes) if plan.model else [])
+
+
+def _cost_in_short(cost: CostPlan | None) -> list[str]:
+    if cost is None:
+        return []
+    ways = {
+        name: figure for name, figure in (("flex", cost.flex), ("active", cost.active), ("pod", cost.pod)) if figure
+    }
+    lines = ["; ".join(f"{_COST_NAMES[name]} {figure.amount}" for name, figure in ways.items())]
+    lines.append(f"cheapest for this traffic: {_way(cost.cheapest)}")
+    for name, figure in (("active_jobs", cost.active_jobs), ("pod_jobs", cost.pod_jobs)):
+        if figure is not None:
+            lines.append(f"{_COST_NAMES[name]} {figure.amount}")
+    return lines
 
 
 def _written(plan: EndpointPlan) -> Text:
@@ -215,7 +231,14 @@ def _written(plan: EndpointPlan) -> Text:
     name = count + plan.as_written.gpu.value.removeprefix("NVIDIA ").removeprefix("GeForce ")
     if isinstance(plan.as_written, Misfit):
         return Text(f"{name}: does not fit", style="red")
-    return Text(name)
+    return Text(_with_price(plan.as_written))
+
+
+def _with_price(placement: Placement) -> str:
+    """Return a worker with what one of them costs on flex."""
+    if placement.usd_per_hour is None:
+        return placement.name
+    return f"{placement.name}, ${format_usd(placement.usd_per_hour.value / placement.workers.value)}/h"
 
 
 def _sessions(placed: Placement | Misfit | None) -> str:

@@ -107,7 +107,7 @@ def _spans_table(nodes: Iterable[Node], trace: Trace) -> Table:
 
 def _name(node: Node) -> Text:
     name = one_line(node.record.name, _NAME_CHARACTERS)
-    kind = f"{node.record.op} " if node.record.op else ""
+    kind = f"{node.record.op} " if node.record.op not in ("", node.record.name) else ""
     return Text.assemble("  " * min(node.depth, 20), (kind, "dim"), (name, _style(node)))
 
 

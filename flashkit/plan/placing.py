@@ -101,7 +101,7 @@ class Placement:
     first_token: Figure
     """Seconds, at best."""
     tokens_per_second: Figure
-    """Of all sessions that are planned on one worker, at best."""
+    """Of all sessions that are expected on one worker, at best."""
     usd_per_hour: Figure | None
     """Of all workers; None where no price is known."""
     usd_per_million_tokens: Figure | None
@@ -292,7 +292,7 @@ def _priced(shape: ModelShape, demand: Demand, fit: _Fit, prices: Prices) -> Pla
         f"{demand.sessions:,} sessions / {planned.value:g} planned on each, rounded up",
     )  # fmt: skip
     first = first_token_seconds(shape, demand.prompt, fit.gpu, fit.gpu_count)
-    speed = _speed(shape, demand, fit, planned)
+    speed = _speed(shape, demand, fit, min(planned.value, math.ceil(demand.sessions / workers.value)))
     price = prices.of(fit.gpu)
     hourly = per_million = None
     if price is not None:
@@ -312,13 +312,13 @@ def _priced(shape: ModelShape, demand: Demand, fit: _Fit, prices: Prices) -> Pla
     )  # fmt: skip
 
 
-def _speed(shape: ModelShape, demand: Demand, fit: _Fit, planned: Figure) -> Figure:
-    """Return what a worker writes, or an embedding worker reads, with as many sessions as are planned."""
+def _speed(shape: ModelShape, demand: Demand, fit: _Fit, sessions: float) -> Figure:
+    """Return what a worker writes with so many sessions, or an embedding worker reads."""
     if shape.is_encoder or demand.workload is Workload.EMBEDDING:
         return tokens_read(shape, fit.gpu, fit.gpu_count, batched_tokens=fit.batching.batched_tokens)
     return tokens_written(
         shape, fit.gpu, fit.gpu_count,
-        sessions=planned.value, weights_bytes=fit.weights.value, kv_bytes=fit.kv_cache.value,
+        sessions=sessions, weights_bytes=fit.weights.value, kv_bytes=fit.kv_cache.value,
     )  # fmt: skip
 
 
