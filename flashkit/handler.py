@@ -428,6 +428,13 @@ def encode_json(value: Any) -> bytes:
     return to_json(value, bytes_mode="base64", inf_nan_mode="null", fallback=_encode_other)
 
 
+def plain_values(value: Any) -> Any:
+    """Return a value as plain JSON values, the ones that `encode_json` writes."""
+    from pydantic_core import to_jsonable_python
+
+    return to_jsonable_python(value, bytes_mode="base64", inf_nan_mode="null", fallback=_encode_other)
+
+
 def parse_json(text: bytes) -> Any:
     """Return the values of a JSON text; unlike orjson's, its integers may be of any size."""
     from pydantic_core import from_json

@@ -32,7 +32,7 @@ from flashkit.errors import (
     SessionBusy,
     SessionFenced,
 )
-from flashkit.handler import Contract, Definition, encode_json, parse_json
+from flashkit.handler import Contract, Definition, encode_json, parse_json, plain_values
 from flashkit.settings import DEFAULT_WORKER_ID, Settings
 from flashkit.telemetry import Op, current, span
 from flashkit.worker.job import HandBack
@@ -58,7 +58,7 @@ from flashkit.worker.sessions.store import (
     require_session_id,
 )
 from flashkit.worker.sessions.timeline import is_fork_marker
-from flashkit.worker.sessions.turn import Memo, Suspend, Turn, digest_of
+from flashkit.worker.sessions.turn import Memo, Suspend, Turn, digest_of, encode_value
 from flashkit.worker.sessions.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -526,7 +526,7 @@ class SessionRunner:
             result["output"] = parse_json(output)
         saved = {
             "format": _SNAPSHOT_FORMAT,
-            "state": session.state,
+            "state": plain_values(session.state),
             "state_version": state_version(self._model) if self._model else 1,
             "history": session.history.to_json(),
             "results": [*opened.saved.results, result][-KEPT_RESULTS:],
@@ -534,7 +534,7 @@ class SessionRunner:
             "given_up": [*opened.saved.given_up, *opened.given_up][-KEPT_RESULTS:],
             "used": _used_by(opened.saved, turn),
         }
-        snapshot = Snapshot(encode_json(saved), turn=turn.number)
+        snapshot = Snapshot(encode_value(saved), turn=turn.number)
         keeps_steps = self._settings.keep_journals and opened.has_room
         used = [*opened.saved.results, result] if self._settings.keep_journals else saved["results"]
         change = Change(

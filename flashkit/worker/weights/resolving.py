@@ -162,7 +162,7 @@ def _in_words(damage: list[Damage]) -> str:
 
 
 def _commit_in_words(commit: str | None) -> str:
-    return f"commit {commit}" if commit else "of a commit that nothing tells"
+    return f"commit {commit}" if commit else "an unknown commit"
 
 
 def _fetch(search: _Search, settings: Settings) -> Found:
