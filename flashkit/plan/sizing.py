@@ -34,6 +34,7 @@ BITS_OF: Final[Mapping[str, float]] = {
 """Bits of one quantised weight, its share of scales included."""
 BLOCK_TOKENS: Final = 16
 """A session's KV cache grows by blocks of so many tokens: vLLM's default on GPUs."""
+_ABOUT_AS_MANY: Final = 1.5
 VOLUME_HEADROOM: Final = 1.2
 """Chosen: a volume is planned a fifth larger than the weights, for a second small model and unfinished downloads."""
 
@@ -107,18 +108,19 @@ def kv_bytes(
         kv_dtype: vLLM's `kv_cache_dtype`; the model's own type by default.
         gpu_count: GPUs that share the model; the figure is that of one of them.
         batched_tokens: Tokens of steps that are under way: layers with a window keep them too.
-        block_tokens: The cache grows by so many tokens.
+        block_tokens: The cache grows by so many tokens; of a model with windows its layers are grouped then too, and
+            the last group of each kind is filled up, as vLLM does.
     """
     layer = _layer(shape, kv_dtype, gpu_count)
-    per_token = kv_bytes_per_token(shape, kv_dtype=kv_dtype, gpu_count=gpu_count)
-    kept = _rounded_up(tokens, block_tokens)
-    value = per_token.value * kept
-    formula = f"{per_token.value:,.0f} bytes per token x {kept:,} tokens" if shape.full_layers else ""
+    full_layers, window_layers = _grouped(shape) if block_tokens > 1 else (shape.full_layers, shape.window_layers)
+    kept, per_token = _rounded_up(tokens, block_tokens), full_layers * layer.bytes
+    value = per_token * kept
+    formula = f"{per_token:,.0f} bytes per token x {kept:,} tokens" if full_layers else ""
     if shape.window is not None:
         seen = min(tokens, max(shape.window, shape.window - 1 + batched_tokens))
         blocks = _rounded_up(seen, block_tokens) + (block_tokens if block_tokens > 1 else 0)  # it may begin within one
-        value += shape.window_layers * layer.bytes * blocks
-        formula += f"{' + ' * bool(formula)}{shape.window_layers} layers x {layer.bytes:,.0f} bytes x {blocks:,} tokens"
+        value += window_layers * layer.bytes * blocks
+        formula += f"{' + ' * bool(formula)}{window_layers} layers x {layer.bytes:,.0f} bytes x {blocks:,} tokens"
         formula += f" of a window of {shape.window:,}"
     if shape.state_layers:
         value += shape.state_layers * shape.state_bytes / gpu_count
@@ -240,6 +242,20 @@ def _layer(shape: ModelShape, kv_dtype: str | None, gpu_count: int) -> _Layer:
     return _Layer(
         2 * heads * shape.head_dim * size, f"{heads} KV heads x {shape.head_dim} head dim x {size:g} bytes"
     )  # fmt: skip
+
+
+def _grouped(shape: ModelShape) -> tuple[int, int]:
+    """Return the layers with full attention and with a window, as vLLM pads them to groups of one size.
+
+    Groups are as large as the smaller kind, or as the larger one where both are about as many
+    (vllm/v1/core/kv_cache_utils.py, 0.32).
+    """
+    full, windowed = shape.full_layers, shape.window_layers
+    if not full or not windowed:
+        return full, windowed
+    least, most = min(full, windowed), max(full, windowed)
+    size = most if most < _ABOUT_AS_MANY * least else least
+    return _rounded_up(full, size), _rounded_up(windowed, size)
 
 
 def _of_all(count: int, total: int, what: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,14 @@ from tests.plan.configs import DEEPSEEK_V3, GEMMA_3_12B, LLAMA_3_70B, QWEN_3_8B
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # vLLM's own
 MODELS = Path(__file__).parents[2] / ".flashkit" / "models"
+SLIDING = Weights("tests/tiny-gemma")
+SLIDING_CONFIG: dict[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "vocab_size": 512, "hidden_size": 64,
+    "intermediate_size": 128, "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 32, "max_position_embeddings": 4096, "sliding_window": 256,
+    "layer_types": ["sliding_attention"] * 5 + ["full_attention"] * 2, "torch_dtype": "float32",
+    "query_pre_attn_scalar": 32, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
+}  # fmt: skip
 SMOLLM = Weights("HuggingFaceTB/SmolLM2-135M-Instruct")
 
 
@@ -34,6 +43,7 @@ class Seen:
     cache_bytes: int
     max_model_len: int
     dtype: str
+    in_flight: int
     block_size: int
     blocks: int
     concurrency: float
@@ -55,6 +65,7 @@ async def start(weights: Weights, settings: Settings, folder: Path, cache_bytes:
         cache_bytes=cache_bytes,
         max_model_len=options["max_model_len"],
         dtype=options["dtype"],
+        in_flight=options.get("max_num_batched_tokens", 0),
         block_size=int(labels["block_size"]),
         blocks=int(labels["num_gpu_blocks"]),
         concurrency=float(labels["kv_cache_max_concurrency"]),
@@ -64,6 +75,19 @@ async def start(weights: Weights, settings: Settings, folder: Path, cache_bytes:
 @pytest.fixture(scope="module")
 async def tiny(model_settings: Settings, tiny_llama: Path) -> Seen:
     return await start(TINY, model_settings, tiny_llama, 3 << 20, max_model_len=512, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+async def sliding(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """A Gemma of two layers with full attention and five with a window, its weights made up by vLLM."""
+    root = tmp_path_factory.mktemp("models")
+    folder = root / SLIDING.name
+    shutil.copytree(tiny_llama, folder)
+    (folder / "config.json").write_text(json.dumps(SLIDING_CONFIG))
+    return await start(
+        SLIDING, Settings(weights_dir=root), folder, 8 << 20,
+        max_model_len=4096, dtype="float32", load_format="dummy", max_num_batched_tokens=512,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +108,9 @@ def check_bytes(seen: Seen) -> None:
 
 def check_concurrency(seen: Seen) -> None:
     """The sessions that fit are those that vLLM reports, within 5 %."""
-    session = kv_bytes(seen.shape, seen.max_model_len, kv_dtype=seen.dtype, block_tokens=seen.block_size).value
+    session = kv_bytes(
+        seen.shape, seen.max_model_len, kv_dtype=seen.dtype, block_tokens=seen.block_size, batched_tokens=seen.in_flight
+    ).value
     assert seen.cache_bytes / session == pytest.approx(seen.concurrency, rel=0.05)
 
 
@@ -94,6 +120,10 @@ def test_the_bytes_of_a_token_are_vllms_own_for_the_tiny_llama(tiny: Seen):
 
 def test_the_sessions_that_fit_are_vllms_own_for_the_tiny_llama(tiny: Seen):
     check_concurrency(tiny)
+
+
+def test_the_sessions_that_fit_are_vllms_own_where_layers_have_windows(sliding: Seen):
+    check_concurrency(sliding)
 
 
 @pytest.mark.models

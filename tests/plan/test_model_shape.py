@@ -99,6 +99,18 @@ def test_steps_that_are_under_way_are_kept_too_and_blocks_are_whole():
     assert figure.value == 8 * layer * 10_000 + 40 * layer * (3072 + 16)  # 1024 - 1 + 2048, whole blocks and one more
 
 
+@pytest.mark.parametrize(
+    ("full", "windowed", "kept"),
+    [(8, 40, (8, 40)), (10, 52, (10, 60)), (13, 12, (13, 13)), (2, 5, (2, 6)), (5, 2, (6, 2))],
+)
+def test_layers_are_filled_up_to_groups_of_one_size_as_vllm_does(full: int, windowed: int, kept: tuple[int, int]):
+    kinds = ["full_attention"] * full + ["sliding_attention"] * windowed
+    shape = read_shape({**GEMMA_3_12B, "num_hidden_layers": full + windowed, "layer_types": kinds})
+    layer = 2 * 8 * 256 * 2
+    assert kv_bytes(shape, 16_000, block_tokens=16).value == layer * (kept[0] * 16_000 + kept[1] * 1040)
+    assert kv_bytes(shape, 16_000).value == layer * (full * 16_000 + windowed * 1024)
+
+
 def test_a_model_that_only_slides_keeps_the_same_for_any_length():
     shape = read_shape(MISTRAL_7B_V0_1)
     assert kv_bytes_per_token(shape).value == 0
