@@ -36,8 +36,9 @@ from flashkit.simulation.running import WorkerTimes, simulate
 from flashkit.spec import EndpointSpec, Kind, ScalerType, WorkerBounds
 
 HANDLERS = Path(__file__).parent / "handlers"
-LOAD_S = 4.0
-"""Of each cold start, on top of the process's own; so that a busy machine does not decide the result."""
+LOAD_S = 8.0
+"""Of each cold start, on top of the process's own: with a few tenths of a second alone, the machine's other work would
+decide the result."""
 _COMMON = {"kind": Kind.CPU, "cpu": "cpu3c-2-4", "idle_timeout": 3, "flashboot": False}
 
 
@@ -118,14 +119,15 @@ async def run_for_real(endpoints: list[EndpointSpec], loads: list[Load]) -> dict
         if isinstance(event, JobEvent | WorkerEvent):
             seen[event.endpoint].note(emulator.clock.now(), event)
 
-    command = (sys.executable, "-m", "flashkit.worker", "waiting_app.py:wait")
-    local = [LocalEndpoint(spec, command, HANDLERS) for spec in endpoints]
+    local = [LocalEndpoint(spec, command_of(spec), HANDLERS) for spec in endpoints]
     with tempfile.TemporaryDirectory(prefix="bench-simulate-") as folder:
         emulator = Emulator(
             local, state_dir=Path(folder), on_event=note, flashboot=True, cold_start=ColdStart(load_s=LOAD_S)
         )
         async with emulator:
-            while not all(emulator.platform.health(spec.name)["workers"]["ready"] >= spec.workers.min for spec in endpoints):
+            while not all(
+                emulator.platform.health(spec.name)["workers"]["ready"] >= spec.workers.min for spec in endpoints
+            ):
                 await asyncio.sleep(0.05)
             begun = emulator.clock.now()
             for one in seen.values():  # workers of the floor are up when the load begins
@@ -138,6 +140,12 @@ async def run_for_real(endpoints: list[EndpointSpec], loads: list[Load]) -> dict
                 one.worker_seconds += sum(now - since for since in one.up_since.values())
                 one.up_since.clear()
     return seen
+
+
+def command_of(spec: EndpointSpec) -> tuple[str, ...]:
+    """Return what starts a worker that runs as many jobs at the same time as the endpoint says."""
+    attribute = {1: "one", 3: "three"}[spec.concurrency]
+    return (sys.executable, "-m", "flashkit.worker", f"waiting_app.py:{attribute}")
 
 
 async def play(emulator: Emulator, spec: EndpointSpec, load: Load) -> None:
@@ -202,7 +210,7 @@ async def measure_errors(seconds: float) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=180.0, help="length of the load of the real run")
+    parser.add_argument("--seconds", type=float, default=150.0, help="length of the load of the real run")
     parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     errors = uvloop.run(measure_errors(given.seconds))
