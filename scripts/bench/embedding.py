@@ -347,7 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--texts", type=int, default=128, help="long texts in a round; short ones are four times as many"
+        "--texts", type=int, default=256, help="long texts in a round; short ones are four times as many"
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the servers end with it then, too

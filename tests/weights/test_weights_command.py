@@ -245,6 +245,6 @@ def test_a_terminal_shows_a_bar(hub, tmp_path, environment):
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
-    assert "2.0/2.0 MB" in child.before
+    assert "2.0/2.0 MB" in child.before, ascii(child.before)
     assert str(tmp_path / ".cache/flashkit/weights/org/model") in child.before
     assert (tmp_path / ".cache/flashkit/weights/org/model" / COMMIT / MANIFEST_NAME).exists()
