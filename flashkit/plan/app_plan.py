@@ -9,7 +9,7 @@ from typing import Any, Final
 from flashkit.catalog import GPUS, usd_per_second
 from flashkit.errors import ConfigurationError
 from flashkit.plan.cost import CostPlan, Traffic, plan_cost, rates_of
-from flashkit.plan.figures import Figure
+from flashkit.plan.figures import Figure, count_of
 from flashkit.plan.gpu_generations import models_of
 from flashkit.plan.interruption import Verdict, judge_interruption
 from flashkit.plan.model_plan import ModelFacts, ModelPlan, plan_model
@@ -144,7 +144,7 @@ def _floor(spec: EndpointSpec) -> Figure | None:
     price = max(known) * spec.gpu_count * _SECONDS_PER_HOUR
     return Figure(
         spec.workers.min * price, "USD per hour",
-        f"{spec.workers.min} workers that are always there x ${price:.3g} an hour, the dearest GPU that it names",
+        f"{count_of(spec.workers.min, 'worker')}, always there, x ${price:.3g} an hour, the dearest GPU that it names",
         PRICES_SOURCE,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from flashkit.catalog import READ_ON, GpuPool, GpuType, usd_per_second
 from flashkit.errors import ConfigurationError
-from flashkit.plan.figures import Figure
+from flashkit.plan.figures import Figure, count_of
 from flashkit.plan.sizing import PLANNED_SHARE
 
 SECONDS_PER_DAY: Final = 86_400
@@ -235,8 +235,8 @@ def _cold_starts(traffic: Traffic) -> Figure:
     window = traffic.hours_per_day * _SECONDS_PER_HOUR
     return Figure(
         cycle.workers * window / cycle.seconds, "cold starts per day",
-        f"{cycle.workers} workers x {window:,.0f} s x (1 - {cycle.load:.3g} busy) / ({traffic.cold_start_seconds:g} s "
-        f"of start + e^({cycle.rate:.4g} jobs a second x {traffic.idle_timeout:g} s of idle timeout) / "
+        f"{count_of(cycle.workers, 'worker')} x {window:,.0f} s x (1 - {cycle.load:.3g} busy) / "
+        f"({traffic.cold_start_seconds:g} s of start + e^({cycle.rate:.4g} jobs a second x {traffic.idle_timeout:g} s of idle timeout) / "
         f"{cycle.rate:.4g})",
     )  # fmt: skip
 
@@ -269,7 +269,7 @@ def _always(workers: Figure, price: float | None, source: str) -> Figure | None:
     hours = SECONDS_PER_DAY / _SECONDS_PER_HOUR * DAYS_PER_MONTH
     return Figure(
         workers.value * price * _SECONDS_PER_HOUR * hours, "USD per month",
-        f"{workers.value:g} workers x ${price * _SECONDS_PER_HOUR:.4g} an hour x {hours:.0f} hours", source,
+        f"{count_of(workers.value, 'worker')} x ${price * _SECONDS_PER_HOUR:.4g} an hour x {hours:.0f} hours", source,
     )  # fmt: skip
 
 

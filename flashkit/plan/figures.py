@@ -61,3 +61,8 @@ def format_number(value: float) -> str:
     if value == int(value):
         return f"{value:,.0f}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004 - three digits
+
+
+def count_of(number: float, what: str) -> str:
+    """Return `1 worker` or `3 workers`."""
+    return f"{number:g} {what}{'s' * (number != 1)}"

@@ -14,7 +14,7 @@ from typing import Final
 
 from flashkit.catalog import GPUS, READ_ON, GpuType, usd_per_second
 from flashkit.errors import ConfigurationError
-from flashkit.plan.figures import Figure, format_bytes
+from flashkit.plan.figures import Figure, count_of, format_bytes
 from flashkit.plan.gpu_facts import GIB, seen_gib
 from flashkit.plan.model_shape import BYTES_OF, ModelShape, normal_dtype
 from flashkit.plan.overhead import STEPS_UNDER_WAY, Batching, default_batching, overhead_bytes
@@ -173,7 +173,7 @@ def place(
     """
     whole = files or weights_bytes(shape, quantization=demand.quantization, dtype=demand.dtype)
     weights = Figure(
-        whole.value / gpu_count, "bytes", whole.formula + (f" / {gpu_count} GPUs" if gpu_count > 1 else ""),
+        whole.value / gpu_count, "bytes", whole.formula if gpu_count == 1 else f"({whole.formula}) / {gpu_count} GPUs",
         whole.source,
     )  # fmt: skip
     usual = _EMBEDDING_BATCHING if shape.is_encoder else default_batching(gpu)
@@ -296,14 +296,14 @@ def _priced(shape: ModelShape, demand: Demand, fit: _Fit, prices: Prices) -> Pla
     price = prices.of(fit.gpu)
     hourly = per_million = None
     if price is not None:
-        each = price * fit.gpu_count * _SECONDS_PER_HOUR
+        each, gpus = price * fit.gpu_count * _SECONDS_PER_HOUR, count_of(fit.gpu_count, "GPU")
         hourly = Figure(
             workers.value * each, "USD per hour",
-            f"{workers.value:g} workers x {fit.gpu_count} GPUs x ${price:.5f} a second x 3600", prices.source,
+            f"{count_of(workers.value, 'worker')} x {gpus} x ${price:.5f} a second x 3600", prices.source,
         )  # fmt: skip
         per_million = Figure(
             each / _SECONDS_PER_HOUR / speed.value * _TOKENS, "USD per million tokens",
-            f"{fit.gpu_count} GPUs x ${price:.5f} a second / {speed.value:,.0f} tokens a second x 1,000,000",
+            f"{gpus} x ${price:.5f} a second / {speed.value:,.0f} tokens a second x 1,000,000",
             prices.source,
         )  # fmt: skip
     return Placement(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from flashkit.catalog import GpuType
-from flashkit.plan.figures import Figure, format_bytes
+from flashkit.plan.figures import Figure, count_of, format_bytes
 from flashkit.plan.gpu_facts import BANDWIDTH_SHARE, COMPUTE_SHARE, SPEEDS, SPLIT_SHARE, STEP_SECONDS, split_share
 from flashkit.plan.model_shape import ModelShape
 
@@ -76,8 +76,9 @@ def _tokens_computed(shape: ModelShape, gpu: GpuType, gpu_count: int) -> float:
 
 
 def _computed_words(shape: ModelShape, gpu: GpuType, gpu_count: int) -> str:
+    gpus = count_of(gpu_count, "GPU") + _split_words(gpu_count)
     return (
-        f"{SPEEDS[gpu].teraflops:g} TFLOPS x {COMPUTE_SHARE:g} x {gpu_count} GPUs{_split_words(gpu_count)} / "
+        f"{SPEEDS[gpu].teraflops:g} TFLOPS x {COMPUTE_SHARE:g} x {gpus} / "
         f"2 / {_active(shape) / 1e9:.3g} billion parameters"
     )
 
