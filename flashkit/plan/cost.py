@@ -236,7 +236,8 @@ def _cold_starts(traffic: Traffic) -> Figure:
     return Figure(
         cycle.workers * window / cycle.seconds, "cold starts per day",
         f"{count_of(cycle.workers, 'worker')} x {window:,.0f} s x (1 - {cycle.load:.3g} busy) / "
-        f"({traffic.cold_start_seconds:g} s of start + e^({cycle.rate:.4g} jobs a second x {traffic.idle_timeout:g} s of idle timeout) / "
+        f"({traffic.cold_start_seconds:g} s of start + e^({cycle.rate:.4g} jobs a second x "
+        f"{traffic.idle_timeout:g} s of idle timeout) / "
         f"{cycle.rate:.4g})",
     )  # fmt: skip
 
