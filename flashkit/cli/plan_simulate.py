@@ -16,6 +16,7 @@ from flashkit.errors import ConfigurationError, DefinitionError, InputError
 
 if TYPE_CHECKING:
     from flashkit.simulation.load import Load
+    from flashkit.simulation.results import Prices
     from flashkit.simulation.trials import Question
     from flashkit.spec import EndpointSpec
 
@@ -44,15 +45,25 @@ _RATE_UNITS = {"s": 1, "min": 60, "h": 3600, "day": 86_400}
 @click.option("--concurrency", type=int, help="Instead of the endpoint's own.")
 @click.option("--flashboot/--no-flashboot", default=None, help="Instead of the endpoint's own.")
 @click.option(
+    "--flex-price",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="USD_PER_SECOND",
+    help="Of one GPU, or of a CPU worker, for which no price is listed.",
+)
+@click.option(
+    "--active-price",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="USD_PER_SECOND",
+    help="The same in workers that are always there.",
+)
+@click.option(
     "--target-p95", metavar="TIME", help="Find the cheapest setting in which 95 % of the jobs wait no longer."
 )
 @click.option("--most-workers", type=int, help="The search goes no higher.")
 @click.option(
     "--compare", "is_comparing", is_flag=True, help="Also try a floor of 0 and 1, by the hour, by queue depth."
 )
-@click.option(
-    "--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw waits and workers into this SVG file."
-)
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.svg", help="Draw it over time.")
 @click.option("--url", help="The platform's address for --load dev, instead of the running `flashkit dev`.")
 @click.option("--json", "is_json", is_flag=True, help="Print everything as one JSON object.")
 def command(app: Path | None, **given: Any) -> int:
@@ -105,10 +116,22 @@ async def _question(file: Path, given: Mapping[str, Any]) -> Question:
         load=load,
         times=WorkerTimes(cold_start=cold.value, thaw=thaw),
         cold_start=cold,
+        prices=_prices(spec, given["flex_price"], given["active_price"]),
         target=Target(read_duration(given["target_p95"])) if given["target_p95"] else None,
         most_workers=given["most_workers"],
         is_comparing=given["is_comparing"],
     )
+
+
+def _prices(spec: EndpointSpec, flex: float | None, active: float | None) -> Prices:
+    """Return the prices of a worker: those given, else the catalogue's; an active one costs no more than another."""
+    from flashkit.simulation.results import Prices
+
+    listed, count = Prices.of(spec), spec.gpu_count if spec.gpu else 1
+    flex = listed.flex if flex is None else flex * count
+    if active is not None:
+        return Prices(flex, active * count)
+    return Prices(flex, min((price for price in (flex, listed.active) if price is not None), default=None))
 
 
 async def _find_endpoint(file: Path, name: str | None) -> EndpointSpec:

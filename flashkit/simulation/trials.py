@@ -28,6 +28,8 @@ class Question:
     times: WorkerTimes
     cold_start: Figure
     """Where the time of a cold start is from."""
+    prices: Prices | None = None
+    """By default the catalogue's."""
     target: Target | None = None
     """Find the cheapest setting that meets it."""
     most_workers: int | None = None
@@ -108,6 +110,7 @@ def answer(question: Question, on_progress: OnProgress = lambda what, share: Non
         question.load,
         question.target,
         question.times,
+        question.prices,
         most_workers=question.most_workers,
         # Nobody knows how many there will be: two dozen is usual.
         on_step=lambda count: on_progress(f"setting {count}", count / (count + 8)),
@@ -139,4 +142,4 @@ def _try(question: Question, plan: _Plan, on_progress: OnProgress) -> Trial:
         on_progress(plan.name, arrived / len(question.load))
 
     run = simulate(plan.spec, question.load, question.times, policy=plan.policy, on_progress=tell)
-    return Trial(plan.name, run.spec, summarise(run, Prices.of(plan.spec)), plan.floors)
+    return Trial(plan.name, run.spec, summarise(run, question.prices), plan.floors)

@@ -115,6 +115,15 @@ def test_an_endpoint_on_a_cpu_has_no_price(simulate):
     assert "5 s (assumed: 5 s for the container)" in result.out
 
 
+def test_prices_may_be_given(simulate):
+    """The floor of the CPU endpoint costs as much as a flex worker where nobody says otherwise."""
+    load = ("--endpoint", "tool", "--rate", "1/s", "--seconds", "1", "--time", "10m", "--load", "poisson", "--json")
+    (same,) = answer_of(simulate(*load, "--flex-price", "0.001"))["trials"]
+    assert same["cost_usd"] == pytest.approx(0.001 * same["worker_seconds"])
+    (less,) = answer_of(simulate(*load, "--flex-price", "0.001", "--active-price", "0.0005"))["trials"]
+    assert less["cost_usd"] == pytest.approx(0.001 * less["flex_seconds"] + 0.0005 * less["active_seconds"])
+
+
 def test_jobs_that_are_lost_are_shown(simulate):
     result = simulate("--endpoint", "llm", "--rate", "5/s", "--seconds", "900", "--variation", "0", "--load", "poisson",
                       "--time", "1m")  # fmt: skip
@@ -158,6 +167,7 @@ def test_a_trace_file_is_a_load(simulate):
         ((*SMALL, "--idle-timeout", "2h"), "idle_timeout=7200"),
         ((*SMALL, "--concurrency", "0"), "concurrency=0"),
         ((*SMALL, "--cold-start", "10m"), "no worker of endpoint 'llm' would ever start"),
+        ((*SMALL, "--flex-price", "0"), "0.0 is not in the range"),
         ((*SMALL, "--target-p95", "1s", "--most-workers", "0"), "0 workers can never run a job"),
         ((*SMALL, "--rate", "5/s", "--time", "5m", "--target-p95", "1s", "--most-workers", "2"), "workers=(2, 2)"),
     ],
