@@ -233,12 +233,7 @@ def require_fit(placements: list[Placement], misfits: list[Misfit], name: str) -
     """
     if placements:
         return
-    largest = max(misfits, key=lambda each: seen_gib(each.gpu) * each.gpu_count, default=None)
-    if largest is None:
-        raise ConfigurationError(
-            f"{name} fits no GPU: its heads cannot be split over the GPUs that were asked for",
-            hint="leave --gpu-count out",
-        )
+    largest = max(misfits, key=lambda each: seen_gib(each.gpu) * each.gpu_count)
     shown = f"{largest.gpu_count}x {largest.gpu.value}" if largest.gpu_count > 1 else largest.gpu.value
     raise ConfigurationError(
         f"{name} fits no GPU that may be used; on the largest, {shown}: {largest.reason}",

@@ -9,6 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 from flashkit.cli import run_command_line
+from flashkit.cli.plan_models import read_model_folder
+from flashkit.cli.plan_prices import prices_of
+from flashkit.errors import ConfigurationError
 from tests.plan.configs import DEEPSEEK_V3, GEMMA_3_12B, LLAMA_3_70B, MINI_LM, QWEN_3_8B
 
 APP = """
@@ -231,6 +234,16 @@ def test_the_files_of_a_model_tell_its_size(plan, tmp_path: Path):
 def test_the_platforms_own_prices_can_be_taken(plan):
     data = plan("tests/qwen", "--json", "--prices", "local").data
     assert "/v2/catalog/gpus, 20" in data["placements"][0]["usd_per_hour"]["source"]
+
+
+def test_a_catalogue_without_prices_is_refused():
+    with pytest.raises(ConfigurationError, match="there has no prices of GPUs that flashkit knows"):
+        prices_of([{"id": "NVIDIA L4", "price": {"serverless": 0}}, {"id": "other", "price": None}], source="there")
+
+
+def test_a_folder_without_a_config_is_no_model(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"there is no config.json in"):
+        read_model_folder(tmp_path)
 
 
 def test_the_reference_fleet_is_shown_to_the_cent(plan):
