@@ -145,6 +145,36 @@ def test_an_app_is_planned_endpoint_by_endpoint(plan):
     assert {name for name, each in data.items() if each["interruptible"]["allowed"]} == {"agent"}
 
 
+def test_an_apps_figures_are_explained_too(plan):
+    shown = plan("app.py", "--explain", "--all", "--traffic", "llm=100:4")
+    assert "KV cache of a session: 1.21 GB (147,456 bytes per token x 8,192 tokens)" in shown.out
+    assert "workers.min: $0.864 per hour (1 worker, always there, x $0.864 an hour" in shown.out
+    assert "interruptible machines: yes, as its sessions are checkpointed" in shown.out
+    assert "cold starts: " in shown.out
+    assert "USD/M tokens" in shown.out
+
+
+def test_an_app_without_endpoints_is_refused(plan, tmp_path: Path):
+    (tmp_path / "nothing.py").write_text("x = 1\n")
+    shown = plan("nothing.py")
+    assert (shown.code, "nothing.py defines no endpoint" in shown.err) == (3, True)
+
+
+def test_a_model_behind_a_base_url_and_a_gpu_without_a_price_are_planned_as_far_as_they_go(plan, tmp_path: Path):
+    (tmp_path / "other.py").write_text(
+        "from flashkit import VLLM, Weights, gpu_endpoint\n"
+        'far = gpu_endpoint(name="far", gpu="L4", engine=VLLM(Weights("a/b"), base_url="http://127.0.0.1:1"))\n'
+        'new = gpu_endpoint(name="new", gpu="RTX 5090", workers=(1, 1), engine=VLLM(Weights("tests/qwen")))\n'
+        'big = gpu_endpoint(name="big", gpu="L4", engine=VLLM(Weights("tests/some-7B-AWQ")))\n'
+    )
+    shown = plan("other.py", "--json")
+    far, new, big = shown.data["endpoints"]
+    assert (far["model"], far["problem"]) == (None, None)
+    assert new["floor"] is None
+    assert big["problem"].endswith("by its name the weights are 3.64 GB (7 billion parameters x 4.16 bits of awq / 8)")
+    assert "no price known" in plan("other.py").out
+
+
 def test_traffic_of_an_app_is_for_one_endpoint_or_for_all(plan):
     data = plan("app.py", "--json", "--traffic", "100:4", "--traffic", "llm=20000:2").data["endpoints"]
     costs = {each["name"]: each["cost"] for each in data}
@@ -175,6 +205,8 @@ def test_traffic_of_an_app_is_for_one_endpoint_or_for_all(plan):
         (["cost", "--gpu", "L40S", "--jobs-per-day", "0", "--seconds-per-job", "4"], "jobs_per_day=0 is no traffic",
          "--jobs-per-day"),
         (["cost", "--gpu", "L40S", "--jobs-per-day", "-9", "--seconds-per-job", "4"], "jobs_per_day=-9", "above 0"),
+        (["cost", "--gpu", "L400", "--jobs-per-day", "9", "--seconds-per-job", "4"], "--gpu='L400' is not known",
+         "L40S"),
         (["cost", "--gpu", "RTX 5090", "--jobs-per-day", "9", "--seconds-per-job", "4"], "no source gives a price",
          "--flex-price"),
     ],
