@@ -124,6 +124,24 @@ ACTIVE_USD_PER_SECOND: dict[GpuPool, float] = {
 docs.runpod.io; the page of 2026-07 names none. No source gives a price of CPU instances."""
 
 
+POD_USD_PER_HOUR: dict[GpuType, float] = {
+    GpuType.NVIDIA_RTX_3090: 0.22,
+    GpuType.NVIDIA_RTX_4090: 0.34,
+    GpuType.NVIDIA_L4: 0.44,
+    GpuType.NVIDIA_L40: 0.69,
+    GpuType.NVIDIA_RTX_5090: 0.69,
+    GpuType.NVIDIA_L40S: 0.79,
+    GpuType.NVIDIA_A100_80GB_PCIe: 1.19,
+    GpuType.NVIDIA_A100_SXM4_80GB: 1.39,
+    GpuType.NVIDIA_H100_PCIe: 1.99,
+    GpuType.NVIDIA_H100_80GB_HBM3: 2.69,
+    GpuType.NVIDIA_H200: 3.59,
+    GpuType.NVIDIA_B200: 5.98,
+}
+"""Lowest price of one GPU in a Pod, which is there until it is stopped: a third party's table of 2026-03-10
+(deploybase.ai/articles/runpod-gpu-pricing); the platform's own catalogue has `price.secure` and `price.community`."""
+
+
 def usd_per_second(gpu: GpuType | GpuPool, *, is_active: bool = False) -> float | None:
     """Return what one GPU costs, active (always there) or flex; None where no source gives a price.
 

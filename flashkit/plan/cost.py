@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
-from flashkit.catalog import READ_ON, GpuPool, GpuType, usd_per_second
+from flashkit.catalog import POD_USD_PER_HOUR, READ_ON, GpuPool, GpuType, usd_per_second
 from flashkit.errors import ConfigurationError
 from flashkit.plan.figures import Figure, count_of
 from flashkit.plan.sizing import PLANNED_SHARE
@@ -27,21 +27,6 @@ _NEVER_STOPS: Final = 500
 FLEX_SOURCE: Final = f"docs.runpod.io/serverless/pricing by way of flashkit's catalogue, read on {READ_ON}"
 ACTIVE_SOURCE: Final = "earlier, undated copies of docs.runpod.io/serverless/pricing (flashkit/catalog.py)"
 POD_SOURCE: Final = "deploybase.ai/articles/runpod-gpu-pricing, 2026-03-10: a third party's table, so give your own"
-POD_USD_PER_HOUR: Final[dict[GpuType, float]] = {
-    GpuType.NVIDIA_RTX_3090: 0.22,
-    GpuType.NVIDIA_RTX_4090: 0.34,
-    GpuType.NVIDIA_L4: 0.44,
-    GpuType.NVIDIA_L40: 0.69,
-    GpuType.NVIDIA_RTX_5090: 0.69,
-    GpuType.NVIDIA_L40S: 0.79,
-    GpuType.NVIDIA_A100_80GB_PCIe: 1.19,
-    GpuType.NVIDIA_A100_SXM4_80GB: 1.39,
-    GpuType.NVIDIA_H100_PCIe: 1.99,
-    GpuType.NVIDIA_H100_80GB_HBM3: 2.69,
-    GpuType.NVIDIA_H200: 3.59,
-    GpuType.NVIDIA_B200: 5.98,
-}
-"""A Pod, which is there until it is stopped; the lowest price of the table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
