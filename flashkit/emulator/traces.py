@@ -46,7 +46,7 @@ BODY_LIMIT_BYTES: Final = 8 * 1024 * 1024
 _WATCHED_LIMIT: Final = 10_000
 _PENDING_LIMIT: Final = 64
 """Requests that wait to be written; a sender over it is told to come later."""
-_TELL_SECONDS: Final = 0.25
+_TELL_SECONDS: Final = 1.0
 _LATEST: Final = 50
 _KILLED: Final = frozenset({"worker_died", "job_dropped", "worker_start_failed"})
 _PROTOBUF: Final = "application/x-protobuf"
@@ -197,8 +197,9 @@ def records_of(story: JobStory, trace_id: str, parent_id: str | None) -> list[Sp
     ended_ns = round(story.timeline[-1].at * 1e9) if latest.status.is_final else 0
     error = ""
     if latest.status.is_final and latest.status is not JobStatus.COMPLETED:
-        said = f": {latest.error.message}" if latest.error else ""
-        error = f"{_HOW_IT_ENDED.get(latest.status, latest.status.value)}{said}"
+        error = _HOW_IT_ENDED.get(latest.status, latest.status.value)
+        if latest.error is not None:
+            error = f"{error.partition(',')[0]}: {latest.error.message}"
     attributes: dict[str, Any] = {
         "flashkit.job.id": story.job_id,
         "flashkit.endpoint.name": story.endpoint,
@@ -301,7 +302,14 @@ _WHY_NONE: Final = (
 )
 
 
-_NOTHING: Final[dict[str, Any]] = {"trace_id": None, "traces": [], "spans": [], "message": "", "hung": None, "skew_ms": {}}
+_NOTHING: Final[dict[str, Any]] = {
+    "trace_id": None,
+    "traces": [],
+    "spans": [],
+    "message": "",
+    "hung": None,
+    "skew_ms": {},
+}
 
 
 def _unpack(body: bytes, encoding: str) -> bytes:

@@ -23,7 +23,10 @@ QUEUE_LIMIT: Final = 8_192
 """Spans that wait to be sent; one more is dropped."""
 BATCH_LIMIT: Final = 512
 TICK_SECONDS: Final = 0.1
-"""A span is told at most so long after it ended, or after it has been open so long."""
+"""How often open spans are looked at: one is told at most so long after it has been open for a moment."""
+_TICKS_TO_GATHER: Final = 10
+"""Ended spans wait for others, unless something is sent anyway: each request costs more than the spans in it."""
+_ENOUGH: Final = 128
 LONGEST_BACKOFF_SECONDS: Final = 30.0
 _FLUSH_SECONDS: Final = 2.0
 
@@ -110,22 +113,27 @@ class Exporter:
                 atexit.register(self.close)
 
     def _run(self) -> None:
-        stopping, backoff = self._stopping, 0.0
+        stopping, backoff, ticks = self._stopping, 0.0, 0
         while not stopping.wait(max(self._tick_s, backoff)):
+            ticks += 1
+            overdue = self._overdue()
+            is_due = overdue or len(self._ended) >= _ENOUGH or backoff or ticks >= _TICKS_TO_GATHER
+            if not is_due:
+                continue
+            ticks = 0
             try:
-                backoff = self._send_all(backoff)
+                backoff = self._send_all(backoff, overdue)
             except Exception:
                 log.warning("spans could not be sent", exc_info=not self._has_complained)
                 self._has_complained = True
                 backoff = LONGEST_BACKOFF_SECONDS
         try:
-            self._send_all(0.0)
+            self._send_all(0.0, ())
         finally:
             self._sender.close()
 
-    def _send_all(self, backoff: float) -> float:
+    def _send_all(self, backoff: float, overdue: Sequence[Span]) -> float:
         """Send what waits; return how long to wait before the next try."""
-        overdue = self._overdue()
         if overdue and self._sender.send(overdue[:BATCH_LIMIT]) is Delivery.LATER:
             self._told.difference_update(span.span_id for span in overdue)
         while self._ended:

@@ -1,11 +1,13 @@
-"""What traces and metrics cost: the same workers with both on and with both off, side by side in one run.
+"""What traces and metrics cost: the same workers with both on and with both off, in turn, in one run.
 
-- throughput_cost: the share of jobs/s that is lost by a no-op worker at concurrency 50. Each pair of fresh workers runs
-  backlogs of jobs in turn, on and off, off and on; the median of the ratios of neighbours counts.
-- step_ms: milliseconds that a session's step takes longer, of steps in turn likewise; the store is SQLite.
-- off_us: microseconds that the seam takes of a job and its spans while nobody wants spans.
+- throughput_cost: the share of jobs/s that is lost by a no-op worker at concurrency 50. One worker runs blocks of jobs,
+  on, off, off, on. The median of the ratios of neighbours counts, so that other work on the machine does little to it.
+- cpu_cost: the same of the CPU seconds of worker and platform together, until all that is to be told was sent.
+- step_ms: milliseconds that a session's step takes longer, of blocks of steps in turn likewise; the store is SQLite.
+- off_us: microseconds that the seam takes of a job and a span inside it while nobody wants spans.
 
-On: spans go to the platform, which keeps them, and metrics to it as well, as under `flashkit dev`.
+On: spans go to the platform, which keeps them, and metrics go there as well, as under `flashkit dev`. A worker that is
+on half of the time begins half as many traces a second as one that is on all of the time.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ import timeit
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import uvloop
 from measure import print_result
 
@@ -32,80 +36,100 @@ from flashkit.telemetry import Op, enter_job, span
 from flashkit.telemetry.store import open_traces
 
 HANDLERS = Path(__file__).parent / "handlers"
-JOBS = 2_500
-STEPS = 400
+JOBS = 4_000
+"""In a block."""
+STEPS = 75
+STEP_BLOCKS = 12
+SWITCH_ON, SWITCH_OFF, FLUSH = -1, -2, -3
+HALF_OF_THE_TRACES = "25"
 _LONGEST_S = 120
-_SWITCHED_OFF = {"FLASHKIT_METRICS_URL": "", "FLASHKIT_TRACES_URL": ""}
 
 
-def endpoint(name: str, *, kind: Kind, concurrency: int, folder: Path, is_on: bool) -> LocalEndpoint:
+class Block(NamedTuple):
+    """What a block of jobs took."""
+
+    jobs_per_s: float
+    cpu_us: float
+    """Of a job, in the worker and in the platform."""
+
+
+def endpoint(name: str, *, kind: Kind, concurrency: int, folder: Path) -> LocalEndpoint:
     spec = EndpointSpec(
         name=name, kind=kind, cpu="cpu3c-2-4", workers=WorkerBounds(1, 1), idle_timeout=3600, concurrency=concurrency
     )
-    words = [sys.executable, "-m", "flashkit.worker", f"telemetry_handlers.py:{name}"]
-    # What the platform sets goes before an endpoint's own variables, so that off is said by the command.
-    command = words if is_on else ["env", *(f"{key}={value}" for key, value in _SWITCHED_OFF.items()), *words]
-    env = {"FLASHKIT_STATE": f"sqlite:///{folder}/sessions.db"}
-    return LocalEndpoint(spec=spec, command=tuple(command), cwd=HANDLERS, env=env)
+    command = (sys.executable, "-m", "flashkit.worker", f"telemetry_handlers.py:{name}")
+    env = {"FLASHKIT_STATE": f"sqlite:///{folder}/sessions.db", "FLASHKIT_TRACES_PER_SECOND": HALF_OF_THE_TRACES}
+    return LocalEndpoint(spec=spec, command=command, cwd=HANDLERS, env=env)
 
 
 @asynccontextmanager
-async def platform(folder: Path, *, is_on: bool) -> AsyncIterator[Emulator]:
-    """Give an emulator with a warm worker of each endpoint."""
+async def platform(folder: Path) -> AsyncIterator[Emulator]:
     endpoints = [
-        endpoint("noop", kind=Kind.CPU, concurrency=50, folder=folder, is_on=is_on),
-        endpoint("steps", kind=Kind.ORCHESTRATOR, concurrency=1, folder=folder, is_on=is_on),
+        endpoint("noop", kind=Kind.CPU, concurrency=50, folder=folder),
+        endpoint("steps", kind=Kind.ORCHESTRATOR, concurrency=1, folder=folder),
     ]
-    traces = open_traces(f"sqlite:///{folder}/traces.db") if is_on else None
+    traces = open_traces(f"sqlite:///{folder}/traces.db")
     environ = {key: os.environ[key] for key in ("PATH", "LANG", "TMPDIR") if key in os.environ}
     async with Emulator(endpoints, state_dir=folder, traces=traces, environ=environ, shutdown_grace=1.0) as emulator:
-        await backlog(emulator, 200)
-        await step_ms(emulator, 50)
         yield emulator
 
 
-async def backlog(emulator: Emulator, count: int) -> float:
-    """Return jobs/s of so many jobs that wait when the first one begins."""
-    jobs = [emulator.submit("noop", JobRequest(input={"n": 1})) for _ in range(count)]
-    await asyncio.wait_for(_all_done(jobs), _LONGEST_S)
-    assert all(job.status == "COMPLETED" for job in jobs), {job.status for job in jobs}
-    return count / (max(job.finished_at for job in jobs) - min(job.started_at for job in jobs))
+async def run(emulator: Emulator, name: str, *inputs: dict) -> list:
+    """Run jobs that all wait when the first one begins, and return them."""
+    jobs = [emulator.submit(name, JobRequest(input=each)) for each in inputs]
+    async with asyncio.timeout(_LONGEST_S):
+        while not all(job.status.is_final for job in jobs):
+            await asyncio.sleep(0.005)
+    assert all(job.status == "COMPLETED" for job in jobs), {job.error for job in jobs}
+    return jobs
 
 
-async def _all_done(jobs: list) -> None:
-    while not all(job.status.is_final for job in jobs):
-        await asyncio.sleep(0.01)
+async def measure_block(emulator: Emulator, *, is_on: bool) -> Block:
+    await run(emulator, "noop", {"n": SWITCH_ON if is_on else SWITCH_OFF})
+    before = cpu_seconds()
+    jobs = await run(emulator, "noop", *({"n": 1} for _ in range(JOBS)))
+    seconds = max(job.finished_at for job in jobs) - min(job.started_at for job in jobs)
+    await run(emulator, "noop", {"n": FLUSH})
+    return Block(JOBS / seconds, (cpu_seconds() - before) / JOBS * 1e6)
 
 
-async def step_ms(emulator: Emulator, count: int) -> float:
-    job = emulator.submit("steps", JobRequest(input={"count": count}))
-    await asyncio.wait_for(_all_done([job]), _LONGEST_S)
-    assert job.status == "COMPLETED", job.error
-    return float(job.output)
+def cpu_seconds() -> float:
+    """Return what this process and its workers have used so far."""
+    total = time.process_time()
+    for process in psutil.Process().children():
+        times = process.cpu_times()
+        total += times.user + times.system
+    return total
 
 
-async def compare(pairs: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Return the ratios of jobs/s, on to off, and the differences of a step in ms, of neighbours in time."""
-    ratios: list[float] = []
-    differences: list[float] = []
-    for pair in range(pairs):
-        with tempfile.TemporaryDirectory(prefix="bench-telemetry-") as text:
-            folders = {is_on: Path(text) / str(is_on) for is_on in (True, False)}
-            for folder in folders.values():
-                folder.mkdir()
-            async with platform(folders[True], is_on=True) as on, platform(folders[False], is_on=False) as off:
-                for number in range(rounds):
-                    order = [on, off] if number % 2 == pair % 2 else [off, on]
-                    rates = {id(each): await backlog(each, JOBS) for each in order}
-                    took = {id(each): await step_ms(each, STEPS) for each in order}
-                    ratios.append(rates[id(on)] / rates[id(off)])
-                    differences.append(took[id(on)] - took[id(off)])
-                    print(
-                        f"pair {pair} round {number}: {rates[id(off)]:8.0f} jobs/s off, {rates[id(on)]:8.0f} on;  "
-                        f"step {took[id(off)]:.3f} ms off, {took[id(on)]:.3f} on",
-                        flush=True,
-                    )
-    return ratios, differences
+async def measure(pairs: int, sessions: int) -> dict[str, float]:
+    """Run everything and return the figures."""
+    rates, cpu, steps = [], [], []
+    with tempfile.TemporaryDirectory(prefix="bench-telemetry-") as text:
+        async with platform(Path(text)) as emulator:
+            for is_on in (True, False):  # warm, and the traces that were saved up are used up
+                for _ in range(3):
+                    await measure_block(emulator, is_on=is_on)
+            for pair in range(pairs):
+                order = (True, False) if pair % 2 == 0 else (False, True)
+                blocks = {is_on: await measure_block(emulator, is_on=is_on) for is_on in order}
+                rates.append(blocks[True].jobs_per_s / blocks[False].jobs_per_s)
+                cpu.append(blocks[True].cpu_us / blocks[False].cpu_us)
+                if pair % 10 == 0:
+                    print(f"jobs/s: {blocks[False].jobs_per_s:.0f} off, {blocks[True].jobs_per_s:.0f} on", flush=True)
+            for _ in range(sessions):
+                (job,) = await run(emulator, "steps", {"count": STEPS, "blocks": STEP_BLOCKS})
+                took = job.output
+                steps += [
+                    took[i] - took[i + 1] if i % 4 == 0 else took[i + 1] - took[i] for i in range(0, len(took), 2)
+                ]
+                print(f"ms of a step: {took[1]:.3f} off, {took[0]:.3f} on", flush=True)
+    return {
+        "throughput_cost": 1 - statistics.median(rates),
+        "cpu_cost": statistics.median(cpu) - 1,
+        "step_ms": statistics.median(steps),
+        "off_us": off_us(),
+    }
 
 
 def off_us() -> float:
@@ -120,17 +144,10 @@ def off_us() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=3, help="pairs of fresh workers")
-    parser.add_argument("--rounds", type=int, default=6, help="rounds of each pair")
+    parser.add_argument("--pairs", type=int, default=30, help="blocks of jobs that are on, each with one that is off")
+    parser.add_argument("--sessions", type=int, default=10, help="sessions whose steps are measured")
     options = parser.parse_args()
-    began = time.monotonic()
-    ratios, differences = uvloop.run(compare(options.pairs, options.rounds))
-    figures = {
-        "throughput_cost": 1 - statistics.median(ratios),
-        "step_ms": statistics.median(differences),
-        "off_us": off_us(),
-        "seconds": time.monotonic() - began,
-    }
+    figures = uvloop.run(measure(options.pairs, options.sessions))
     for name, value in figures.items():
         print(f"{name:16} {value:.4f}")
     print_result("telemetry", figures)

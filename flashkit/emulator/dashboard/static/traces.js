@@ -48,7 +48,7 @@ function row(span, total) {
   const bar = h("i", { class: `op-${/^[a-z_]+$/.test(span.op) ? span.op : "other"}` });
   bar.style.left = `${Math.min(99.5, (span.start_s / total) * 100)}%`;
   bar.style.width = `${Math.max(0.5, Math.min(100, (span.duration_s / total) * 100))}%`;
-  const name = h("span", { class: "name" }, span.op ? h("span", { class: "op" }, `${short(span.op)} `) : null, short(span.name));
+  const name = h("span", { class: "name" }, span.op && span.op !== span.name ? h("span", { class: "op" }, `${short(span.op)} `) : null, short(span.name));
   name.style.paddingInlineStart = `${Math.min(span.depth, 12) * 12}px`;
   const state = span.is_cut_off ? "never ended" : span.is_open ? "open" : span.error ? "error" : "";
   const button = h(
