@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TRACES_FILE = "traces.db"
 """Below `.flashkit` in the project's folder."""
 
+_HELP_OPTIONS = ("-h", "--help")
 _store_option = click.option(
     "--store", "store_url", metavar="URL", help="sqlite:///FILE or postgresql://…, instead of the one found."
 )
@@ -26,29 +27,33 @@ _json_option = click.option("--json", "is_raw", is_flag=True, help="Print JSON o
 
 
 class _TraceGroup(Group):
-    """Takes what is no command for the name of a trace: `flashkit trace JOB`."""
+    usual = "show"
+    """The command that a word is for which names none."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            args = ["show", *args]
-        return super().resolve_command(ctx, args)
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take what is no command's name as that of a trace; without a word, list them."""
+        if not args:
+            args = ["list"]
+        elif args[0] not in self.commands and args[0] not in _HELP_OPTIONS:
+            args = [self.usual, *args]
+        return super().parse_args(ctx, args)
 
 
-@click.group("trace", cls=_TraceGroup, invoke_without_command=True)
-@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1_000), help="List at most so many.")
+@click.group("trace", cls=_TraceGroup)
+def command() -> None:
+    """Show what a task did, step by step, and run it again from its journal.
+
+    `flashkit trace JOB` is short for `flashkit trace show JOB`, and without JOB the traces are listed. They are looked
+    for in the project's folder or one above it, where `flashkit dev` keeps them, or where FLASHKIT_TRACE_STORE says.
+    """
+
+
+@command.command("list")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 1_000), help="At most so many.")
 @_json_option
 @_store_option
-@click.pass_context
-def command(ctx: click.Context, *, limit: int, is_raw: bool, store_url: str | None) -> None:
-    """Show what a task did: `flashkit trace JOB`; without JOB, the traces that began last.
-
-    Traces are looked for in the project's folder or one above it, where `flashkit dev` keeps them, or where
-    FLASHKIT_TRACE_STORE says.
-    """
-    if ctx.invoked_subcommand is not None:
-        return
+def list_command(*, limit: int, is_raw: bool, store_url: str | None) -> None:
+    """List the traces that began last, the newest first."""
     store = open_kept(store_url)
     try:
         found = store.latest(limit)

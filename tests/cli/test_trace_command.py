@@ -33,7 +33,7 @@ def test_the_list_has_the_newest_first(project, flashkit):
     assert lines[0].split() == ["job", "endpoint", "began", "took", "spans", "error"]
     assert lines[1].startswith("sync-77aa")
     assert "ended by the platform" in lines[2]
-    listed = json.loads(flashkit("trace", "--limit", "1", "--json", folder=project).out)
+    listed = json.loads(flashkit("trace", "list", "--limit", "1", "--json", folder=project).out)
     assert [each["trace_id"] for each in listed] == [OTHER]
 
 
@@ -56,8 +56,11 @@ def test_what_is_not_there_is_said_with_what_to_do(project, tmp_path_factory, fl
     assert (done.code != 0, "there is no trace of 'nobody'" in done.err) == (True, True)
     empty = tmp_path_factory.mktemp("empty")
     assert "no traces are kept in this folder" in flashkit("trace", folder=empty).err
-    assert "there is no sqlite:///nowhere.db" in flashkit("trace", "--store", "sqlite:///nowhere.db", folder=empty).err
-    assert "no store of traces" in flashkit("trace", "--store", "redis://h/0", folder=empty).err
+    assert (
+        "there is no sqlite:///nowhere.db"
+        in flashkit("trace", "list", "--store", "sqlite:///nowhere.db", folder=empty).err
+    )
+    assert "no store of traces" in flashkit("trace", "list", "--store", "redis://h/0", folder=empty).err
 
 
 def test_a_replay_says_which_app_it_needs(project, flashkit):
