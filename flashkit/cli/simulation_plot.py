@@ -70,5 +70,5 @@ def _panel(
         steps.append(f"H{x:.1f}V{bottom - _HEIGHT * value / most:.1f}")
     yield f'<path d="{"".join(steps)}H{right}V{bottom:g}Z" fill="{colour}" fill-opacity="0.25" stroke="{colour}"/>'
     for quarter in range(5):
-        x, at = _MARGIN + _WIDTH * quarter / 4, format_ms(seconds * quarter / 4 * 1000)
+        x, at = _MARGIN + _WIDTH * quarter / 4, format_ms(seconds * quarter / 4 * 1000) if quarter else "0"
         yield f'<text x="{x:g}" y="{bottom + 18:g}" text-anchor="middle" fill="#666">{at}</text>'
