@@ -12,7 +12,8 @@ from starlette.routing import Route
 from flashkit.emulator.admission import Admission
 from flashkit.emulator.bodies import read_body
 from flashkit.emulator.metrics import Metrics
-from flashkit.emulator.reports import REPORT_LIMIT_BYTES, REPORTS_PATH, Reports, decode_report, encode_answer
+from flashkit.emulator.otlp_metrics import REPORT_LIMIT_BYTES, decode_report, encode_answer
+from flashkit.emulator.reports import REPORTS_PATH, Reports
 
 METRICS_PATH: Final = "/metrics"
 

@@ -10,24 +10,16 @@ each. What is left out is counted, and the sender is told.
 
 from __future__ import annotations
 
-import gzip
-import io
-import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from flashkit.errors import InputError
+from flashkit.emulator.otlp_metrics import Point, Reading, WorkerReport
 from flashkit.telemetry.metrics import BY_NAME, Across, Histogram, Kind, LabelGuard, Metric, Source
-
-if TYPE_CHECKING:
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 REPORTS_PATH: Final = "/v1/metrics"
 """Where OTLP over HTTP sends metrics, below the address of OTEL_EXPORTER_OTLP_ENDPOINT."""
-REPORT_LIMIT_BYTES: Final = 4 * 1024 * 1024
-"""Size of one report, also when it is unpacked."""
 GAUGE_SECONDS: Final = 120.0
 """A worker that has not reported for so long has no part in its endpoint's gauges any more."""
 MOST_INSTANCES: Final = 1_000
@@ -68,53 +60,50 @@ class Reports:
         self.dropped: Counter[str] = Counter()
         """Values that could not be used, by why."""
 
-    def take(self, request: ExportMetricsServiceRequest) -> int:
-        """Add a report to what is known, and return how many values of it were of no use."""
+    def take(self, reports: Iterable[WorkerReport]) -> int:
+        """Add reports to what is known, and return how many values of them were of no use."""
         before = self.dropped.total()
         known = self._endpoints()
         for gone in self._reported.keys() - set(known):
             del self._reported[gone]
-        for group in request.resource_metrics:
-            resource = _read_attributes(group.resource.attributes)
-            metrics = [metric for scope in group.scope_metrics for metric in scope.metrics]
-            endpoint = str(resource.get("service.name", ""))
-            if endpoint not in known:
-                self.dropped["unknown_endpoint"] += sum(len(_points_of(metric)) for metric in metrics)
+        for report in reports:
+            if report.endpoint not in known:
+                self.dropped["unknown_endpoint"] += sum(len(reading.points) for reading in report.readings)
                 continue
-            reported = self._reported.setdefault(endpoint, Reported())
-            for metric in metrics:
-                self._take_metric(reported, metric, str(resource.get("service.instance.id", "")))
+            reported = self._reported.setdefault(report.endpoint, Reported())
+            for reading in report.readings:
+                self._take_reading(reported, reading, report.instance)
         return self.dropped.total() - before
 
-    def _take_metric(self, reported: Reported, metric: Any, instance: str) -> None:
-        points, known = _points_of(metric), BY_NAME.get(metric.name)
+    def _take_reading(self, reported: Reported, reading: Reading, instance: str) -> None:
+        known = BY_NAME.get(reading.name)
         if known is None or known.source is not Source.WORKER:
-            self.dropped["unknown_metric"] += len(points)
+            self.dropped["unknown_metric"] += len(reading.points)
             return
-        if not _is_supported(known, metric):
-            self.dropped["unsupported"] += len(points)
+        if not _is_supported(known, reading):
+            self.dropped["unsupported"] += len(reading.points)
             return
-        for point in points:
+        for point in reading.points:
             folded = reported.guard.folded
-            values = reported.guard.values(known, _read_attributes(point.attributes))
+            values = reported.guard.values(known, point.labels)
             self.dropped["too_many_series"] += reported.guard.folded - folded
             self._take_point(reported, known, values, point, instance)
 
-    def _take_point(self, reported: Reported, metric: Metric, values: Values, point: Any, instance: str) -> None:
+    def _take_point(self, reported: Reported, metric: Metric, values: Values, point: Point, instance: str) -> None:
         key = (metric.name, values)
         if metric.kind is Kind.GAUGE:
             seen = reported.gauges.setdefault(key, {})
             seen.pop(instance, None)
-            seen[instance] = _Seen(self._clock(), _number_of(point))
+            seen[instance] = _Seen(self._clock(), point.number)
             if len(seen) > MOST_INSTANCES:
                 del seen[next(iter(seen))]
         elif metric.kind is Kind.COUNTER:
-            reported.counters[key] = reported.counters.get(key, 0.0) + max(0.0, _number_of(point))
-        elif tuple(point.explicit_bounds) != metric.buckets or len(point.bucket_counts) != len(metric.buckets) + 1:
+            reported.counters[key] = reported.counters.get(key, 0.0) + max(0.0, point.number)
+        elif not _fits(point, metric):
             self.dropped["unsupported"] += 1
         else:
             histogram = reported.histograms.setdefault(key, Histogram(metric.buckets))
-            histogram.add(point.bucket_counts, point.sum)
+            histogram.add(point.counts, point.number)
 
     def counters(self, metric: Metric) -> Iterable[tuple[str, Values, float]]:
         """Yield endpoint, labels and value of each series."""
@@ -144,72 +133,13 @@ class Reports:
         return next((value for owner, _, value in self.gauges(BY_NAME[name]) if owner == endpoint), None)
 
 
-def decode_report(body: bytes, *, content_type: str, encoding: str) -> ExportMetricsServiceRequest:
-    """Return a report from a request's body.
-
-    Raises:
-        InputError: It is no report, or too large.
-    """
-    from google.protobuf import json_format
-    from google.protobuf.message import DecodeError
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-
-    data = _unpack(body) if encoding == "gzip" else body
-    request = ExportMetricsServiceRequest()
-    try:
-        if content_type.partition(";")[0].strip() == "application/json":
-            json_format.Parse(data, request, ignore_unknown_fields=True)
-        else:
-            request.ParseFromString(data)
-    except (DecodeError, json_format.ParseError, UnicodeDecodeError, RecursionError) as exc:
-        raise InputError(
-            f"the body is no report of metrics: {exc}", hint="send ExportMetricsServiceRequest, as OTLP over HTTP does"
-        ) from exc
-    return request
+def _fits(point: Point, metric: Metric) -> bool:
+    """True for a histogram with the metric's buckets."""
+    has_buckets = tuple(point.bounds) == metric.buckets and len(point.counts) == len(metric.buckets) + 1
+    return has_buckets and min(point.counts) >= 0
 
 
-def encode_answer(rejected: int) -> bytes:
-    """Return the answer to a report of which so many values were of no use."""
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-
-    answer = ExportMetricsServiceResponse()
-    if rejected:
-        answer.partial_success.rejected_data_points = rejected
-        answer.partial_success.error_message = "GET /metrics says why, in flashkit_reports_dropped_total"
-    encoded: bytes = answer.SerializeToString()
-    return encoded
-
-
-def _unpack(body: bytes) -> bytes:
-    try:
-        data = gzip.GzipFile(fileobj=io.BytesIO(body)).read(REPORT_LIMIT_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as exc:
-        raise InputError(f"the body is not gzip: {exc}") from exc
-    if len(data) > REPORT_LIMIT_BYTES:
-        raise InputError(f"the report has more than {REPORT_LIMIT_BYTES:,} bytes", hint="report more often")
-    return data
-
-
-def _points_of(metric: Any) -> Any:
-    kind = metric.WhichOneof("data")
-    return () if kind is None else getattr(metric, kind).data_points
-
-
-def _is_supported(known: Metric, metric: Any) -> bool:
+def _is_supported(known: Metric, reading: Reading) -> bool:
     """True for the kind of data that the metric has, in pieces that can be added up."""
-    from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
-
     kinds = {Kind.COUNTER: "sum", Kind.GAUGE: "gauge", Kind.HISTOGRAM: "histogram"}
-    kind = metric.WhichOneof("data")
-    if kind != kinds[known.kind]:
-        return False
-    return kind == "gauge" or bool(getattr(metric, kind).aggregation_temporality == AGGREGATION_TEMPORALITY_DELTA)
-
-
-def _number_of(point: Any) -> float:
-    return float(point.as_int if point.WhichOneof("value") == "as_int" else point.as_double)
-
-
-def _read_attributes(attributes: Any) -> Mapping[str, object]:
-    """Return attributes that are plain; of others, nothing."""
-    return {each.key: getattr(each.value, each.value.WhichOneof("value") or "string_value") for each in attributes}
+    return reading.kind == kinds[known.kind] and (reading.is_delta or known.kind is Kind.GAUGE)

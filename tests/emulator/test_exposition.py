@@ -133,7 +133,7 @@ def test_every_sample_that_is_exported_is_of_the_list(world):
 async def test_prometheus_scrapes_it_and_workers_report_over_http(tmp_path):
     async with Emulator((), state_dir=tmp_path, api_key="secret") as emulator, aiohttp.ClientSession() as session:
         headers = {"Authorization": "Bearer secret"}
-        report = Report("stranger").count("flashkit.tool.calls", 1).request.SerializeToString()
+        report = Report("stranger").count("flashkit.tool.calls", 1).body
         async with session.post(
             f"{emulator.url}/v1/metrics", data=report, headers={**headers, "content-type": "application/x-protobuf"}
         ) as answer:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 
+import orjson
 import pytest
+from google.protobuf.json_format import MessageToJson
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE, AGGREGATION_TEMPORALITY_DELTA
 
-from flashkit.emulator.reports import REPORT_LIMIT_BYTES, Reports, decode_report, encode_answer
+from flashkit.emulator.otlp_metrics import REPORT_LIMIT_BYTES, decode_report, encode_answer
+from flashkit.emulator.reports import Reports
 from flashkit.errors import InputError
 from flashkit.telemetry.metrics import BY_NAME, MOST_SERIES, OTHER
 
@@ -28,11 +31,19 @@ class Report:
     """A report of one worker, filled by tests."""
 
     def __init__(self, endpoint="agent", instance="w1"):
-        self.request = ExportMetricsServiceRequest()
-        group = self.request.resource_metrics.add()
+        self.message = ExportMetricsServiceRequest()
+        group = self.message.resource_metrics.add()
         attribute(group.resource.attributes, "service.name", endpoint)
         attribute(group.resource.attributes, "service.instance.id", instance)
         self._metrics = group.scope_metrics.add().metrics
+
+    @property
+    def body(self):
+        return self.message.SerializeToString()
+
+    @property
+    def request(self):
+        return decode_report(self.body, content_type="application/x-protobuf", encoding="")
 
     def count(self, name, number, *, temporality=DELTA, **labels):
         metric = self._metrics.add()
@@ -124,8 +135,9 @@ def test_gauges_of_thousands_of_workers_take_bounded_memory(world):
         (Report().gauge("flashkit.tool.calls", 1), "unsupported"),
         (Report().count("flashkit.tool.calls", 1, temporality=AGGREGATION_TEMPORALITY_CUMULATIVE), "unsupported"),
         (Report().histogram("gen_ai.server.time_to_first_token", [1, 0], 1.0, bounds=[3.0]), "unsupported"),
+        (Report().histogram("gen_ai.server.time_to_first_token", [], 1.0), "unsupported"),
     ],
-    ids=["endpoint", "metric", "the platform's own", "other kind", "cumulative", "other buckets"],
+    ids=["endpoint", "metric", "the platform's own", "other kind", "cumulative", "other buckets", "no bucket"],
 )
 def test_what_cannot_be_added_up_is_refused_and_counted(world, report, why):
     assert world.reports.take(report.request) == 1
@@ -168,14 +180,33 @@ def test_figures_of_a_removed_endpoint_are_gone(world):
 
 
 def test_a_report_is_read_as_protobuf_or_json_packed_or_not():
-    request = Report().count("flashkit.tool.calls", 1).request
-    data = request.SerializeToString()
-    from google.protobuf.json_format import MessageToJson
+    report = Report().count("flashkit.tool.calls", 1.5, tool="a").gauge("flashkit.engine.requests", 2)
+    report.histogram("gen_ai.server.time_to_first_token", [1] * 14, 2.5)
+    report.count("flashkit.session.turns", 1, temporality=AGGREGATION_TEMPORALITY_CUMULATIVE)
+    report.message.resource_metrics[0].scope_metrics[0].metrics.add(name="odd").summary.data_points.add()
+    report.message.resource_metrics[0].scope_metrics[0].metrics.add(name="none")
+    text = MessageToJson(report.message).encode()
+    read = report.request
+    assert [reading.kind for reading in read[0].readings] == ["sum", "gauge", "histogram", "sum", "", ""]
+    assert [len(reading.points) for reading in read[0].readings] == [1, 1, 1, 1, 1, 0]
+    packed = gzip.compress(report.body)
+    assert decode_report(packed, content_type="application/x-protobuf", encoding="gzip") == read
+    assert decode_report(text, content_type="application/json; charset=utf-8", encoding="") == read
 
-    text = MessageToJson(request).encode()
-    assert decode_report(data, content_type="application/x-protobuf", encoding="") == request
-    assert decode_report(gzip.compress(data), content_type="application/x-protobuf", encoding="gzip") == request
-    assert decode_report(text, content_type="application/json; charset=utf-8", encoding="") == request
+
+def test_numbers_of_json_may_be_whole_and_attributes_of_any_kind():
+    attributes = [
+        {"key": "tool", "value": {"intValue": "7"}},
+        {"key": "outcome"},
+        {"key": "l", "value": {"arrayValue": {}}},
+    ]
+    point = {"asInt": "3", "attributes": attributes}
+    metric = {"name": "flashkit.tool.calls", "sum": {"aggregationTemporality": 1, "dataPoints": [point]}}
+    body = orjson.dumps({"resourceMetrics": [{"scopeMetrics": [{"metrics": [metric]}]}]})
+    [report] = decode_report(body, content_type="application/json", encoding="")
+    assert report.endpoint == report.instance == ""
+    assert report.readings[0].points[0].number == 3.0
+    assert report.readings[0].points[0].labels == {"tool": "7", "outcome": "", "l": {}}
 
 
 @pytest.mark.parametrize(
@@ -186,15 +217,30 @@ def test_a_report_is_read_as_protobuf_or_json_packed_or_not():
         (b"\xff", "application/json", ""),
         (b'{"resourceMetrics": 3}', "application/json", ""),
         (b'{"resourceMetrics":' + b"[" * 100_000, "application/json", ""),
+        (b"[]", "application/json", ""),
+        (b'{"resourceMetrics": [3]}', "application/json", ""),
+        (b'{"resourceMetrics": [{"resource": {"attributes": [{}]}}]}', "application/json", ""),
         (b"not gzip", "application/x-protobuf", "gzip"),
         (gzip.compress(b"whole")[:-9], "application/x-protobuf", "gzip"),
         (gzip.compress(bytes(REPORT_LIMIT_BYTES + 1)), "application/x-protobuf", "gzip"),
     ],
-    ids=["protobuf", "json", "utf-8", "shape", "deep", "gzip", "cut", "bomb"],
+    ids=["protobuf", "json", "utf-8", "shape", "deep", "list", "number", "no key", "gzip", "cut", "bomb"],
 )
 def test_what_is_no_report_is_refused_with_what_would_be(body, content_type, encoding):
     with pytest.raises(InputError):
         decode_report(body, content_type=content_type, encoding=encoding)
+
+
+def test_negative_counts_of_a_histogram_take_nothing_away(world):
+    point = {"sum": 1.0, "bucketCounts": ["-1", *["0"] * 13]}
+    point["explicitBounds"] = list(BY_NAME["gen_ai.server.time_to_first_token"].buckets)
+    histogram = {"aggregationTemporality": 1, "dataPoints": [point]}
+    metric = {"name": "gen_ai.server.time_to_first_token", "histogram": histogram}
+    service = {"key": "service.name", "value": {"stringValue": "llm"}}
+    group = {"resource": {"attributes": [service]}, "scopeMetrics": [{"metrics": [metric]}]}
+    body = orjson.dumps({"resourceMetrics": [group]})
+    assert world.reports.take(decode_report(body, content_type="application/json", encoding="")) == 1
+    assert not list(world.reports.histograms(BY_NAME["gen_ai.server.time_to_first_token"]))
 
 
 def test_the_sender_is_told_how_much_was_of_no_use():

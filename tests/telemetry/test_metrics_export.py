@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from flashkit.emulator.reports import Reports, decode_report
+from flashkit.emulator.otlp_metrics import decode_report
+from flashkit.emulator.reports import Reports
 from flashkit.errors import ConfigurationError
 from flashkit.settings import Settings
 from flashkit.telemetry.exporter import Delivery
@@ -38,7 +39,7 @@ class Receiver:
     status: int = 200
     is_open: threading.Event = field(default_factory=threading.Event)
     """While it is not set, requests hang."""
-    reports: list = field(default_factory=list)
+    bodies: list = field(default_factory=list)
     headers: list = field(default_factory=list)
     is_stopped: bool = False
     came: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -59,7 +60,7 @@ class Receiver:
                 receiver.headers.append({name.lower(): value for name, value in self.headers.items()})
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                receiver.reports.append(decode_report(body, content_type=self.headers["content-type"], encoding=""))
+                receiver.bodies.append((body, self.headers["content-type"]))
                 self.send_response(receiver.status)
                 self.send_header("content-length", "0")
                 self.end_headers()
@@ -82,15 +83,15 @@ class Receiver:
         self.server.shutdown()
         self.server.server_close()
 
-    def counted(self, name, *, take=lambda points: sum(point.as_double for point in points)):
-        return [
-            take(metric.sum.data_points)
-            for report in self.reports
-            for group in report.resource_metrics
-            for scope in group.scope_metrics
-            for metric in scope.metrics
-            if metric.name == name
-        ]
+    @property
+    def reports(self):
+        return [decode_report(body, content_type=kind, encoding="") for body, kind in list(self.bodies)]
+
+    def readings(self):
+        return [reading for report in self.reports for each in report for reading in each.readings]
+
+    def counted(self, name):
+        return [sum(point.number for point in each.points) for each in self.readings() if each.name == name]
 
 
 @pytest.fixture
@@ -266,15 +267,13 @@ def test_a_collector_gets_totals_by_opentelemetrys_own_exporter(receiver, monkey
     assert receiver.counted("flashkit.tool.calls") == [1, 2]
     assert receiver.headers[0]["x-key"] == "se cret"
     assert receiver.headers[0]["content-type"] == "application/x-protobuf"
-    [group] = receiver.reports[0].resource_metrics
-    resource = {each.key: each.value.string_value for each in group.resource.attributes}
-    assert resource["service.name"] == "agent"
-    metrics = {metric.name: metric for metric in group.scope_metrics[0].metrics}
-    point = metrics["flashkit.session.step.duration"].histogram.data_points[0]
-    assert tuple(point.explicit_bounds) == BY_NAME["flashkit.session.step.duration"].buckets
-    labels = {each.key: each.value.string_value for each in point.attributes}
-    assert labels == {"endpoint": "agent", "kind": "step", "outcome": "ok"}
-    assert metrics["flashkit.session.step.duration"].unit == "s"
+    [report] = receiver.reports[0]
+    assert report.endpoint == "agent"
+    readings = {reading.name: reading for reading in report.readings}
+    assert not readings["flashkit.session.step.duration"].is_delta
+    point = readings["flashkit.session.step.duration"].points[0]
+    assert tuple(point.bounds) == BY_NAME["flashkit.session.step.duration"].buckets
+    assert point.labels == {"endpoint": "agent", "kind": "step", "outcome": "ok"}
 
 
 def test_a_collector_gets_json_where_opentelemetry_is_not_installed(receiver, monkeypatch, caplog):
