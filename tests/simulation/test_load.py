@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashkit.emulator.jobs import JobRequest
@@ -58,6 +58,7 @@ def test_a_burst_has_its_share_of_the_jobs():
     assert in_bursts / len(load) == pytest.approx(0.5, abs=0.02)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(SHAPES), st.floats(0.01, 5), st.floats(1, 20_000), st.integers(0, 3))
 def test_every_made_up_load_is_in_order_and_within_its_time(shape, rate, window, seed):
     try:
@@ -70,6 +71,7 @@ def test_every_made_up_load_is_in_order_and_within_its_time(shape, rate, window,
     assert all(seconds > 0 for seconds in load.seconds)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0.001, 10)), min_size=1, max_size=30))
 def test_most_at_once_is_what_counting_at_each_arrival_gives(jobs):
     load = load_of(jobs)
