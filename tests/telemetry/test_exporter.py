@@ -1,6 +1,7 @@
 """Spans on their way: in batches, in the background, and what becomes of them when a receiver is slow, down or rude."""
 
 import json
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -318,3 +319,18 @@ def test_what_redaction_fails_on_is_not_told(monkeypatch, tmp_path):
 def test_redaction_that_is_not_there_is_refused_at_the_start(name):
     with pytest.raises(ConfigurationError, match="FLASHKIT_TRACE_REDACT"):
         load_redaction(name)
+
+
+def test_without_opentelemetrys_packages_a_collector_gets_json(receiver, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "flashkit.telemetry.opentelemetry_sdk", None)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-api-key=secret")
+    exporter = Exporter(CollectorSender(receiver.url, service="test", worker_id="w1"), tick_s=0.01)
+    before = use_recorder(Recorder(exporter, sampler=HeadSampler(1e6)))
+    try:
+        run_job()
+        exporter.close(timeout_s=30)
+    finally:
+        use_recorder(before)
+    assert [each.name for each in receiver.spans] == ["search", "agent"]
+    assert receiver.requests[0][1]["x-api-key"] == "secret"
+    assert "flashkit-serverless[traces]" in caplog.text
