@@ -113,8 +113,9 @@ def build_trace(records: Sequence[SpanRecord], *, now_ns: int) -> Trace:
             nodes[parent].children.append(node)
     roots = sorted((node for span_id, node in nodes.items() if parents.get(span_id) is None), key=_order)
     last_ns = max((record.end_ns or record.start_ns) for record in records)
+    later = _next_attempts(roots)
     for root in roots:
-        _close(root, over_ns=None, now_ns=max(now_ns, last_ns))
+        _close(root, over_ns=later.get(id(root)), now_ns=max(now_ns, last_ns))
         _place(root, depth=0)
     everything = [node for root in roots for node in _walk(root)]
     start_ns = min(node.start_ns for node in everything)
@@ -160,10 +161,17 @@ def _close(node: Node, *, over_ns: int | None, now_ns: int) -> None:
             each.is_over = over is not None
             each.end_ns = max(each.start_ns, over if over is not None else now_ns)
         ends = over if each.is_open else each.end_ns
-        jobs = sorted((child for child in each.children if child.record.op == Op.JOB), key=_order)
-        # An attempt is over when the next one begins.
-        later = {id(job): following.start_ns for job, following in itertools.pairwise(jobs)}
+        later = _next_attempts(each.children)
         stack.extend((child, later.get(id(child), ends)) for child in each.children)
+
+
+def _next_attempts(nodes: Sequence[Node]) -> dict[int, int]:
+    """Return when the next attempt at the same job began, by the attempt's identity: then this one is over."""
+    attempts = sorted(
+        (node for node in nodes if node.record.op == Op.JOB), key=lambda node: (node.record.job_id, *_order(node))
+    )
+    pairs = itertools.pairwise(attempts)
+    return {id(job): following.start_ns for job, following in pairs if job.record.job_id == following.record.job_id}
 
 
 def _place(root: Node, *, depth: int) -> None:

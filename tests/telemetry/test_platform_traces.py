@@ -65,6 +65,10 @@ def is_complete(trace: Trace) -> bool:
     return len(trace.roots) == 1 and not any(node.is_open for node in nodes) and nodes[0].record.op == "platform"
 
 
+def has(trace: Trace, *names: str) -> bool:
+    return {f"{node.record.op} {node.record.name}" for node in trace.nodes()} >= set(names)
+
+
 def test_one_trace_leads_from_the_agent_to_its_tool_and_its_model(platform, trace_of):
     job = platform.endpoint("agent").run({"question": "why"})
     assert job.output() == "A short answer."
@@ -90,7 +94,8 @@ def test_one_trace_leads_from_the_agent_to_its_tool_and_its_model(platform, trac
 def test_the_wait_for_a_worker_and_its_start_are_told(platform, trace_of):
     job = platform.endpoint("asks").run({"query": "x"})
     assert job.output() == ["about x"]
-    trace = trace_of(job.id, is_complete)
+    names = ("job search", "job asks", "queue queue", "cold_start asks", "phase imports")
+    trace = trace_of(job.id, lambda trace: is_complete(trace) and has(trace, *names))
     assert path_to(trace, find(trace, "job", "search"))[:2] == ["platform asks", "job asks"]
     queue, start = find(trace, "queue"), find(trace, "cold_start", "asks")
     assert queue.duration_s > 0
@@ -101,7 +106,7 @@ def test_the_wait_for_a_worker_and_its_start_are_told(platform, trace_of):
 def test_a_failed_tool_is_an_error_in_each_span_that_it_ended(platform, trace_of):
     job = platform.endpoint("agent").run({"question": "why", "how": "breaks"})
     assert job.wait().status is JobStatus.FAILED
-    trace = trace_of(job.id, is_complete)
+    trace = trace_of(job.id, lambda trace: is_complete(trace) and has(trace, "job broken", "tool broken", "job agent"))
     assert "no answer to WHY" in find(trace, "job", "broken").record.error
     assert "no answer to WHY" in find(trace, "tool", "broken").record.error
     assert find(trace, "job", "agent").record.attributes["error.type"] == "handler_error"

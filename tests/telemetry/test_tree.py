@@ -144,3 +144,8 @@ def test_whatever_spans_say_each_is_shown_once_and_inside_of_the_trace(spans):
     assert sorted(node.record.name for node in nodes) == sorted(name for name, *_ in spans)
     assert all(node.duration_s >= 0 and node.start_ns >= trace.start_ns for node in nodes)
     assert trace.to_json()["trace_id"] == TRACE
+
+
+def test_attempts_are_told_apart_also_before_the_platform_has_told_of_the_job():
+    trace = build(job("first", 10, None), record("x", start=20, end=None, below="first"), job("second", 500, None))
+    assert (node_of(trace, "x").is_cut_off, node_of(trace, "second").is_cut_off) == (True, False)
