@@ -104,22 +104,28 @@ class Traces:
 
     # ------------------------------------------------------------------ what comes in
 
-    async def take(self, records: Sequence[SpanRecord]) -> None:
-        """Keep spans.
+    async def take(self, read: Callable[[], Sequence[SpanRecord]]) -> None:
+        """Keep the spans that `read` gives, which is called in the thread that writes them.
 
         Raises:
             StoreUnavailable: They cannot be kept now.
+            ValueError: They cannot be read.
         """
         if self._pending >= _PENDING_LIMIT:
             raise StoreUnavailable("too many spans wait to be written", hint="send them again")
+        self._pending += 1
+        try:
+            records = await self._in_thread(self._read_and_write, read)
+        finally:
+            self._pending -= 1
         for record in records:
             if record.op == Op.JOB and record.job_id:
                 self._watch(str(record.attributes.get("flashkit.endpoint.name", "")), record.job_id, record)
-        self._pending += 1
-        try:
-            await self._in_thread(self._store.write, records)
-        finally:
-            self._pending -= 1
+
+    def _read_and_write(self, read: Callable[[], Sequence[SpanRecord]]) -> Sequence[SpanRecord]:
+        records = read()
+        self._store.write(records)
+        return records
 
     def _watch(self, endpoint: str, job_id: str, record: SpanRecord | None) -> None:
         if job_id in self._watched or job_id not in self._recorder.jobs:
@@ -265,9 +271,8 @@ def traces_routes(traces: Traces | None, admission: Admission, *, token: str | N
         body = await read_body(request.receive, limit_bytes=BODY_LIMIT_BYTES)
         is_json = request.headers.get("content-type", "").startswith("application/json")
         try:
-            body = _unpack(body, request.headers.get("content-encoding", ""))
-            records = await asyncio.to_thread(decode, body, is_json=is_json)
-            await traces.take(records)
+            encoding = request.headers.get("content-encoding", "")
+            await traces.take(lambda: decode(_unpack(body, encoding), is_json=is_json))
         except ValueError as exc:
             raise InputError(f"the spans cannot be read: {str(exc)[:200]}", hint="send OTLP over HTTP") from exc
         except ModuleNotFoundError as exc:

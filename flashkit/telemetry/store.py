@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -23,6 +24,8 @@ SPAN_LIMIT: Final = 200_000
 TRACE_SPAN_LIMIT: Final = 5_000
 """Spans of one trace that are shown."""
 _TRIM_EVERY: Final = 10_000
+_ROWS_AT_ONCE: Final = 64
+"""Their values stay below the 999 that an old SQLite takes in a statement."""
 _LEAST_PREFIX: Final = 4
 _TASKS: Final = (Op.PLATFORM.value, Op.JOB.value, Op.REQUEST.value)
 SQLITE: Final = "sqlite:///"
@@ -187,22 +190,18 @@ class SqlTraces:
         self._trim_every = trim_every
         self._written = 0
         self._lock = threading.Lock()  # one connection, and a statement at a time on it
-        marks = ", ".join([database.mark] * len(_COLUMNS))
-        changes = ", ".join(f"{name} = excluded.{name}" for name in _CHANGING)
-        self._upsert = (
-            f"INSERT INTO flashkit_spans ({', '.join(_COLUMNS)}) VALUES ({marks}) "  # noqa: S608 - names of our own
-            f"ON CONFLICT (trace_id, span_id) DO UPDATE SET {changes} "
-            "WHERE excluded.end_ns > 0 OR flashkit_spans.end_ns = 0"
-        )
         with self._lock, database.cursor() as cursor:
             for statement in _TABLES:
                 cursor.execute(statement)
 
     def write(self, records: Sequence[SpanRecord]) -> None:
         """Keep spans, in place of what is kept of them."""
+        rows = _rows_of(records)
         with self._lock, self._database.cursor() as cursor:
-            cursor.executemany(self._upsert, [_row_of(record) for record in records])
-            self._written += len(records)
+            for first in range(0, len(rows), _ROWS_AT_ONCE):
+                part = rows[first : first + _ROWS_AT_ONCE]
+                cursor.execute(_upsert(self._database.mark, len(part)), [value for row in part for value in row])
+            self._written += len(rows)
             if self._written >= self._trim_every:
                 self._written = 0
                 self._trim(cursor)
@@ -274,6 +273,28 @@ def summarize(records: Sequence[SpanRecord]) -> TraceSummary | None:
         0 if is_open else max(record.end_ns for record in records), len(records),
         top.error or next((record.error for record in records if record.error and record.op in _TASKS), ""),
     )  # fmt: skip
+
+
+@cache
+def _upsert(mark: str, count: int) -> str:
+    """Return the statement that writes so many spans: one for all, as each has Python's lock change hands."""
+    marks = f"({', '.join([mark] * len(_COLUMNS))})"
+    changes = ", ".join(f"{name} = excluded.{name}" for name in _CHANGING)
+    return (
+        f"INSERT INTO flashkit_spans ({', '.join(_COLUMNS)}) VALUES {', '.join([marks] * count)} "  # noqa: S608
+        f"ON CONFLICT (trace_id, span_id) DO UPDATE SET {changes} "
+        "WHERE excluded.end_ns > 0 OR flashkit_spans.end_ns = 0"
+    )
+
+
+def _rows_of(records: Sequence[SpanRecord]) -> list[tuple[Any, ...]]:
+    """Return a row for each span, the version that counts where there are several."""
+    latest: dict[tuple[str, str], SpanRecord] = {}
+    for record in records:
+        key = (record.trace_id, record.span_id)
+        if record.end_ns or not (key in latest and latest[key].end_ns):
+            latest[key] = record
+    return [_row_of(record) for record in latest.values()]
 
 
 def _row_of(record: SpanRecord) -> tuple[Any, ...]:

@@ -96,7 +96,7 @@ async def test_hostile_spans_are_shown_as_text(emulator, open_page, misdeeds):
     job = await run(emulator, "search", query="x")
     hostile = "<img src=x onerror=alert(1)><b>\u202e\x1b[31m" + "very long " * 5_000
     now = time.time_ns()
-    await emulator.traces.take([
+    await emulator.traces.take(lambda: [
         SpanRecord(trace_id_of_job(job.id), "ab" * 8, None, hostile[:200], "<script>", now, now + 10**9,
                    error=hostile[:2_000], attributes={hostile[:100]: hostile, "list": [hostile[:50]]}),
     ])  # fmt: skip

@@ -18,7 +18,6 @@ from flashkit.telemetry.propagation import trace_id_of_job
 from flashkit.telemetry.store import open_traces
 from tests.telemetry.records import TRACE, job, record
 
-
 CALLED = {"_flashkit": {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}}
 """The input of a job that another one made."""
 
@@ -59,7 +58,7 @@ async def test_each_wait_and_the_end_of_a_job_are_told(store, recorder, clock):
         (3, event(JobStatus.IN_QUEUE, worker=None, error=died)),
         (1, event(JobStatus.IN_PROGRESS, attempt=2, worker="w2")),
     )  # fmt: skip
-    await traces.take([job("a", 2_000, None), job("b", 6_000, None, worker="w2")])
+    await traces.take(lambda: [job("a", 2_000, None), job("b", 6_000, None, worker="w2")])
     await traces._tell()
     trace = await traces.find("job-1")
     rows = [
