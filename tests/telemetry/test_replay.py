@@ -11,7 +11,7 @@ from flashkit.settings import Settings
 from flashkit.worker.main import find_endpoint
 from flashkit.worker.runtime import Runtime
 
-APP = '''
+APP = """
 from pathlib import Path
 from pydantic import BaseModel
 from flashkit import Session, cpu_endpoint, orchestrator_endpoint
@@ -49,7 +49,7 @@ def make(size: int) -> str:
 
 def broken() -> None:
     raise RuntimeError("no way")
-'''
+"""
 
 
 @pytest.fixture
