@@ -117,7 +117,7 @@ class Settings:
     OTEL_EXPORTER_OTLP_ENDPOINT; none with OTEL_TRACES_EXPORTER=none or OTEL_SDK_DISABLED=true)."""
     otel_service: str | None = None
     """Name of the app in traces instead of the endpoint's (OTEL_SERVICE_NAME)."""
-    traces_per_second: float = 50.0
+    traces_per_second: float = 20.0
     """How many new traces a worker begins a second; others are not recorded (FLASHKIT_TRACES_PER_SECOND)."""
     captures_content: bool = False
     """Put prompts, answers and tool arguments into spans (FLASHKIT_TRACE_CONTENT)."""
@@ -189,7 +189,7 @@ class Settings:
             traces_url=env.get("FLASHKIT_TRACES_URL") or None,
             otlp_endpoint=_read_otlp_endpoint(env, "traces"),
             otel_service=env.get("OTEL_SERVICE_NAME") or None,
-            traces_per_second=_read_rate(env, "FLASHKIT_TRACES_PER_SECOND", 50.0),
+            traces_per_second=_read_rate(env, "FLASHKIT_TRACES_PER_SECOND", 20.0),
             captures_content=_read_flag(env, "FLASHKIT_TRACE_CONTENT"),
             trace_redact=env.get("FLASHKIT_TRACE_REDACT") or None,
             trace_store=env.get("FLASHKIT_TRACE_STORE") or None,

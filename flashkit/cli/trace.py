@@ -158,7 +158,7 @@ def _spans_of(name: str, store_url: str | None) -> list[Any]:
     if not records:
         raise InputError(
             f"there is no trace of {name!r}",
-            hint="see those there are: flashkit trace; a worker records 50 new ones a second "
+            hint="see those there are: flashkit trace; a worker records 20 new ones a second "
             "(FLASHKIT_TRACES_PER_SECOND)",
         )
     return records

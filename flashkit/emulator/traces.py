@@ -303,7 +303,7 @@ def traces_routes(traces: Traces | None, admission: Admission, *, token: str | N
 
 
 _WHY_NONE: Final = (
-    "a worker records 50 new traces a second (FLASHKIT_TRACES_PER_SECOND), workers of plain runpod handlers record none"
+    "a worker records 20 new traces a second (FLASHKIT_TRACES_PER_SECOND), workers of plain runpod handlers record none"
 )
 
 
