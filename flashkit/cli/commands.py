@@ -31,6 +31,19 @@ _COMMANDS = {
 class Group(click.Group):
     """A group of commands that names the nearest one to a name that is none."""
 
+    usual: str | None = None
+    """The command that words are for which name none, where there is such a one."""
+    alone: str | None = None
+    """The command that no word at all is for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the arguments, with the name of the command that they are for where they name none."""
+        if not args and self.alone is not None:
+            args = [self.alone]
+        elif args and self.usual is not None and args[0] not in [*self.list_commands(ctx), *ctx.help_option_names]:
+            args = [self.usual, *args]
+        return super().parse_args(ctx, args)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

@@ -19,18 +19,10 @@ COMMANDS = {
     "simulate": ("flashkit.cli.plan_simulate", "Try settings of an endpoint against a load, and find the cheapest."),
 }
 """Module (its attribute `command` is the command) and short help."""
-_HELP_OPTIONS = ("-h", "--help")
 
 
 class _PlanGroup(Group):
     usual = "size"
-    """The command that a word is for which names none."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take what is no command's name as a model or an app to size."""
-        if args and args[0] not in COMMANDS and args[0] not in _HELP_OPTIONS:
-            args = [self.usual, *args]
-        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 TRACES_FILE = "traces.db"
 """Below `.flashkit` in the project's folder."""
 
-_HELP_OPTIONS = ("-h", "--help")
 _store_option = click.option(
     "--store", "store_url", metavar="URL", help="sqlite:///FILE or postgresql://…, instead of the one found."
 )
@@ -28,15 +27,7 @@ _json_option = click.option("--json", "is_raw", is_flag=True, help="Print JSON o
 
 class _TraceGroup(Group):
     usual = "show"
-    """The command that a word is for which names none."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take what is no command's name as that of a trace; without a word, list them."""
-        if not args:
-            args = ["list"]
-        elif args[0] not in self.commands and args[0] not in _HELP_OPTIONS:
-            args = [self.usual, *args]
-        return super().parse_args(ctx, args)
+    alone = "list"
 
 
 @click.group("trace", cls=_TraceGroup)

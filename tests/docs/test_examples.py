@@ -94,6 +94,8 @@ def check_flashkit_command(words: list[str]) -> None:
         return
     command, child = cli, context
     while isinstance(command, click.Group):
+        if not words and getattr(command, "alone", None):  # flashkit trace
+            words = [command.alone]
         assert words, f"`{child.command_path}` is not a whole command"
         name, *words = words
         usual = getattr(command, "usual", None)
