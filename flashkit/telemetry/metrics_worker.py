@@ -74,6 +74,8 @@ class WorkerMetrics:
         self._began_ns = time.time_ns()
         self._counters: dict[Key, float] = {}
         self._histograms: dict[Key, Histogram] = {}
+        self._jobs: dict[str, Histogram] = {}
+        """By outcome: a worker may end thousands a second, so these are not looked up by all their labels."""
         self._counts: Final[Mapping[Op, Callable[[Span], None]]] = {
             Op.JOB: self._count_job,
             Op.REQUEST: self._count_job,
@@ -112,17 +114,24 @@ class WorkerMetrics:
         self._counters[key] = self._counters.get(key, 0.0) + number
 
     def _time(self, metric: Metric, value: float, labels: Mapping[str, object] | None = None) -> None:
-        key = (metric.name, self._guard.values(metric, labels or {}))
+        self._histogram(metric, labels or {}).observe(value)
+
+    def _histogram(self, metric: Metric, labels: Mapping[str, object]) -> Histogram:
+        key = (metric.name, self._guard.values(metric, labels))
         histogram = self._histograms.get(key)
         if histogram is None:
             histogram = self._histograms[key] = Histogram(metric.buckets)
-        histogram.observe(value)
+        return histogram
 
     def _count_job(self, span: Span) -> None:
         given = span.attributes
         if not given.get("flashkit.handed_back"):  # it goes on elsewhere
             is_failure = bool(span.error) or (given.get("http.response.status_code") or 0) >= _FIRST_FAILURE
-            self._time(_JOBS, span.duration_s, {"outcome": "error" if is_failure else "ok"})
+            result = "error" if is_failure else "ok"
+            jobs = self._jobs.get(result)
+            if jobs is None:
+                jobs = self._jobs[result] = self._histogram(_JOBS, {"outcome": result})
+            jobs.observe(span.duration_s)
         outcome = given.get("flashkit.turn.outcome")
         if outcome is not None:
             self._add(_TURNS, 1, {"outcome": outcome})

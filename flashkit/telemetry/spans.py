@@ -73,8 +73,8 @@ class Span:
     """One thing that took time, and what came of it. As a context manager it is the parent of what begins inside."""
 
     __slots__ = (
-        "_recorder", "_token", "attributes", "end_ns", "error", "is_sampled", "name", "op", "parent_id", "span_id",
-        "start_ns", "trace_id",
+        "_recorder", "_span_id", "_token", "_trace_id", "attributes", "end_ns", "error", "is_sampled", "name", "op",
+        "parent_id", "start_ns",
     )  # fmt: skip
 
     def __init__(
@@ -84,17 +84,17 @@ class Span:
         name: str,
         attributes: dict[str, Any],
         *,
-        trace_id: str,
-        parent_id: str | None,
-        is_sampled: bool,
+        trace_id: str = "",
+        parent_id: str | None = None,
+        is_sampled: bool = False,
     ) -> None:
         self._recorder = recorder
         self._token: Token[AnySpan] | None = None
+        self._trace_id = trace_id
+        self._span_id = f"{getrandbits(64):016x}" if is_sampled else ""
         self.op = op
         self.name = name
         self.attributes = attributes
-        self.trace_id = trace_id
-        self.span_id = f"{getrandbits(64):016x}"
         self.parent_id = parent_id
         self.is_sampled = is_sampled
         self.start_ns = time.time_ns()
@@ -102,6 +102,20 @@ class Span:
         """0 while it is open."""
         self.error = ""
         """What went wrong; empty when nothing did."""
+
+    @property
+    def trace_id(self) -> str:
+        """Which trace it is in. Where nobody has said, it is made when it is asked for: mostly nobody ever does."""
+        if not self._trace_id:
+            self._trace_id = f"{getrandbits(128):032x}"
+        return self._trace_id
+
+    @property
+    def span_id(self) -> str:
+        """Its own id, made like `trace_id` unless it is sampled."""
+        if not self._span_id:
+            self._span_id = f"{getrandbits(64):016x}"
+        return self._span_id
 
     @property
     def duration_s(self) -> float:
@@ -241,7 +255,7 @@ class Recorder:
             return self._make(op, name, attributes, caller.trace_id, caller.span_id, is_sampled=is_sampled)
         is_sampled = self._sink is not None and self.sampler.takes_one()
         # Of a trace that nobody will see, the id need not be the one that the platform comes to.
-        trace_id = trace_id_of_job(job_id) if job_id and is_sampled else f"{getrandbits(128):032x}"
+        trace_id = trace_id_of_job(job_id) if job_id and is_sampled else ""
         return self._make(op, name, attributes, trace_id, None, is_sampled=is_sampled)
 
     def add(
@@ -265,9 +279,7 @@ class Recorder:
 
     def note(self, op: Op, name: str, attributes: Mapping[str, Any], *, start_ns: int, end_ns: int) -> None:
         """Tell observers of something that is no part of a task."""
-        noted = Span(
-            None, op, name, dict(attributes), trace_id=f"{getrandbits(128):032x}", parent_id=None, is_sampled=False
-        )
+        noted = Span(None, op, name, dict(attributes))
         noted.start_ns, noted.end_ns = start_ns, end_ns
         for observer in self.observers:
             observer(noted)

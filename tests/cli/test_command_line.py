@@ -82,8 +82,9 @@ def groups(command, context):
 
 def test_every_group_of_commands_names_the_nearest():
     context = click.Context(cli)
-    assert [group.name for group in groups(cli, context)] == ["cli", "sessions", "weights"]
-    for group in groups(cli, context):
+    found = [group for group in groups(cli, context) if group.usual is None]  # others take the word for an argument
+    assert [group.name for group in found] == ["cli", "sessions", "weights"]
+    for group in found:
         name = group.list_commands(context)[0]
         with pytest.raises(click.UsageError, match=f"Did you mean '{name}'"):
             group.resolve_command(context, [f"{name}x"])

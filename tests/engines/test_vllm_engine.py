@@ -213,7 +213,7 @@ async def test_a_handler_gets_the_python_api(engine: VllmEngine):
     assert isinstance(llm, LLM)
     answer = await llm.chat("Hello", max_tokens=4)
     assert answer.usage.completion_tokens == 4
-    assert len([token async for token in llm.stream(prompt="Hello", max_tokens=6, ignore_eos=True)]) > 1
+    assert len([piece async for piece in llm.stream(prompt="Hello", max_tokens=200, ignore_eos=True)]) > 1
     with pytest.raises(EngineRefusal, match="does not exist"):
         await llm.chat("Hello", model="gpt-9")
 

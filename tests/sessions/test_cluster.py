@@ -182,7 +182,10 @@ async def test_many_sessions_at_once_follow_their_slots_that_have_moved(cluster,
         source = await cluster.owner(slot)
         target = next(server for server in cluster.servers if server is not source)
         async with aioredis.from_url(source.url) as old, aioredis.from_url(target.url) as new:
+            old_id = await old.execute_command("CLUSTER MYID")
             new_id = await new.execute_command("CLUSTER MYID")
+            # Only who imports a slot gets a newer epoch with it; else the third server may give it back.
+            await new.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", old_id)
             for each in (new, old):
                 await each.execute_command("CLUSTER SETSLOT", slot, "NODE", new_id)
 

@@ -215,7 +215,7 @@ def test_the_same_run_gives_the_same_result(spec, jobs, times, policy):
 def test_the_points_of_the_plot_have_every_job_and_every_worker_second(spec, jobs, times):
     result = summarise(run(spec, *jobs, times=times))
     if not result.points:
-        assert result.seconds == 0
+        assert result.seconds < 1e-9  # nothing to draw
         return
     assert len(result.points) == POINTS
     assert sum(point.jobs for point in result.points) == len(jobs)

@@ -239,7 +239,7 @@ def test_a_terminal_shows_a_bar(hub, tmp_path, environment):
     hub.add("org/model", {"model.safetensors": safetensors(2_000_000)})
     child = pexpect.spawn(
         sys.executable, [*FLASHKIT[1:], "weights", "pull", "org/model"],
-        cwd=tmp_path, env=clean_environment(**environment, TERM="xterm"), encoding="utf-8", dimensions=(24, 160),
+        cwd=tmp_path, env=clean_environment(**environment, TERM="xterm"), encoding="utf-8", dimensions=(24, 80),
         timeout=60,
     )  # fmt: skip
     child.expect(pexpect.EOF)
