@@ -17,6 +17,7 @@ from flashkit.telemetry.spans import Op
 
 _TOLD_SKEW_NS: Final = 1_000_000
 _HUNG_OPS: Final = (Op.STEP, Op.EFFECT, Op.TOOL, Op.CALL, Op.LLM, Op.EMBEDDING)
+_OUT_OF_TIME: Final = ("job_timed_out", "deadline_exceeded")
 DEEPEST: Final = 100
 
 
@@ -47,6 +48,17 @@ class Node:
         """True for what ran when its process was killed."""
         return self.is_open and self.is_over
 
+    @property
+    def is_stopped(self) -> bool:
+        """True for what was cancelled while it ran."""
+        return not self.is_open and self.record.attributes.get("error.type") == "CancelledError"
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """True for a job that was ended by its time."""
+        given = self.record.attributes
+        return given.get("flashkit.job.status") == "TIMED_OUT" or given.get("error.type") in _OUT_OF_TIME
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -67,9 +79,15 @@ class Trace:
 
     @property
     def hung(self) -> Node | None:
-        """What was running when the task was ended from outside: the innermost open step, call or request."""
+        """What was running when the task was ended from outside: the innermost open step, call or request.
+
+        A handler that runs out of time may still cancel what it waits for; then that is what hung.
+        """
         cut = [node for node in self.nodes() if node.is_cut_off]
-        inner = [node for node in cut if not any(child.is_cut_off for child in node.children)]
+        if not cut and any(node.is_out_of_time for root in self.roots for node in (root, *root.children)):
+            cut = [node for node in self.nodes() if node.is_stopped]
+        ended = {id(node) for node in cut}
+        inner = [node for node in cut if not any(id(child) in ended for child in node.children)]
         named = [node for node in inner if node.record.op in _HUNG_OPS]
         return max(named or inner, key=lambda node: (node.depth, node.start_ns), default=None)
 
@@ -225,7 +243,8 @@ def describe_end(trace: Trace) -> str:
     )
     ended = next((node.record for node in trace.roots if node.record.op == Op.PLATFORM and node.record.error), None)
     why = f"; {ended.error}" if ended else ""
-    return f"{what} {hung.record.name!r} was running for {hung.duration_s:.1f} s and never ended{why}"
+    how = "never ended" if hung.is_open else "was stopped"
+    return f"{what} {hung.record.name!r} was running for {hung.duration_s:.1f} s and {how}{why}"
 
 
 def _row(node: Node, start_ns: int) -> dict[str, Any]:
@@ -239,6 +258,7 @@ def _row(node: Node, start_ns: int) -> dict[str, Any]:
         "duration_s": node.duration_s,
         "is_open": node.is_open,
         "is_cut_off": node.is_cut_off,
+        "is_stopped": node.is_stopped,
         "skew_ms": round(node.skew_ns / 1e6, 3),
         "error": record.error,
         "service": record.service,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from playwright.async_api import expect
 
+from flashkit.cli.apps import describe_app
 from flashkit.emulator.platform import JobRequest
 from flashkit.emulator.server import Emulator, LocalEndpoint
 from flashkit.protocol import PlatformDefaults
@@ -16,10 +20,12 @@ from flashkit.spec import EndpointSpec, Kind, WorkerBounds
 from flashkit.telemetry.otlp import SpanRecord
 from flashkit.telemetry.propagation import trace_id_of_job
 from flashkit.telemetry.store import open_traces
+from tests.templates.test_research_agent import render
 
 expect.set_options(timeout=40_000)
 
 APPS = Path(__file__).parents[1] / "telemetry"
+SCRIPTED = Path(__file__).parents[1] / "engines" / "scripted_app.py"
 
 
 def endpoint(name: str, kind: Kind, folder: Path, **options) -> LocalEndpoint:
@@ -89,6 +95,53 @@ async def test_a_killed_task_shows_the_step_that_hung_in_red(emulator, open_page
     assert await hung.locator(".track i").evaluate("(bar) => getComputedStyle(bar).backgroundImage") != "none"
     await hung.scroll_into_view_if_needed()
     await screenshot(page, "trace-of-a-hung-tool")
+    assert misdeeds.complaints == []
+
+
+@pytest.fixture
+async def research_agent(tmp_path, worker_environ):
+    """The research agent of the template, with a scripted model, 15 seconds of time, and pages that never come."""
+    kept: list[asyncio.StreamWriter] = []
+    async with AsyncExitStack() as stack:
+
+        async def run_app(app: Path, env: dict[str, str], **options) -> Emulator:
+            described = await describe_app(app, env=env)
+            few = WorkerBounds(0, 1)
+            locals_ = [replace(each.local, spec=replace(each.local.spec, workers=few)) for each in described]
+            limits = {"agent": 15_000}
+            locals_ = [
+                replace(each, spec=replace(each.spec, execution_timeout_ms=limits.get(each.spec.name, 60_000)))
+                for each in locals_
+            ]
+            emulator = Emulator(
+                locals_, state_dir=tmp_path / app.stem, environ=worker_environ, shutdown_grace=1.0,
+                defaults=PlatformDefaults(poll_hold=1.0, stop_grace=1.0), **options,
+            )  # fmt: skip
+            return await stack.enter_async_context(emulator)
+
+        stack.callback(lambda: [writer.close() for writer in kept])
+        silent = await asyncio.start_server(lambda _reader, writer: kept.append(writer), "127.0.0.1", 0)
+        stack.callback(silent.close)
+        models = await run_app(SCRIPTED, {})
+        env = {
+            "FLASHKIT_LLM_URL": f"{models.url}/v2/llm/openai/v1",
+            "FLASHKIT_STATE": f"sqlite:///{tmp_path}/sessions.db",
+            "SEARCH_URL": f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}/search?q={{query}}",
+        }
+        app = render(tmp_path) / "app.py"
+        yield await run_app(app, env, traces=open_traces(f"sqlite:///{tmp_path}/traces.db"))
+
+
+async def test_the_research_agent_killed_by_its_timeout_names_the_tool_that_hung(
+    research_agent, open_page, screenshot, misdeeds
+):
+    job = await run(research_agent, "agent", question="What happens to a session when its worker dies?")
+    assert job.status == "TIMED_OUT"
+    page = await open_page(f"{research_agent.url}/dashboard")
+    detail = await open_trace(page, job)
+    await expect(detail.locator(".hung")).to_contain_text("tool 'web-retrieval' was running for")
+    await expect(detail.locator(".waterfall .cut", has_text="tool web-retrieval")).to_contain_text("stopped")
+    await screenshot(page, "trace-of-the-research-agent")
     assert misdeeds.complaints == []
 
 

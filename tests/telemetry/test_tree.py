@@ -60,6 +60,31 @@ def test_a_timeout_names_the_innermost_open_step():
     assert node_of(trace, "a").is_cut_off
 
 
+@pytest.mark.parametrize(
+    "ended",
+    [{"flashkit__job__status": "TIMED_OUT"}, {"error__type": "job_timed_out"}, {"error__type": "deadline_exceeded"}],
+)
+def test_a_timeout_that_let_the_handler_cancel_names_what_was_cancelled(ended):
+    trace = build(
+        job("platform", 0, 5_000, op="platform", worker="", error="ended by the platform", **ended),
+        job("a", 10, 5_000, error="JobTimedOut: too long"),
+        record("plan", start=20, end=30, below="a"),
+        record("search", "tool", 100, 5_000, below="a", error="CancelledError", error__type="CancelledError"),
+        job("called", 110, None, op="platform", job_id="job-2", below="search", worker=""),
+    )
+    assert (trace.hung.record.name, trace.hung.is_cut_off) == ("search", False)
+    assert describe_end(trace) == "tool 'search' was running for 4.9 s and was stopped; ended by the platform"
+    assert [row["name"] for row in trace.to_json()["spans"] if row["is_stopped"]] == ["search"]
+
+
+def test_what_is_cancelled_because_another_step_failed_did_not_hang():
+    trace = build(
+        job("a", 0, 50, error="LookupError", error__type="LookupError"),
+        record("search", "tool", 10, 50, below="a", error="CancelledError", error__type="CancelledError"),
+    )
+    assert (trace.hung, describe_end(trace)) == (None, "")
+
+
 def test_what_still_runs_is_open_and_not_cut_off():
     trace = build(job("a", 0, None), record("search", start=10, end=None, below="a"))
     assert trace.hung is None

@@ -39,24 +39,24 @@ function view(trace) {
   return [
     trace.message ? h("p", { class: "hung", role: "alert" }, short(trace.message)) : null,
     skewed.length ? h("p", { class: "note" }, `Clocks disagree: ${skewed.map(([worker, ms]) => `${short(worker)} by ${milliseconds(ms)}`).join(", ")}. Their spans were moved into their parents.`) : null,
-    h("div", { class: "waterfall" }, trace.spans.slice(0, SHOWN).map((span) => row(span, total))),
+    h("div", { class: "waterfall" }, trace.spans.slice(0, SHOWN).map((span) => row(span, total, trace.hung))),
     more > 0 ? h("p", { class: "note" }, `… and ${more.toLocaleString("en")} more spans`) : null,
     h("p", { class: "note mono" }, `trace ${visible(trace.trace_id)} · ${trace.spans.length} spans · ${milliseconds(total * 1000)}`),
   ].filter(Boolean);
 }
 
-function row(span, total) {
+function row(span, total, hung) {
   const bar = h("i", { class: `op-${/^[a-z_]+$/.test(span.op) ? span.op : "other"}` });
   bar.style.left = `${Math.min(99.5, (span.start_s / total) * 100)}%`;
   bar.style.width = `${Math.max(0.5, Math.min(100, (span.duration_s / total) * 100))}%`;
   const name = h("span", { class: "name" }, span.op && span.op !== span.name ? h("span", { class: "op" }, `${short(span.op)} `) : null, short(span.name));
   name.style.paddingInlineStart = `${Math.min(span.depth, 12) * 12}px`;
-  const state = span.is_cut_off ? "never ended" : span.is_open ? "open" : span.error ? "error" : "";
+  const state = span.is_cut_off ? "never ended" : span.is_open ? "open" : span.is_stopped ? "stopped" : span.error ? "error" : "";
   const button = h(
     "button",
     {
       type: "button",
-      class: `span ${span.is_cut_off ? "cut" : span.error ? "failed" : span.is_open ? "open" : ""}`,
+      class: `span ${span.is_cut_off || span.span_id === hung ? "cut" : span.error ? "failed" : span.is_open ? "open" : ""}`,
       data: { span: span.span_id },
       aria: { expanded: String(opened.has(span.span_id)) },
       onclick: () => toggle(button, span),
