@@ -56,6 +56,7 @@ from flashkit.emulator.traffic import TrafficRecorder
 from flashkit.emulator.webhooks import WebhookSender
 from flashkit.emulator.worker_wire import WorkerWire
 from flashkit.errors import ConfigurationError, ErrorReport, FlashkitError
+from flashkit.garbage import Collector
 from flashkit.protocol import REQUEST_BODY_LIMIT_BYTES, PlatformDefaults
 from flashkit.telemetry.store import TraceStore
 
@@ -152,6 +153,7 @@ class Emulator:
         self._cold_start = cold_start
         self._capacity = capacity
         self._record_to = record_to
+        self._collector = Collector()
         self._recording: TrafficRecorder | None = None
         self._freeze_store = freeze_store
         self._admission = Admission(api_key=api_key, bound_host=host, allowed_hosts=allowed_hosts)
@@ -235,6 +237,8 @@ class Emulator:
             self.faults.set(self._initial_faults, seed=self._seed)
             await self.replace(self._endpoints)
             stack.push_async_callback(_cancel, asyncio.ensure_future(self.metrics.sample_for_ever()))
+            stack.callback(self._collector.restore)
+            self._collector.relax()
             self._stack = stack.pop_all()
         return self
 

@@ -1,13 +1,16 @@
-"""A worker's metrics: counted from its spans as they end, a few microseconds each, and read when they are sent.
+"""A worker's metrics: counted from its spans, and read when they are sent.
 
-There is no instrumentation of its own: whatever is worth a span is worth a figure, also of traces that are not sampled.
-Figures are kept as totals since the start; who sends them takes the totals, or what has come since it last sent.
+Where a span ends it is only put aside. Many are counted one after the other, which takes a sixth of the time that it
+takes in between jobs. There is no instrumentation of its own: whatever is worth a span is worth a figure, also of
+traces that are not sampled. Figures are kept as totals since the start; who sends them takes the totals, or what has
+come since it last sent.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -31,6 +34,7 @@ _JOBS: Final = BY_NAME["flashkit.worker.job.duration"]
 _STARTS: Final = BY_NAME["flashkit.worker.start.duration"]
 _LOST_SPANS: Final = ("flashkit.telemetry.dropped", ("spans",))
 _FIRST_FAILURE: Final = 500
+_COUNTED_AT_ONCE: Final = 256
 
 
 @dataclass(slots=True)
@@ -72,6 +76,8 @@ class WorkerMetrics:
         self._lock = threading.Lock()  # spans end on the loop and in threads, and another thread reads
         self._guard = LabelGuard()
         self._began_ns = time.time_ns()
+        self._ended: deque[Span] = deque()
+        """Spans that are not counted yet."""
         self._counters: dict[Key, float] = {}
         self._histograms: dict[Key, Histogram] = {}
         self._jobs: dict[str, Histogram] = {}
@@ -86,14 +92,11 @@ class WorkerMetrics:
         }
 
     def observe(self, span: Span) -> None:
-        """Count a span that has ended."""
-        count = self._counts.get(span.op)
-        if count is None:
-            return
-        with self._lock:
-            count(span)
-            if spent := span.attributes.get("flashkit.spent.cost_usd"):
-                self._add(_COST, float(spent))
+        """Count a span that has ended, now or together with later ones."""
+        self._ended.append(span)
+        if len(self._ended) >= _COUNTED_AT_ONCE:
+            with self._lock:
+                self._count_ended()
 
     def add(self, name: str, number: float, labels: Mapping[str, object] | None = None) -> None:
         """Count so many more of something."""
@@ -103,11 +106,22 @@ class WorkerMetrics:
     def totals(self) -> Totals:
         """Return the figures as they are now."""
         with self._lock:
+            self._count_ended()
             counters = dict(self._counters)
             if lost := sum(read() for read in _losses):
                 counters[_LOST_SPANS] = lost
             histograms = {key: histogram.copy() for key, histogram in self._histograms.items()}
         return Totals(self._began_ns, time.time_ns(), counters, histograms, read_gauges())
+
+    def _count_ended(self) -> None:
+        while self._ended:
+            span = self._ended.popleft()
+            count = self._counts.get(span.op)
+            if count is None:
+                continue
+            count(span)
+            if span.attributes and (spent := span.attributes.get("flashkit.spent.cost_usd")):
+                self._add(_COST, float(spent))
 
     def _add(self, metric: Metric, number: float, labels: Mapping[str, object] | None = None) -> None:
         key = (metric.name, self._guard.values(metric, labels or {}))
@@ -125,18 +139,23 @@ class WorkerMetrics:
 
     def _count_job(self, span: Span) -> None:
         given = span.attributes
+        if not given:  # most of them: of a trace that is not sampled, and with nothing to tell
+            self._time_job("error" if span.error else "ok", span)
+            return
         if not given.get("flashkit.handed_back"):  # it goes on elsewhere
             is_failure = bool(span.error) or (given.get("http.response.status_code") or 0) >= _FIRST_FAILURE
-            result = "error" if is_failure else "ok"
-            jobs = self._jobs.get(result)
-            if jobs is None:
-                jobs = self._jobs[result] = self._histogram(_JOBS, {"outcome": result})
-            jobs.observe(span.duration_s)
+            self._time_job("error" if is_failure else "ok", span)
         outcome = given.get("flashkit.turn.outcome")
         if outcome is not None:
             self._add(_TURNS, 1, {"outcome": outcome})
         if outcome == "completed" and (tokens := given.get("flashkit.turn.tokens")):
             self._time(_TURN_TOKENS, tokens)
+
+    def _time_job(self, outcome: str, span: Span) -> None:
+        jobs = self._jobs.get(outcome)
+        if jobs is None:
+            jobs = self._jobs[outcome] = self._histogram(_JOBS, {"outcome": outcome})
+        jobs.observe((span.end_ns - span.start_ns) / 1e9)
 
     def _count_step(self, span: Span) -> None:
         outcome = "error" if span.error else "ok"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from enum import StrEnum
 from random import getrandbits
+from time import time_ns
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -72,10 +73,16 @@ class Sink(Protocol):
 class Span:
     """One thing that took time, and what came of it. As a context manager it is the parent of what begins inside."""
 
-    __slots__ = (
-        "_recorder", "_span_id", "_token", "_trace_id", "attributes", "end_ns", "error", "is_sampled", "name", "op",
-        "parent_id", "start_ns",
-    )  # fmt: skip
+    # What most spans never get stands here, once for all of them: a worker may begin thousands a second.
+    _token: Token[AnySpan] | None = None
+    _trace_id = ""
+    _span_id = ""
+    parent_id: str | None = None
+    is_sampled = False
+    end_ns = 0
+    """0 while it is open."""
+    error = ""
+    """What went wrong; empty when nothing did."""
 
     def __init__(
         self,
@@ -89,19 +96,16 @@ class Span:
         is_sampled: bool = False,
     ) -> None:
         self._recorder = recorder
-        self._token: Token[AnySpan] | None = None
-        self._trace_id = trace_id
-        self._span_id = f"{getrandbits(64):016x}" if is_sampled else ""
         self.op = op
         self.name = name
         self.attributes = attributes
-        self.parent_id = parent_id
-        self.is_sampled = is_sampled
-        self.start_ns = time.time_ns()
-        self.end_ns = 0
-        """0 while it is open."""
-        self.error = ""
-        """What went wrong; empty when nothing did."""
+        if trace_id:
+            self._trace_id = trace_id
+            self.parent_id = parent_id
+        if is_sampled:
+            self.is_sampled = True
+            self._span_id = f"{getrandbits(64):016x}"
+        self.start_ns = time_ns()
 
     @property
     def trace_id(self) -> str:
@@ -143,7 +147,7 @@ class Span:
             return
         if exc is not None:
             self.fail(exc)
-        self.end_ns = time.time_ns()
+        self.end_ns = time_ns()
         if self._recorder is not None:
             self._recorder.finish(self)
 
@@ -157,7 +161,11 @@ class Span:
         if self._token is not None:
             _current.reset(self._token)
             self._token = None
-        self.end(exc)
+        if exc is not None or self.end_ns or self._recorder is None:
+            self.end(exc)
+        else:  # as `end` does, which one more call would make dearer
+            self.end_ns = time_ns()
+            self._recorder.finish(self)
 
 
 class _NoSpan:
@@ -195,9 +203,12 @@ class HeadSampler:
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
+        self._most = max(1.0, per_second)
         self._clock = clock
-        self._left = max(1.0, per_second)
+        self._left = self._most
         self._at = clock()
+        self._next_at = self._at
+        """Before this there is none: a worker may ask thousands of times a second."""
         self.dropped = 0
         """Traces that were not sampled."""
 
@@ -205,12 +216,14 @@ class HeadSampler:
         """True when one more trace may begin now."""
         if self._left < 1.0:
             now = self._clock()
-            self._left = min(max(1.0, self._per_second), self._left + (now - self._at) * self._per_second)
-            self._at = now
-            if self._left < 1.0:
+            if now < self._next_at or not self._per_second:
                 self.dropped += 1
                 return False
+            self._left = min(self._most, self._left + (now - self._at) * self._per_second)
+            self._at = now
         self._left -= 1.0
+        if self._left < 1.0 and self._per_second:
+            self._next_at = self._at + (1.0 - self._left) / self._per_second
         return True
 
 
@@ -246,17 +259,18 @@ class Recorder:
         return NO_SPAN  # a trace begins with a job or a request: nobody waits for a warm-up's requests
 
     def begin_task(
-        self, op: Op, name: str, attributes: Mapping[str, Any] | None, *, job_id: str | None, traceparent: object
+        self, op: Op, name: str, attributes: Mapping[str, Any], *, job_id: str | None, traceparent: object
     ) -> Span:
-        """Return the span of a job or a request: the caller's trace goes on in it, or one begins."""
-        caller = read_traceparent(traceparent)
+        """Return the span of a job or a request: the caller's trace goes on in it, or one begins; see `enter_job`."""
+        caller = read_traceparent(traceparent) if traceparent else None
+        if self._sink is None or not (self.sampler.takes_one() if caller is None else caller.is_sampled):
+            if caller is None:
+                return Span(self, op, name, {})
+            return Span(self, op, name, {}, trace_id=caller.trace_id, parent_id=caller.span_id)
+        given = {**attributes, "flashkit.job.id": job_id} if job_id else attributes
         if caller is not None:
-            is_sampled = caller.is_sampled and self._sink is not None
-            return self._make(op, name, attributes, caller.trace_id, caller.span_id, is_sampled=is_sampled)
-        is_sampled = self._sink is not None and self.sampler.takes_one()
-        # Of a trace that nobody will see, the id need not be the one that the platform comes to.
-        trace_id = trace_id_of_job(job_id) if job_id and is_sampled else ""
-        return self._make(op, name, attributes, trace_id, None, is_sampled=is_sampled)
+            return self._make(op, name, given, caller.trace_id, caller.span_id, is_sampled=True)
+        return self._make(op, name, given, trace_id_of_job(job_id) if job_id else "", None, is_sampled=True)
 
     def add(
         self,
@@ -365,10 +379,20 @@ def begin(op: Op, name: str, attributes: Mapping[str, Any] | None = None) -> Any
 
 
 def enter_job(op: Op, name: str, attributes: Mapping[str, Any], *, job_id: str | None, traceparent: object) -> AnySpan:
-    """Return the span of a job or a request for a `with` block, in its caller's trace if it has one."""
-    if _recorder is None:
-        return NO_SPAN
-    return _recorder.begin_task(op, name, attributes, job_id=job_id, traceparent=traceparent)
+    """Return the span of a job or a request for a `with` block, in its caller's trace if it has one.
+
+    Args:
+        op: Which of the two.
+        name: Its name.
+        attributes: What is known of it before, which only the span of a sampled trace gets.
+        job_id: The job's id, which a trace that begins here takes its own from.
+        traceparent: What the caller sent, which may be anything.
+    """
+    return (
+        NO_SPAN
+        if _recorder is None
+        else _recorder.begin_task(op, name, attributes, job_id=job_id, traceparent=traceparent)
+    )
 
 
 def capture(span: AnySpan, name: str, content: bytes) -> None:

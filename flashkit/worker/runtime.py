@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flashkit.errors import DeadlineExceeded, EngineDied, ErrorReport, OutputError
+from flashkit.garbage import Collector
 from flashkit.handler import Contract, Definition, encode_json
 from flashkit.protocol import INPUT_ENVELOPE, RUN_BODY_LIMIT_BYTES, RUNSYNC_BODY_LIMIT_BYTES, STREAM_CHUNK_LIMIT_BYTES
 from flashkit.settings import Settings
@@ -94,6 +95,7 @@ class Runtime:
         self._sessions: Any = None
         self._deduplicator: Any = None
         self._caller = Caller(definition.spec.concurrency)
+        self._collector = Collector()
 
     @property
     def concurrency(self) -> int:
@@ -116,6 +118,7 @@ class Runtime:
             await self._build()
             self._tell_phases()
             self._start_told = note_start(self.definition.spec.name, self.phases, self._attributes)
+            self._collector.relax(is_rare=not self.definition.spec.gpu)
         except BaseException as exc:
             if isinstance(exc, asyncio.CancelledError) and is_cancelled_from_outside():
                 raise
@@ -147,6 +150,7 @@ class Runtime:
 
     async def stop(self) -> None:
         """Run `teardown()` and release what `start` built; failures are logged."""
+        self._collector.restore()
         if self._watchdog is not None:
             self._watchdog.cancel()
         teardown = getattr(self._instance, "teardown", None)
@@ -189,7 +193,7 @@ class Runtime:
         enter_job(context)
         data, envelope = split_envelope(job.get("input"))
         with enter_job_span(
-            Op.JOB, context.endpoint, self._job_attributes(context), job_id=context.id, traceparent=envelope.traceparent
+            Op.JOB, context.endpoint, self._attributes, job_id=context.id, traceparent=envelope.traceparent
         ) as span:
             if self._start_told is not None:
                 self._start_told = tell_start(span, self._start_told)
@@ -203,9 +207,6 @@ class Runtime:
                 span.fail(f"{outcome.error.type}: {outcome.error.message}")
                 span.set("error.type", outcome.error.code)
             return outcome
-
-    def _job_attributes(self, context: JobContext) -> dict[str, Any]:
-        return {**self._attributes, "flashkit.job.id": context.id}
 
     async def _run_to_outcome(self, data: Any, envelope: Envelope, context: JobContext, emit: Emit) -> Outcome:
         collected = _Collected(context.id)

@@ -1,8 +1,10 @@
 """What traces and metrics cost: the same workers with both on and with both off, in turn, in one run.
 
-- throughput_cost: the share of jobs/s that is lost by a no-op worker at concurrency 50. One worker runs blocks of jobs,
-  on, off, off, on. The median of the ratios of neighbours counts, so that other work on the machine does little to it.
-- cpu_cost: the same of the CPU seconds of worker and platform together, until all that is to be told was sent.
+- throughput_cost: the share of jobs/s that is lost by a no-op worker at concurrency 50. One worker runs blocks of 250
+  jobs, on, off, off, on. The median of the ratios of neighbours counts, which are tenths of a second apart, so that
+  other work on the machine does little to it.
+- cpu_cost: the same of the CPU seconds of worker and platform together, in blocks of 4,000 jobs, until all that is to
+  be told was sent.
 - step_ms: milliseconds that a session's step takes longer, of blocks of steps in turn likewise; the store is SQLite.
 - off_us: microseconds that the seam takes of a job and a span inside it while nobody wants spans.
 
@@ -23,7 +25,6 @@ import timeit
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import uvloop
@@ -37,20 +38,14 @@ from flashkit.telemetry.store import open_traces
 
 HANDLERS = Path(__file__).parent / "handlers"
 JOBS = 4_000
-"""In a block."""
+"""That wait at once."""
 STEPS = 75
 STEP_BLOCKS = 12
-SWITCH_ON, SWITCH_OFF, FLUSH = -1, -2, -3
+SWITCH_ON, SWITCH_OFF, FLUSH, TELL = -1, -2, -3, -4
 HALF_OF_THE_TRACES = "10"
 _LONGEST_S = 120
-
-
-class Block(NamedTuple):
-    """What a block of jobs took."""
-
-    jobs_per_s: float
-    cpu_us: float
-    """Of a job, in the worker and in the platform."""
+_WARM_BLOCKS = 8
+"""Of those by turns: the traces that were saved up are used up then."""
 
 
 def endpoint(name: str, *, kind: Kind, concurrency: int, folder: Path) -> LocalEndpoint:
@@ -65,6 +60,7 @@ def endpoint(name: str, *, kind: Kind, concurrency: int, folder: Path) -> LocalE
 @asynccontextmanager
 async def platform(folder: Path) -> AsyncIterator[Emulator]:
     endpoints = [
+        endpoint("turns", kind=Kind.CPU, concurrency=50, folder=folder),
         endpoint("noop", kind=Kind.CPU, concurrency=50, folder=folder),
         endpoint("steps", kind=Kind.ORCHESTRATOR, concurrency=1, folder=folder),
     ]
@@ -84,13 +80,25 @@ async def run(emulator: Emulator, name: str, *inputs: dict) -> list:
     return jobs
 
 
-async def measure_block(emulator: Emulator, *, is_on: bool) -> Block:
+async def measure_turns(emulator: Emulator, batches: int) -> list[float]:
+    """Return the jobs/s with all on, as shares of those with all off, of blocks side by side."""
+    for number in range(batches):
+        await run(emulator, "turns", *({"n": 1} for _ in range(JOBS)))
+        if number % 5 == 4:
+            print(f"{(number + 1) * JOBS} jobs by turns", flush=True)
+    (job,) = await run(emulator, "turns", {"n": TELL})
+    took = job.output["took"][_WARM_BLOCKS:]
+    seconds = [dict((took[i], took[i + 1])) for i in range(0, len(took) - 1, 2)]
+    return [pair[False] / pair[True] for pair in seconds]
+
+
+async def measure_cpu(emulator: Emulator, *, is_on: bool) -> float:
+    """Return the CPU seconds of a block of jobs."""
     await run(emulator, "noop", {"n": SWITCH_ON if is_on else SWITCH_OFF})
     before = cpu_seconds()
-    jobs = await run(emulator, "noop", *({"n": 1} for _ in range(JOBS)))
-    seconds = max(job.finished_at for job in jobs) - min(job.started_at for job in jobs)
+    await run(emulator, "noop", *({"n": 1} for _ in range(JOBS)))
     await run(emulator, "noop", {"n": FLUSH})
-    return Block(JOBS / seconds, (cpu_seconds() - before) / JOBS * 1e6)
+    return cpu_seconds() - before
 
 
 def cpu_seconds() -> float:
@@ -102,21 +110,21 @@ def cpu_seconds() -> float:
     return total
 
 
-async def measure(pairs: int, sessions: int) -> dict[str, float]:
+async def measure(batches: int, pairs: int, sessions: int) -> dict[str, float]:
     """Run everything and return the figures."""
-    rates, cpu, steps = [], [], []
+    cpu, steps = [], []
     with tempfile.TemporaryDirectory(prefix="bench-telemetry-") as text:
         async with platform(Path(text)) as emulator:
-            for is_on in (True, False):  # warm, and the traces that were saved up are used up
-                for _ in range(3):
-                    await measure_block(emulator, is_on=is_on)
-            for pair in range(pairs):
+            rates = await measure_turns(emulator, batches)
+            for pair in range(-1, pairs):
                 order = (True, False) if pair % 2 == 0 else (False, True)
-                blocks = {is_on: await measure_block(emulator, is_on=is_on) for is_on in order}
-                rates.append(blocks[True].jobs_per_s / blocks[False].jobs_per_s)
-                cpu.append(blocks[True].cpu_us / blocks[False].cpu_us)
-                if pair % 10 == 0:
-                    print(f"jobs/s: {blocks[False].jobs_per_s:.0f} off, {blocks[True].jobs_per_s:.0f} on", flush=True)
+                used = {is_on: await measure_cpu(emulator, is_on=is_on) for is_on in order}
+                if pair >= 0:  # the first one warms
+                    cpu.append(used[True] / used[False])
+                    print(
+                        f"CPU us a job: {used[False] / JOBS * 1e6:.0f} off, {used[True] / JOBS * 1e6:.0f} on",
+                        flush=True,
+                    )
             for _ in range(sessions):
                 (job,) = await run(emulator, "steps", {"count": STEPS, "blocks": STEP_BLOCKS})
                 took = job.output
@@ -144,10 +152,11 @@ def off_us() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=30, help="blocks of jobs that are on, each with one that is off")
+    parser.add_argument("--batches", type=int, default=30, help=f"times {JOBS} jobs, by turns on and off")
+    parser.add_argument("--pairs", type=int, default=10, help="blocks of jobs that are on, each with one that is off")
     parser.add_argument("--sessions", type=int, default=10, help="sessions whose steps are measured")
     options = parser.parse_args()
-    figures = uvloop.run(measure(options.pairs, options.sessions))
+    figures = uvloop.run(measure(options.batches, options.pairs, options.sessions))
     for name, value in figures.items():
         print(f"{name:16} {value:.4f}")
     print_result("telemetry", figures)

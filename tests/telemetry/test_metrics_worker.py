@@ -21,7 +21,8 @@ class Lab:
 
     def end(self, op, name="x", *, seconds=0.5, error="", **attributes):
         given = {key.replace("__", "."): value for key, value in attributes.items()}
-        span = self.recorder.begin_task(op, name, given, job_id=None, traceparent=None)
+        span = self.recorder.begin_task(op, name, {}, job_id=None, traceparent=None)
+        span.attributes.update(given)
         span.error = error
         span.start_ns, span.end_ns = 1_000_000_000, 1_000_000_000 + round(seconds * 1e9)
         self.recorder.finish(span)

@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from flashkit.errors import ErrorReport
+from flashkit.garbage import Collector
 from flashkit.http_routes import PING_PATH, WEBSOCKET, HttpDefinition
 from flashkit.settings import Settings
 from flashkit.telemetry import recorder
@@ -63,6 +64,7 @@ class HttpApplication:
         self._all_answered = asyncio.Event()
         self._all_answered.set()
         self._health_check: asyncio.Task[bool] | None = None
+        self._collector = Collector()
 
     @property
     def has_stuck_threads(self) -> bool:
@@ -83,6 +85,7 @@ class HttpApplication:
         except (Exception, SystemExit) as exc:
             name = self.definition.spec.name
             raise describe_setup_failure(exc, endpoint=name, settings=self._settings) from exc
+        self._collector.relax(is_rare=not self.definition.spec.gpu)
         if self.stage is Stage.STARTING:
             self.stage = Stage.READY
 
@@ -93,6 +96,7 @@ class HttpApplication:
 
     async def stop(self) -> None:
         """End the mounted applications and run the teardown functions; failures are logged."""
+        self._collector.restore()
         for lifespan in self._lifespans:
             await lifespan.stop()
         for function in self.definition.teardown:

@@ -39,7 +39,6 @@ from flashkit.worker.job import HandBack
 from flashkit.worker.sessions.accounts import Account
 from flashkit.worker.sessions.budget import Budget
 from flashkit.worker.sessions.calls import Allowance, Caller
-from flashkit.worker.sessions.garbage import Collector
 from flashkit.worker.sessions.history import History
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
 from flashkit.worker.sessions.redaction import hide_in_text
@@ -193,7 +192,6 @@ class SessionRunner:
         self._turns: set[Turn] = set()
         self._held: set[str] = set()
         self._is_leaving = False
-        self._collector = Collector()
 
     async def start(self) -> None:
         """Check the store.
@@ -204,11 +202,9 @@ class SessionRunner:
         """
         for warning in (await self._store.check()).warnings:
             log.warning("session store: %s", warning)
-        self._collector.relax()
 
     async def close(self) -> None:
         """Close connections."""
-        self._collector.restore()
         await self._client.close()
         await self._store.close()
 

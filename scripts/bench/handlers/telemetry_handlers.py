@@ -9,7 +9,9 @@ import time
 from flashkit import Session, cpu_endpoint, orchestrator_endpoint
 from flashkit.telemetry.spans import Recorder, recorder, use_recorder
 
-SWITCH_ON, SWITCH_OFF, FLUSH = -1, -2, -3
+SWITCH_ON, SWITCH_OFF, FLUSH, TELL = -1, -2, -3, -4
+BLOCK = 250
+"""Jobs in a row with the recorder, or without it."""
 kept: list[Recorder] = []
 
 
@@ -29,6 +31,33 @@ async def noop(n: int) -> dict[str, int]:
     if n < 0:
         await switch(n)
     return {"n": n}
+
+
+@cpu_endpoint(concurrency=50)
+class Turns:
+    """Does nothing, with the recorder in blocks 0, 3, 4, 7 and so on, without it in the others; tells their times."""
+
+    def setup(self) -> None:
+        self.seen = 0
+        self.began = 0.0
+        self.took: list[tuple[bool, float]] = []
+        """Of each block: was the recorder there, and its seconds."""
+
+    async def run(self, n: int) -> dict[str, list[tuple[bool, float]]]:
+        if n == TELL:
+            return {"took": self.took}
+        if self.seen % BLOCK == 0:
+            now, number = time.perf_counter(), self.seen // BLOCK
+            if number:
+                self.took.append((is_on(number - 1), now - self.began))
+            await switch(SWITCH_ON if is_on(number) else SWITCH_OFF)
+            self.began = now
+        self.seen += 1
+        return {}
+
+
+def is_on(block: int) -> bool:
+    return block % 4 in (0, 3)
 
 
 @orchestrator_endpoint(concurrency=1)
