@@ -35,11 +35,11 @@ class Pace:
 
     All three begin small and double with each piece, so that the first words come as they are made; `longest` stays at
     its half for a few pieces, because who has begun to read notices a second. With these values an answer of 256 tokens
-    is 24 pieces at most from an engine that makes 15 tokens a second or more.
+    is 24 pieces at most from an engine that makes 12 tokens a second or more.
     """
 
     shortest: float = 0.1
-    longest: float = 1.0
+    longest: float = 1.25
     events: int = 14
 
     def of_piece(self, number: int) -> Pace:
