@@ -258,15 +258,14 @@ class Recorder:
             return self._make(op, name, attributes, above.trace_id, above.span_id, is_sampled=above.is_sampled)
         return NO_SPAN  # a trace begins with a job or a request: nobody waits for a warm-up's requests
 
-    def begin_task(
-        self, op: Op, name: str, attributes: Mapping[str, Any], *, job_id: str | None, traceparent: object
+    def samples(self, caller: TraceContext | None) -> bool:
+        """Decide about a job or a request: as its caller did, or by the sampler where nobody has."""
+        return self._sink is not None and (self.sampler.takes_one() if caller is None else caller.is_sampled)
+
+    def begin_trace(
+        self, op: Op, name: str, attributes: Mapping[str, Any], *, job_id: str | None, caller: TraceContext | None
     ) -> Span:
-        """Return the span of a job or a request: the caller's trace goes on in it, or one begins; see `enter_job`."""
-        caller = read_traceparent(traceparent) if traceparent else None
-        if self._sink is None or not (self.sampler.takes_one() if caller is None else caller.is_sampled):
-            if caller is None:
-                return Span(self, op, name, {})
-            return Span(self, op, name, {}, trace_id=caller.trace_id, parent_id=caller.span_id)
+        """Return the span of a sampled job or request: the caller's trace goes on in it, or one begins."""
         given = {**attributes, "flashkit.job.id": job_id} if job_id else attributes
         if caller is not None:
             return self._make(op, name, given, caller.trace_id, caller.span_id, is_sampled=True)
@@ -388,11 +387,14 @@ def enter_job(op: Op, name: str, attributes: Mapping[str, Any], *, job_id: str |
         job_id: The job's id, which a trace that begins here takes its own from.
         traceparent: What the caller sent, which may be anything.
     """
-    return (
-        NO_SPAN
-        if _recorder is None
-        else _recorder.begin_task(op, name, attributes, job_id=job_id, traceparent=traceparent)
-    )
+    if _recorder is None:
+        return NO_SPAN
+    caller = read_traceparent(traceparent) if traceparent else None
+    if _recorder.samples(caller):
+        return _recorder.begin_trace(op, name, attributes, job_id=job_id, caller=caller)
+    if caller is None:
+        return Span(_recorder, op, name, {})
+    return Span(_recorder, op, name, {}, trace_id=caller.trace_id, parent_id=caller.span_id)
 
 
 def capture(span: AnySpan, name: str, content: bytes) -> None:

@@ -44,8 +44,8 @@ STEP_BLOCKS = 12
 SWITCH_ON, SWITCH_OFF, FLUSH, TELL = -1, -2, -3, -4
 HALF_OF_THE_TRACES = "10"
 _LONGEST_S = 120
-_WARM_BLOCKS = 8
-"""Of those by turns: the traces that were saved up are used up then."""
+_PAIRS_A_BATCH = JOBS // 500
+"""Pairs of blocks by turns, which one batch of jobs makes. The last block of one lasts until the next one has come."""
 
 
 def endpoint(name: str, *, kind: Kind, concurrency: int, folder: Path) -> LocalEndpoint:
@@ -87,9 +87,14 @@ async def measure_turns(emulator: Emulator, batches: int) -> list[float]:
         if number % 5 == 4:
             print(f"{(number + 1) * JOBS} jobs by turns", flush=True)
     (job,) = await run(emulator, "turns", {"n": TELL})
-    took = job.output["took"][_WARM_BLOCKS:]
-    seconds = [dict((took[i], took[i + 1])) for i in range(0, len(took) - 1, 2)]
-    return [pair[False] / pair[True] for pair in seconds]
+    took = job.output["took"]
+    pairs = [dict((took[i], took[i + 1])) for i in range(0, len(took) - 1, 2)]
+    pairs = pairs[_PAIRS_A_BATCH:]  # the traces that were saved up are used up by then
+    return [
+        pair[False] / pair[True]
+        for number, pair in enumerate(pairs)
+        if number % _PAIRS_A_BATCH not in (0, _PAIRS_A_BATCH - 1)
+    ]
 
 
 async def measure_cpu(emulator: Emulator, *, is_on: bool) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from flashkit.telemetry.metrics import BY_NAME, METRICS, MOST_SERIES, OTHER, Histogram, LabelGuard, Source
 from flashkit.telemetry.metrics_worker import WorkerMetrics, watch_gauge
-from flashkit.telemetry.spans import Op, Recorder
+from flashkit.telemetry.spans import Op, Recorder, Span
 
 
 class Lab:
@@ -21,8 +21,7 @@ class Lab:
 
     def end(self, op, name="x", *, seconds=0.5, error="", **attributes):
         given = {key.replace("__", "."): value for key, value in attributes.items()}
-        span = self.recorder.begin_task(op, name, {}, job_id=None, traceparent=None)
-        span.attributes.update(given)
+        span = Span(self.recorder, op, name, given)
         span.error = error
         span.start_ns, span.end_ns = 1_000_000_000, 1_000_000_000 + round(seconds * 1e9)
         self.recorder.finish(span)
