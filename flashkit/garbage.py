@@ -1,8 +1,8 @@
 """How often Python's garbage collector looks for cycles in a process that serves.
 
 By itself it does so after 700 new objects, which is every few jobs, and now and then it goes through all that the
-process has ever loaded: with 50 jobs or 32 sessions at once, that was a fifth of the CPU time of each, and every one of
-the long searches held all of them up for fifty milliseconds. Jobs and sessions leave hardly any cycles behind.
+process has ever loaded. With 32 sessions at once that was a fifth of the CPU time of a step, with 50 jobs a tenth of a
+job's, and each of the long searches held everything up for fifty milliseconds. Jobs and turns leave hardly any cycles.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class WorkerMetrics:
             if count is None:
                 continue
             count(span)
-            if span.attributes and (spent := span.attributes.get("flashkit.spent.cost_usd")):
+            if spent := span.attributes.get("flashkit.spent.cost_usd"):
                 self._add(_COST, float(spent))
 
     def _add(self, metric: Metric, number: float, labels: Mapping[str, object] | None = None) -> None:
@@ -139,23 +139,18 @@ class WorkerMetrics:
 
     def _count_job(self, span: Span) -> None:
         given = span.attributes
-        if not given:  # most of them: of a trace that is not sampled, and with nothing to tell
-            self._time_job("error" if span.error else "ok", span)
-            return
         if not given.get("flashkit.handed_back"):  # it goes on elsewhere
             is_failure = bool(span.error) or (given.get("http.response.status_code") or 0) >= _FIRST_FAILURE
-            self._time_job("error" if is_failure else "ok", span)
+            result = "error" if is_failure else "ok"
+            jobs = self._jobs.get(result)
+            if jobs is None:
+                jobs = self._jobs[result] = self._histogram(_JOBS, {"outcome": result})
+            jobs.observe(span.duration_s)
         outcome = given.get("flashkit.turn.outcome")
         if outcome is not None:
             self._add(_TURNS, 1, {"outcome": outcome})
         if outcome == "completed" and (tokens := given.get("flashkit.turn.tokens")):
             self._time(_TURN_TOKENS, tokens)
-
-    def _time_job(self, outcome: str, span: Span) -> None:
-        jobs = self._jobs.get(outcome)
-        if jobs is None:
-            jobs = self._jobs[outcome] = self._histogram(_JOBS, {"outcome": outcome})
-        jobs.observe((span.end_ns - span.start_ns) / 1e9)
 
     def _count_step(self, span: Span) -> None:
         outcome = "error" if span.error else "ok"

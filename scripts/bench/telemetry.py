@@ -28,6 +28,7 @@ from pathlib import Path
 
 import psutil
 import uvloop
+from handlers.telemetry_handlers import BLOCK, FLUSH, SWITCH_OFF, SWITCH_ON, TELL
 from measure import print_result
 
 from flashkit.emulator.platform import JobRequest
@@ -41,10 +42,9 @@ JOBS = 4_000
 """That wait at once."""
 STEPS = 75
 STEP_BLOCKS = 12
-SWITCH_ON, SWITCH_OFF, FLUSH, TELL = -1, -2, -3, -4
 HALF_OF_THE_TRACES = "10"
 _LONGEST_S = 120
-_PAIRS_A_BATCH = JOBS // 500
+_PAIRS_A_BATCH = JOBS // (2 * BLOCK)
 """Pairs of blocks by turns, which one batch of jobs makes. The last block of one lasts until the next one has come."""
 
 

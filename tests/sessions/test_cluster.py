@@ -181,6 +181,7 @@ async def test_many_sessions_at_once_follow_their_slots_that_have_moved(cluster,
     # All of them to one server: if two got newer epochs by turns, each could believe what the other said before.
     target = cluster.servers[0]
     await cluster.settle()
+    assert {await cluster.owner(slot) for slot in slots} - {target}
     for slot in slots:
         source = await cluster.owner(slot)
         if source is target:

@@ -49,6 +49,13 @@ def test_jobs_are_timed_by_how_they_ended(lab):
     assert lab.times("flashkit.worker.job.duration", "error") == (2, 5.0)
 
 
+def test_spans_are_not_kept_until_somebody_asks(lab):
+    for _ in range(1_000):
+        lab.end(Op.JOB, seconds=1)
+    assert len(lab.metrics._ended) < 256
+    assert lab.times("flashkit.worker.job.duration", "ok") == (1_000, 1_000.0)
+
+
 def test_turns_of_sessions_are_counted_by_how_they_ended(lab):
     for outcome, tokens in (("completed", 120), ("waiting", 40), ("over_budget", 900), ("handed_back", 7)):
         lab.end(Op.JOB, flashkit__turn__outcome=outcome, flashkit__turn__tokens=tokens)
