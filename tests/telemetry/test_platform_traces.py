@@ -72,7 +72,11 @@ def has(trace: Trace, *names: str) -> bool:
 def test_one_trace_leads_from_the_agent_to_its_tool_and_its_model(platform, trace_of):
     job = platform.endpoint("agent").run({"question": "why"})
     assert job.output() == "A short answer."
-    trace = trace_of(job.id, lambda trace: is_complete(trace) and len(list(trace.nodes())) > 18)
+    names = (
+        "job agent", "call writer", "platform writer", "job writer", "llm chat",
+        "tool search", "platform search", "job search", "commit result",
+    )  # fmt: skip
+    trace = trace_of(job.id, lambda trace: is_complete(trace) and has(trace, *names))
     llm = find(trace, "llm")
     assert path_to(trace, llm) == [
         "platform agent", "job agent", "call writer", "platform writer", "job writer", "llm chat",
@@ -94,7 +98,7 @@ def test_one_trace_leads_from_the_agent_to_its_tool_and_its_model(platform, trac
 def test_the_wait_for_a_worker_and_its_start_are_told(platform, trace_of):
     job = platform.endpoint("asks").run({"query": "x"})
     assert job.output() == ["about x"]
-    names = ("job search", "job asks", "queue queue", "cold_start asks", "phase imports")
+    names = ("job search", "platform search", "job asks", "queue queue", "cold_start asks", "phase imports")
     trace = trace_of(job.id, lambda trace: is_complete(trace) and has(trace, *names))
     assert path_to(trace, find(trace, "job", "search"))[:2] == ["platform asks", "job asks"]
     queue, start = find(trace, "queue"), find(trace, "cold_start", "asks")
