@@ -45,7 +45,7 @@ TINY = ROOT / ".flashkit" / "test-models"
 CONCURRENCIES = (1, 4, 16)
 SAMPLES = 15
 TOKENS = {"tiny": 256, "smollm2": 48}
-REQUESTS = {"tiny": 3, "smollm2": 1}
+REQUESTS = 3
 """Of a client, one after the other."""
 PROMPT = "Why is the sky blue? Explain it to a child, number {}."
 _START_SECONDS = 300
@@ -192,7 +192,7 @@ async def measure(name: str, *, rounds: int) -> dict[str, float]:
             "direct": direct(engine.llm, name),  # type: ignore[attr-defined]
             "worker": through_worker(http, f"{emulator.url}/v2/{name}/openai/v1"),
         }
-        found = await compare(asks, tokens=TOKENS[name], requests=REQUESTS[name], rounds=rounds)
+        found = await compare(asks, tokens=TOKENS[name], requests=REQUESTS, rounds=rounds)
         posts = await count_posts(emulator, name, tokens=256, concurrency=16)
     rates, firsts = found["rates"], found["firsts"]
     for (way, clients), rate in sorted(rates.items()):

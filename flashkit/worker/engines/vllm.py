@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHUNK_SECONDS: Final = 0.04
-"""How often a streamed answer gets a chunk where the model is faster than that; the first token comes at once."""
-MOST_IN_CHUNK: Final = 16
+CHUNK_SECONDS: Final = 0.1
+"""How often a streamed answer gets a chunk where the model is faster than that; the first token comes at once. Posts
+are not more frequent (`coalescing.Pace`)."""
+MOST_IN_CHUNK: Final = 32
 _GENERATING: Final = frozenset({CHAT, COMPLETIONS})
 _SERVER_ERROR: Final = 500
 _KILLED: Final = -9

@@ -9,6 +9,8 @@ import logging
 import multiprocessing
 import warnings
 
+from flashkit.worker.engines.vllm_waiting import wait_in_naps
+
 _own_context = multiprocessing.get_context
 multiprocessing.get_context = lambda method=None: _own_context("fork")  # type: ignore[assignment]  # whatever it asks for
 
@@ -19,3 +21,5 @@ with warnings.catch_warnings():
     import vllm.v1.engine.core
     import vllm.v1.executor.multiproc_executor
     import vllm.v1.worker.cpu_worker  # noqa: F401 - for those that are forked from here
+
+wait_in_naps()
