@@ -12,6 +12,7 @@ The repairs, with what the plain SDK does instead (read in the source of 1.12.0 
 - It asks again at once when an answer to job-take fails or is empty, hundreds of times a second.
 - It posts nothing for a result that JSON cannot hold, and drops a result after three failed posts.
 - After SIGTERM it waits for its long polls, up to 90 s, and loses a job that arrives meanwhile.
+- It ignores the stop of a job that it has not read yet: hand-outs and stops come on two connections.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import signal
 import sys
 import time
 import types
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -40,6 +42,10 @@ LAST_TAKE_SECONDS: Final = 1.0
 """After SIGTERM a job that was already on its way is still accepted for this long."""
 DELIVERY_SECONDS: Final = 60.0
 """How long a result is posted again and again before the worker gives up and exits with an error."""
+EARLY_STOP_SECONDS: Final = 30.0
+"""How long the stop of a job that has not come yet is remembered; a hand-out is on its way for much less."""
+_KNOWN_JOBS: Final = 256
+"""Jobs that were here lately: a stop that comes late for one is no early one, and a retry of it has its id."""
 _NOT_FOR_WORKERS: Final = ("paramiko", "tomlkit", "tarfile", "boto3")
 """Modules that the SDK imports for its command line and helpers, which a serving worker rarely uses."""
 _RETRIED_STATUSES: Final = frozenset({408, 425, 429})
@@ -263,8 +269,7 @@ class _EventLoop:
             await poster.post_result(job["id"], Outcome(error=describe_exception(error, request_id=job["id"])))
 
     async def _serve(self, session: Any, poster: ResultPoster) -> None:
-        self._slot_freed = asyncio.Event()
-        self._running = 0
+        self._prepare()
         take = asyncio.create_task(self._take_jobs(session, poster))
         stops = asyncio.ensure_future(self.monitor_stop_signals(session))
         dying = asyncio.ensure_future(self._leave_with_engine(poster))
@@ -278,6 +283,24 @@ class _EventLoop:
         stops.cancel()
         await asyncio.gather(take, stops, return_exceptions=True)
         await self.runtime.stop()
+
+    def _prepare(self) -> None:
+        self._slot_freed = asyncio.Event()
+        self._running = 0
+        self._ended: deque[str] = deque(maxlen=_KNOWN_JOBS)
+        self._early_stops: dict[str, float] = {}
+
+    async def stop_job(self, job_id: str) -> bool:
+        """Stop a job; one whose hand-out is still on its way is not started when it comes. Called by the SDK."""
+        task = self.jobs_tasks.get(job_id)
+        if task is not None:
+            # Not at once: a task that is cancelled before its first step never enters its `try`.
+            asyncio.get_running_loop().call_soon(task.cancel)
+        elif job_id not in self._ended:
+            now = time.monotonic()
+            self._early_stops = {id_: until for id_, until in self._early_stops.items() if until > now}
+            self._early_stops[job_id] = now + EARLY_STOP_SECONDS
+        return task is not None
 
     async def _leave_with_engine(self, poster: ResultPoster) -> None:
         """Take no more jobs and exit with an error once the engine is dead: it would fail them all."""
@@ -318,6 +341,9 @@ class _EventLoop:
         if job["id"] in self.jobs_tasks:
             log.warning("job %s was handed out twice; it runs once", job["id"])
             return
+        if self._early_stops.pop(job["id"], 0.0) > time.monotonic():
+            log.info("job %s was stopped by the platform before it came", job["id"])
+            return
         self._running += 1
         self.job_progress.add(job["id"])
         self.jobs_tasks[job["id"]] = asyncio.create_task(self._run_job(poster, job))
@@ -345,6 +371,7 @@ class _EventLoop:
         finally:
             self.job_progress.remove(job_id)
             self.jobs_tasks.pop(job_id, None)
+            self._ended.append(job_id)
 
 
 def _flush_output() -> None:
