@@ -157,7 +157,7 @@ def off_us() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batches", type=int, default=30, help=f"times {JOBS} jobs, by turns on and off")
+    parser.add_argument("--batches", type=int, default=120, help=f"times {JOBS} jobs, by turns on and off")
     parser.add_argument("--pairs", type=int, default=10, help="blocks of jobs that are on, each with one that is off")
     parser.add_argument("--sessions", type=int, default=10, help="sessions whose steps are measured")
     options = parser.parse_args()
