@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from flashkit import cpu_endpoint
+from flashkit import cpu_endpoint, current_job
 from flashkit.settings import Settings
 from flashkit.worker import runpod_sdk
 from flashkit.worker.runpod_sdk import ResultPoster, _EventLoop
@@ -27,10 +27,10 @@ class Worker(_EventLoop):
         self.session = session
         self._prepare()
 
-    def take(self, job_id: str) -> None:
+    def take(self, job_id: str, *, seconds: float = 0.0) -> None:
         """Read a hand-out."""
         poster = ResultPoster(self.session, done_url=NOWHERE, stream_url=NOWHERE)
-        self._start_job(self.session, poster, {"id": job_id, "input": {}})
+        self._start_job(self.session, poster, {"id": job_id, "input": {"seconds": seconds}})
 
     async def until_idle(self) -> None:
         """Return when no job is left."""
@@ -42,7 +42,7 @@ class Worker(_EventLoop):
 
 @pytest.fixture
 def begun() -> list[str]:
-    """The jobs whose handler has begun, in their order."""
+    """Ids of the jobs whose handler has begun, in their order."""
     return []
 
 
@@ -51,9 +51,9 @@ async def worker(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     monkeypatch.setattr(runpod_sdk, "DELIVERY_SECONDS", 0.0)  # nobody takes results here
 
     @cpu_endpoint(name="tool")
-    async def handle() -> None:
-        begun.append("one")
-        await asyncio.sleep(0.05)
+    async def handle(seconds: float) -> None:
+        begun.append(current_job().id)
+        await asyncio.sleep(seconds)
 
     runtime = Runtime(handle.definition, Settings())
     await runtime.start()
@@ -68,20 +68,21 @@ async def test_a_job_that_was_stopped_before_it_came_does_not_begin(worker: Work
     worker.take("other")
 
     await worker.until_idle()
-    assert len(begun) == 1
+    assert begun == ["other"]
 
 
 async def test_a_job_that_is_stopped_before_its_first_step_gives_its_slot_back(worker: Worker) -> None:
-    worker.take("quick")
+    worker.take("quick", seconds=60)
     assert await worker.stop_job("quick")
 
     await worker.until_idle()
 
 
 async def test_a_running_job_is_stopped(worker: Worker, begun: list[str]) -> None:
-    worker.take("running")
-    await asyncio.sleep(0.01)
-    assert begun
+    worker.take("running", seconds=60)
+    async with asyncio.timeout(5):
+        while not begun:
+            await asyncio.sleep(0.005)
     assert await worker.stop_job("running")
 
     await worker.until_idle()
@@ -94,7 +95,7 @@ async def test_a_stop_that_comes_after_the_job_does_not_stop_its_retry(worker: W
     worker.take("again")
 
     await worker.until_idle()
-    assert len(begun) == 2
+    assert begun == ["again", "again"]
 
 
 async def test_an_early_stop_counts_once_and_not_for_long(
@@ -104,10 +105,10 @@ async def test_an_early_stop_counts_once_and_not_for_long(
     worker.take("early")
     worker.take("early")
     await worker.until_idle()
-    assert len(begun) == 1
+    assert begun == ["early"]
 
     monkeypatch.setattr(runpod_sdk, "EARLY_STOP_SECONDS", 0.0)
     await worker.stop_job("late")
     worker.take("late")
     await worker.until_idle()
-    assert len(begun) == 2
+    assert begun == ["early", "late"]

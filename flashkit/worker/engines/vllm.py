@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHUNK_SECONDS: Final = 0.1
-"""How often a streamed answer gets a chunk where the model is faster than that; the first token comes at once. Posts
-are not more frequent (`coalescing.Pace`)."""
+"""How often a streamed answer gets a chunk where the model is faster than that; the first token comes at once. Posts of
+a stream that is under way are not more frequent (`coalescing.Pace`)."""
 MOST_IN_CHUNK: Final = 32
 _GENERATING: Final = frozenset({CHAT, COMPLETIONS})
 _SERVER_ERROR: Final = 500

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 AWAKE_S: Final = 0.0003
 """How long to look again and again."""
 NAP_SHARE: Final = 0.01
-"""A nap's length as a share of the time waited so far: by how much a wait gets longer, at most."""
+"""A nap's length as a share of the time waited so far: a long wait gets longer by that at most."""
 SHORTEST_NAP_S: Final = 0.00002
 LONGEST_NAP_S: Final = 0.001
 
