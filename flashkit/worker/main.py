@@ -177,8 +177,9 @@ def describe(app: str) -> int:
         described = [_describe_endpoint(*item) for item in endpoints.items()]
         _print_json({"endpoints": described, "runpod_handler": False, "files": _loaded_files(Path.cwd())})
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever the user's module raises is reported
-        is_ours = isinstance(exc, FlashkitError) and locate(exc.__traceback__) is None  # no line of the user's in it
-        _print_json(describe_exception(exc, with_traceback=not is_ours).to_dict())
+        # Ours says where by itself; without that, a traceback helps only if a line of the user's is in it.
+        is_clear = isinstance(exc, FlashkitError) and bool(exc.report.where or locate(exc.__traceback__) is None)
+        _print_json(describe_exception(exc, with_traceback=not is_clear).to_dict())
         return EXIT_IMPORT
     return 0
 

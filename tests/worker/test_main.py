@@ -163,7 +163,8 @@ def test_an_app_that_does_not_import_is_reported_with_the_users_line(app, what):
     assert report["type"] == type_name
     assert message in report["message"]
     assert report["where"].partition(" ")[0] == f"my_app.py:{line}"
-    traceback = report.get("details", {}).get("traceback", "")  # none where it would lead through our own code only
+    traceback = report.get("details", {}).get("traceback", "")
+    assert bool(traceback) == (type_name != "DefinitionError"), "which says by itself what is wrong, and where"
     assert "flashkit/worker" not in traceback.partition("\n")[2].partition("\n")[0]
 
 
