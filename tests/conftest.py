@@ -15,6 +15,7 @@ import pytest
 from flashkit.emulator.server import Emulator, LocalEndpoint
 from flashkit.protocol import PlatformDefaults
 from flashkit.spec import EndpointSpec, Kind, WorkerBounds
+from tests.ports import free_port
 
 HANDLERS = Path(__file__).parent / "handlers"
 
@@ -66,3 +67,9 @@ async def start_emulator(tmp_path: Path, worker_environ: dict[str, str]) -> Asyn
             return await stack.enter_async_context(Emulator(endpoints, state_dir=folder, **options))
 
         yield start
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """The port of a server that is not there; pytest-asyncio's own may be taken by anybody's connection."""
+    return free_port()

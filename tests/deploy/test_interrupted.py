@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from flashkit.transport import RetryPolicy
 from tests.deploy.conftest import Lab, MakeLab
 from tests.deploy.proxy import once
 from tests.deploy.test_deploying import APP, CALLS, MODEL, TOOL
+from tests.ports import free_port
 
 NAMES = ["shop-production-agent", "shop-production-model", "shop-production-tool", "shop-production-web"]
 
@@ -263,9 +263,7 @@ async def test_a_platform_that_is_down_is_told_after_some_tries():
 
 
 async def test_nobody_at_the_address_is_told():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    async with api_at(f"http://127.0.0.1:{port}", retry=RetryPolicy(tries=2)) as api:
+    async with api_at(f"http://127.0.0.1:{free_port()}", retry=RetryPolicy(tries=2)) as api:
         with pytest.raises(DeployUnreachable, match="cannot be reached"):
             await api.create("/serverless", {})
 

@@ -19,7 +19,8 @@ from flashkit.worker.sessions.embedded import ServerBinary
 from flashkit.worker.sessions.records import Keyring
 from flashkit.worker.sessions.store import open_store
 from tests.cli.conftest import FLASHKIT, Dev, clean_environment
-from tests.sessions.servers import RedisServer, free_port, require_binary
+from tests.ports import free_port
+from tests.sessions.servers import RedisServer, require_binary
 from tests.sessions.test_cluster import Cluster
 from tests.sessions.test_redis_tls import certificate  # noqa: F401 - a fixture
 

@@ -20,10 +20,11 @@ import pytest
 
 from flashkit.engines.vllm import VllmOptions
 from flashkit.testing import LocalPlatform
-from flashkit.worker.engines.server_process import ServerProcess, find_free_port
+from flashkit.worker.engines.server_process import ServerProcess
 from flashkit.worker.engines.vllm_arguments import serve_arguments
 from flashkit.worker.engines.vllm_releases import is_cpu_build
 from tests.engines import vllm_app
+from tests.ports import free_port
 
 APP = Path(vllm_app.__file__)
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -96,7 +97,7 @@ async def clients(request, tiny_llama: Path):
 async def start_server(stack: AsyncExitStack, endpoint, model: Path) -> str:
     """Start vLLM's own server with an endpoint's options, and return its URL."""
     options = VllmOptions.from_json(endpoint.spec.engine.options)
-    port = find_free_port()
+    port = free_port()
     line = [
         each for each in serve_arguments(options, model, {}, is_cpu=is_cpu_build()) if not each.startswith("--model=")
     ]

@@ -25,13 +25,14 @@ from flashkit import (
     Weights,
 )
 from flashkit.settings import Settings
-from flashkit.worker.engines import proxy, server_process
+from flashkit.worker.engines import proxy
 from flashkit.worker.engines.answering import answer_job
 from flashkit.worker.engines.engine import EngineRequest, load_engine
 from flashkit.worker.engines.guard import GRACE_SECONDS
 from flashkit.worker.engines.proxy import Place, find_vllm, serve
 from flashkit.worker.engines.server_process import ServerProcess
 from flashkit.worker.phases import Phases
+from tests.ports import free_port
 
 HI = [{"role": "user", "content": "hi"}]
 WEIGHTS = Weights("organisation/model")
@@ -180,7 +181,7 @@ def test_a_key_in_the_app_file_is_refused_without_showing_it(options, part):
 
 
 async def test_a_server_that_is_not_there_is_said_with_its_address():
-    port = server_process.find_free_port()
+    port = free_port()
     with pytest.raises(EngineDied, match=f"at http://127.0.0.1:{port}/v1 could not be reached") as caught:
         await load(f"http://127.0.0.1:{port}/v1")
     assert "is there a server" in caught.value.report.hint

@@ -5,9 +5,6 @@ import contextlib
 import importlib.util
 import operator
 import pickle
-import shutil
-import socket
-import subprocess
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, TypedDict
@@ -16,6 +13,8 @@ import pytest
 import redis.asyncio
 
 from flashkit.errors import ConfigurationError, InputError, PayloadTooLarge, RecordCorrupt, SessionBusy
+from tests.ports import free_port
+from tests.sessions.servers import RedisServer, require_binary
 
 HAS_LANGGRAPH = importlib.util.find_spec("langgraph") is not None
 if HAS_LANGGRAPH:
@@ -226,19 +225,12 @@ async def test_a_subgraph_with_memory_of_its_own_goes_on_where_it_was(saver):
     assert await graph.ainvoke(None, before_sub.config) == result
 
 
-async def test_it_works_in_a_cluster(tmp_path_factory, require):
-    require(shutil.which("redis-server"), "redis-server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    # Its bus would be 10,000 ports above, which may not exist.
-    options = {"port": port, "cluster-port": port + 1, "cluster-enabled": "yes", "save": "", "bind": "127.0.0.1"}
-    process = subprocess.Popen(
-        ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", str(value)))],
-        cwd=tmp_path_factory.mktemp("cluster"), stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+async def test_it_works_in_a_cluster(tmp_path_factory):
+    options = {"cluster_enabled": "yes", "cluster_port": str(free_port())}
+    server = RedisServer(tmp_path_factory.mktemp("cluster"), require_binary("redis"), **options).start()
     try:
-        await open_cluster(port)
-        async with FlashkitSaver(f"redis+cluster://127.0.0.1:{port}", budget_s=5) as saver:
+        await open_cluster(server.port)
+        async with FlashkitSaver(f"redis+cluster://127.0.0.1:{server.port}", budget_s=5) as saver:
             for name in ("t1", "t2", "t3"):
                 await chain(saver, "a").ainvoke({"log": [name]}, thread(name, run_id="r"))
             await saver.acopy_thread("t1", "t4")
@@ -247,8 +239,7 @@ async def test_it_works_in_a_cluster(tmp_path_factory, require):
             await saver.adelete_for_runs(["r"])
             assert [item async for item in saver.alist(None)] == []
     finally:
-        process.terminate()
-        process.wait(10)
+        server.kill()
 
 
 async def open_cluster(port: int) -> None:

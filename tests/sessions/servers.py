@@ -17,14 +17,9 @@ from typing import Final
 import pytest
 
 from flashkit.worker.sessions.embedded import ServerBinary, find_server
+from tests.ports import free_port
 
 FAKETIME_FOLDERS: Final = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def require_binary(name: str) -> ServerBinary:

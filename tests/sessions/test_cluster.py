@@ -17,8 +17,9 @@ from flashkit.errors import StoreMisconfigured, StoreUnavailable
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
 from flashkit.worker.sessions.redis_store import session_keys
 from flashkit.worker.sessions.store import Change, Durability
+from tests.ports import free_port
 from tests.sessions import test_store_contract as contract
-from tests.sessions.servers import RedisServer, free_port, require_binary
+from tests.sessions.servers import RedisServer, require_binary
 from tests.sessions.session_lab import Lab, Steps
 
 SLOTS = 16384

@@ -14,7 +14,8 @@ import redis.asyncio as aioredis
 from flashkit.errors import JournalLost, RecordCorrupt, SessionFenced, StoreUnavailable
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
 from flashkit.worker.sessions.store import Change, Durability, Lease, Status, Store
-from tests.sessions.servers import Proxy, RedisServer, free_port, require_binary
+from tests.ports import free_port
+from tests.sessions.servers import Proxy, RedisServer, require_binary
 from tests.sessions.session_lab import Lab, Steps, until
 
 

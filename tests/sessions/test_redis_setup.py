@@ -11,7 +11,7 @@ from flashkit.errors import ConfigurationError, StoreFull, StoreMisconfigured, S
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.redis_store import session_keys
 from flashkit.worker.sessions.store import Busy, Change, Lease, Status, open_store
-from tests.sessions.servers import free_port
+from tests.ports import free_port
 
 
 async def test_a_good_server_passes_and_says_what_it_is(make_store, store_url):

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flashkit.errors import ConfigurationError, StoreMisconfigured, StoreUnavailable
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.store import open_store, without_password
-from tests.sessions.servers import free_port
+from tests.ports import free_port
 
 LONG_S = 30.0
 """A budget that a test would not survive if the error were taken for an outage."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import time
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ import pytest
 from flashkit.cli import run_command_line
 from flashkit.emulator.server import Emulator, LocalEndpoint
 from flashkit.spec import EndpointSpec, Kind, WorkerBounds
+from tests.ports import free_port
 
 PATIENCE_SECONDS = 40.0
 
@@ -26,12 +26,6 @@ def program():
         missing = "there is no prometheus: install Debian's package, as scripts/setup does"
         pytest.fail(missing) if os.environ.get("FLASHKIT_REQUIRE_EVERYTHING") else pytest.skip(missing)
     return found
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def ask(session, url):

@@ -4,7 +4,6 @@ import datetime
 import logging
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import threading
@@ -26,6 +25,7 @@ from flashkit.worker.weights.hub import Hub
 from flashkit.worker.weights.leases import Pace
 from flashkit.worker.weights.progress import SilentProgress
 from flashkit.worker.weights.sources import Persistence, TransientFailure
+from tests.ports import free_port
 from tests.weights.conftest import COMMIT, MODEL, OTHER_COMMIT, contents, safetensors, write_model
 from tests.weights.hub_server import HubServer
 
@@ -512,8 +512,7 @@ def make_certificate(folder):
 
 @pytest.mark.parametrize("login", ["", "user:secret@"])
 def test_a_tunnel_that_cannot_be_made_is_a_failure_of_the_source(monkeypatch, login):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("https_proxy", f"http://{login}127.0.0.1:{port}")
     monkeypatch.setenv("no_proxy", "")
     with pytest.raises(TransientFailure, match="refused"), RangeReader({}).open("https://hub.invalid/x", 0, 1):

@@ -11,7 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.worker.http_worker import HttpWorker, free_port, until
+from tests.ports import free_port
+from tests.worker.http_worker import HttpWorker, until
 
 
 @contextlib.asynccontextmanager
