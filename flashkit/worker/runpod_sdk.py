@@ -29,9 +29,11 @@ import types
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final
+from urllib.parse import quote
 
 from flashkit.errors import ConfigurationError, ErrorReport, OutputError, SetupError, describe_exception
 from flashkit.worker.job import HandBack
+from flashkit.worker.posting import KeptConnections, Redirected
 from flashkit.worker.runtime import Outcome, Runtime, encode_progress
 
 log = logging.getLogger(__name__)
@@ -226,8 +228,11 @@ class _EventLoop:
         try:
             async with AsyncClientSession() as session:
                 poster = ResultPoster(session, done_url=rp_http.JOB_DONE_URL, stream_url=rp_http.JOB_STREAM_URL)
-                if await self._set_up(session, poster):
-                    await self._serve(session, poster)
+                try:
+                    if await self._set_up(session, poster):
+                        await self._serve(session, poster)
+                finally:
+                    poster.close()
         finally:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that comes late does not make a clean exit a death
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -429,15 +434,22 @@ class ResultPoster:
     """Delivers results to the platform; what cannot be delivered ends in a clear FAILED or a new worker."""
 
     def __init__(self, session: Any, *, done_url: str, stream_url: str) -> None:
+        headers = session.headers.copy()
+        headers.update(_RESULT_HEADERS)
+        self._kept = KeptConnections(headers)
         self._session = session
         self._done_url = done_url
         self._stream_url = stream_url
         self.exit_code = 0
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._kept.close()
+
     async def post_result(self, job_id: str, outcome: Outcome, *, is_stream: bool = False) -> None:
         """Deliver a job's final result."""
         flag = "true" if is_stream else "false"
-        url = f"{self._done_url.replace('$ID', job_id)}&isStream={flag}"
+        url = f"{self._done_url.replace('$ID', quote(job_id))}&isStream={flag}"
         refusal = await self._post(url, outcome.to_body(), job_id)
         if refusal is not None:
             await self._post(url, Outcome(error=refusal).to_body(), job_id)
@@ -448,14 +460,14 @@ class ResultPoster:
         Raises:
             OutputError: The platform refused it.
         """
-        url = f"{self._stream_url.replace('$ID', job_id)}&isStream=false"
+        url = f"{self._stream_url.replace('$ID', quote(job_id))}&isStream=false"
         refusal = await self._post(url, b'{"output":' + chunk + b"}", job_id)
         if refusal is not None:
             raise OutputError(refusal.message, hint=refusal.hint, details=refusal.details)
 
     async def post_progress(self, job_id: str, body: bytes) -> None:
         """Deliver a progress update; a refused one is not worth failing the job for."""
-        await self._post(f"{self._done_url.replace('$ID', job_id)}&isStream=false", body, job_id)
+        await self._post(f"{self._done_url.replace('$ID', quote(job_id))}&isStream=false", body, job_id)
 
     async def _post(self, url: str, body: bytes, job_id: str) -> ErrorReport | None:
         """Post until delivered. Returns why the platform refused the body, None when it took it."""
@@ -465,15 +477,13 @@ class ResultPoster:
         pause = _Pause()
         while True:
             try:
-                async with self._session.post(url, data=body, headers=_RESULT_HEADERS) as response:
-                    status = response.status
-                    await response.read()
+                status = await self._send(url, body)
                 problem = f"HTTP {status}"
                 if status < 300:  # noqa: PLR2004 - any 2xx is success
                     return None
                 if 400 <= status < 500 and status not in _RETRIED_STATUSES:  # noqa: PLR2004
                     return _refusal(status, len(body), job_id)
-            except (ClientError, TimeoutError) as exc:
+            except (ClientError, OSError) as exc:
                 problem = f"{type(exc).__name__}: {exc}"
             if time.monotonic() > give_up_at:
                 log.error("result of job %s could not be delivered for %g s: %s", job_id, DELIVERY_SECONDS, problem)
@@ -481,6 +491,15 @@ class ResultPoster:
                 return None
             log.warning("result of job %s was not accepted (%s); trying again", job_id, problem)
             await pause.wait()
+
+    async def _send(self, url: str, body: bytes) -> int:
+        """Post once and return the status. Raises `OSError` or `ClientError`."""
+        try:
+            return await self._kept.post(url, body)
+        except Redirected:
+            async with self._session.post(url, data=body, headers=_RESULT_HEADERS) as response:
+                await response.read()
+                return int(response.status)
 
 
 _RESULT_HEADERS: Final = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
-import ipaddress
 import ssl
 import time
 from pathlib import Path
@@ -12,13 +10,11 @@ from pathlib import Path
 import orjson
 import pytest
 import redis.asyncio as aioredis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from flashkit.errors import ConfigurationError, StoreMisconfigured, StoreUnavailable
 from flashkit.worker.sessions.records import Kind, Record
 from flashkit.worker.sessions.store import open_store, without_password
+from tests.certificates import make_certificate
 from tests.ports import free_port
 
 LONG_S = 30.0
@@ -28,26 +24,8 @@ LONG_S = 30.0
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory) -> Path:
     """A folder with `cert.pem`, which signs itself for 127.0.0.1, and its `key.pem`."""
-    folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sessions.test")])
-    now = datetime.datetime.now(datetime.UTC)
-    addresses = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName(addresses), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    folder: Path = tmp_path_factory.mktemp("tls")
+    make_certificate(folder)
     return folder
 
 

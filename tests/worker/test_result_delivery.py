@@ -22,11 +22,13 @@ class Platform:
 
     statuses: list[int] = field(default_factory=list)
     bodies: list[dict[str, object]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
     async def receive(self, request: web.Request) -> web.Response:
         self.bodies.append(orjson.loads(await request.read()))
+        self.paths.append(request.path)
         status = self.statuses.pop(0) if self.statuses else 200
-        return web.Response(status=status)
+        return web.Response(status=status, headers={"Location": "/moved"} if status == 307 else {})
 
 
 MakePoster = Callable[[Platform], Awaitable[ResultPoster]]
@@ -36,6 +38,7 @@ MakePoster = Callable[[Platform], Awaitable[ResultPoster]]
 async def make_poster() -> AsyncIterator[MakePoster]:
     """Start a platform and return a poster that delivers to it."""
     runners: list[web.AppRunner] = []
+    posters: list[ResultPoster] = []
     async with aiohttp.ClientSession() as session:
 
         async def make(platform: Platform) -> ResultPoster:
@@ -46,9 +49,13 @@ async def make_poster() -> AsyncIterator[MakePoster]:
             await runner.setup()
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             root = "http://{}:{}".format(*runner.addresses[0][:2])
-            return ResultPoster(session, done_url=f"{root}/done/$ID?gpu=x", stream_url=f"{root}/stream/$ID?gpu=x")
+            urls = {"done_url": f"{root}/done/$ID?gpu=x", "stream_url": f"{root}/stream/$ID?gpu=x"}
+            posters.append(ResultPoster(session, **urls))
+            return posters[-1]
 
         yield make
+        for poster in posters:
+            poster.close()
         for runner in runners:
             await runner.cleanup()
 
@@ -61,6 +68,16 @@ async def test_a_result_is_posted_again_until_the_platform_takes_it(make_poster:
 
     assert platform.bodies == [{"output": {"n": 1}}] * 5
     assert poster.exit_code == 0
+
+
+async def test_a_result_follows_where_the_platform_has_moved(make_poster: MakePoster) -> None:
+    platform = Platform(statuses=[307, 307])  # both ways of posting meet it
+    poster = await make_poster(platform)
+
+    await poster.post_result("job-1", Outcome(b"1"))
+
+    assert platform.bodies[-1] == {"output": 1}
+    assert platform.paths == ["/done/job-1", "/done/job-1", "/moved"]
 
 
 @pytest.mark.parametrize("status", [400, 404, 413])

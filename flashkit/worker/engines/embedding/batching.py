@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-WINDOW_BATCHES: Final = 4
+WINDOW_BATCHES: Final = 8
 """How many batches' worth of texts are looked at to find some of about the same length."""
 WINDOW_TEXTS: Final = 2_048
 PIECE_TEXTS: Final = 256
