@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -26,6 +27,12 @@ StartEmulator = Callable[..., Awaitable[Emulator]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the conformance suite run on Runpod itself."""
     parser.addoption("--runpod-endpoints", default="", help="three endpoint ids for tests/conformance, with commas")
+
+
+def pytest_configure() -> None:
+    """Let programs under test hear of SIGINT: what a shell starts with `&` ignores it, and so does all it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module", autouse=True)
