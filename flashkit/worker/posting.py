@@ -1,8 +1,9 @@
 """HTTP posts on connections that are kept, for what a worker sends most: results and pieces of streams.
 
-A general client takes more than four times as long for a post whose answer is a status and nothing else: it makes a request, a
-response, a timeout and a cookie jar's opinion for each. Here a connection writes one request at a time and reads the
-answer with llhttp, the parser of Node.js. What is rare is left to general clients: `Redirected` tells when it comes up.
+A general client takes more than four times as long for a post whose answer is a status and nothing else: it makes a
+request, a response, a timeout and a cookie jar's opinion for each. Here a connection writes one request at a time and
+reads the answer with llhttp, the parser of Node.js. What is rare is left to general clients: `Redirected` tells when it
+comes up.
 """
 
 from __future__ import annotations
