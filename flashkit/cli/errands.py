@@ -174,7 +174,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError, TimeoutError):
         if process.returncode is None:
             process.terminate()
-            await asyncio.wait_for(process.wait(), _CHILD_GRACE_SECONDS)
+            async with asyncio.timeout(_CHILD_GRACE_SECONDS):
+                await process.wait()
     with contextlib.suppress(ProcessLookupError):
         if process.returncode is None:
             process.kill()

@@ -261,7 +261,8 @@ class Recorder:
         waiting = asyncio.Event()
         self._waiting.add(waiting)
         try:
-            await asyncio.wait_for(waiting.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await waiting.wait()
         except TimeoutError:
             return False
         finally:

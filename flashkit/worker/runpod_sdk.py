@@ -266,7 +266,8 @@ class _EventLoop:
     async def _fail_one_job(self, session: Any, poster: ResultPoster, error: SetupError) -> None:
         """Take one waiting job and fail it with the reason, so that a caller learns it at once."""
         try:
-            jobs = await asyncio.wait_for(self.jobs_fetcher(session, 1), timeout=5.0)
+            async with asyncio.timeout(5.0):
+                jobs = await self.jobs_fetcher(session, 1)
         except Exception as exc:  # noqa: BLE001 - whatever the SDK raises, the set-up error is the news
             log.debug("no job to tell about the failed set-up: %s", exc)
             return
@@ -332,7 +333,8 @@ class _EventLoop:
 
     async def _fetch(self, session: Any, free: int) -> list[Any] | None:
         try:
-            return await asyncio.wait_for(self.jobs_fetcher(session, free), self.jobs_fetcher_timeout)
+            async with asyncio.timeout(self.jobs_fetcher_timeout):
+                return await self.jobs_fetcher(session, free)
         except TimeoutError:
             return None
         except Exception as exc:  # noqa: BLE001 - the SDK raises plain Exception for malformed answers

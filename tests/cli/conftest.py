@@ -122,7 +122,7 @@ class Dev:
                 self.send(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self.end(seconds=patience)
-        assert self.process.poll() is not None
+        assert self.process.poll() is not None, self.text
         self.process.stdout.close()
 
     def _read(self) -> None:

@@ -63,6 +63,23 @@ async def test_a_server_that_comes_back_empty_fences_the_worker(own_redis, make_
     assert (await store.acquire("s", "w")).incarnation != lease.incarnation
 
 
+async def test_a_cancellation_is_heard_in_whatever_round_of_the_loop_it_comes(own_redis, make_store):
+    store = make_store(own_redis().url)
+    await store.check()
+
+    async def look_for_ever():
+        while True:
+            await store.due(limit=1)
+
+    for rounds in [*range(1, 40)] * 5:  # one in ten was forgotten by redis-py before Python 3.12
+        looking = asyncio.create_task(look_for_ever())
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        looking.cancel()
+        await asyncio.wait([looking], timeout=5)
+        assert looking.cancelled(), rounds
+
+
 async def test_a_frozen_server_gets_one_record_of_many_attempts(own_redis, make_store):
     server = own_redis()
     store = make_store(server.url, budget_s=1.2)  # an attempt waits 0.3 s

@@ -176,7 +176,7 @@ class RedisClient:
         async with self.raw.pipeline(transaction=False) as pipe:
             for words in commands:
                 pipe.execute_command(*words)
-            await pipe.execute(raise_on_error=False)
+            await _heed(pipe.execute(raise_on_error=False))
 
     async def run_durably(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Word], confirm: Sequence[Any]
@@ -195,7 +195,7 @@ class RedisClient:
             async with asyncio.timeout(budget):
                 while True:
                     try:
-                        return await attempt()
+                        return await _heed(attempt())
                     except (*FAILURES, NotDurable) as exc:
                         self._raise_lasting(exc)
                         last = exc
@@ -217,9 +217,9 @@ class RedisClient:
                     return await self._lane.call(_pack(words))
                 except NoTransport:
                     self._lane = None
-            return await self.raw.execute_command(*words)
+            return await _heed(self.raw.execute_command(*words))
         except redis_errors.NoScriptError:  # a new server; EVAL also teaches it the script
-            return await self.raw.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+            return await _heed(self.raw.execute_command("EVAL", script.text, len(keys), *keys, *arguments))
 
     async def _run_confirmed(
         self, script: Script, keys: Sequence[str], arguments: Sequence[Word], confirm: Sequence[Any]
@@ -270,6 +270,20 @@ class RedisClient:
             f"{type(last).__name__}: {last}",
             hint=f"what was acknowledged is kept; try again when the store is back{doubt}",
         )
+
+
+async def _heed(work: Awaitable[T]) -> T:
+    """Return what redis-py returns, unless it lost a cancellation: then raise that.
+
+    redis-py writes through `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes in the same
+    round of the event loop as its end. A loop that is to be stopped would go on for ever, and a job past its time.
+    """
+    task = asyncio.current_task()
+    wishes = task.cancelling() if task else 0
+    result = await work
+    if task and task.cancelling() > wishes:
+        raise asyncio.CancelledError
+    return result
 
 
 def _pack(words: tuple[Word, ...]) -> bytes:
