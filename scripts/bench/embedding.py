@@ -33,6 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +92,8 @@ class Offline:
     """The engine's own model, with all texts known beforehand."""
 
     def __init__(self, engine: EmbeddingEngine) -> None:
-        self._tokenizer, self._model = engine.loaded.tokenizer, engine.loaded.model
+        loaded = engine.loaded
+        self._tokenizer, self._model, self.thread = loaded.tokenizer, loaded.model, loaded.thread
 
     def maximal(self, texts: Sequence[str]) -> None:
         for start in range(0, len(texts), CLIENTS):
@@ -101,11 +103,15 @@ class Offline:
         tokens = sorted(self._tokenizer.encode(texts), key=lambda text: len(text.ids))
         batch: list[Any] = []
         for text in tokens:
-            if (len(batch) + 1) * len(text.ids) > self._model.batch_tokens:
+            if self._tokens([*batch, text]) > self._model.batch_tokens:
                 self._model.run(batch)
                 batch = []
             batch.append(text)
         self._model.run(batch)
+
+    def _tokens(self, batch: Sequence[Any]) -> int:
+        lengths = [len(text.ids) for text in batch]
+        return max(lengths) * len(batch) if self._model.packing is None else sum(lengths)
 
 
 async def rate_of_clients(texts: Sequence[str], embed: Embed) -> float:
@@ -121,9 +127,9 @@ async def rate_of_clients(texts: Sequence[str], embed: Embed) -> float:
     return len(texts) / (time.perf_counter() - started)
 
 
-async def rate_of_offline(texts: Sequence[str], run: Callable[[Sequence[str]], None]) -> float:
+async def rate_of_offline(texts: Sequence[str], run: Callable[[Sequence[str]], None], thread: Executor) -> float:
     started = time.perf_counter()
-    await asyncio.to_thread(run, texts)
+    await asyncio.get_running_loop().run_in_executor(thread, run, texts)
     return len(texts) / (time.perf_counter() - started)
 
 
@@ -301,7 +307,7 @@ async def figures_of(
         ):
             is_offline = name.startswith("offline")
             before = cpu_seconds()
-            rate = await (rate_of_offline(texts, run) if is_offline else rate_of_clients(texts, run))
+            rate = await (rate_of_offline(texts, run, offline.thread) if is_offline else rate_of_clients(texts, run))
             if number:  # the first round warms up
                 rates.setdefault(name, []).append(rate)
                 per_cpu.setdefault(name, []).append(len(texts) / (cpu_seconds() - before))

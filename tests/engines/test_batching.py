@@ -217,9 +217,11 @@ def test_it_is_full_when_many_batches_wait():
 class Queue(RuleBasedStateMachine):
     """Callers come and go, texts are tokenized and taken, in any order."""
 
+    is_padded = True
+
     def __init__(self) -> None:
         super().__init__()
-        self.batcher = Batcher(max_batch_tokens=64, max_queue_seconds=10.0, free_tokens=16)
+        self.batcher = Batcher(max_batch_tokens=64, max_queue_seconds=10.0, free_tokens=16, is_padded=self.is_padded)
         self.now = 0.0
         self.next_caller = 0
         self.untokenized: dict[int, dict[int, int]] = {}
@@ -273,8 +275,8 @@ class Queue(RuleBasedStateMachine):
             assert not there
             return
         taken = [self.waiting[item.caller].pop(item.position) for item in batch.items]  # each text once, and only here
-        assert batch.longest == max(taken)
         assert batch.tokens == sum(taken)
+        assert batch.padded_tokens == (max(taken) * len(taken) if self.is_padded else sum(taken))
         assert len(batch.items) == 1 or batch.padded_tokens <= 64
         for caller in there:
             was_served = any(item.caller == caller for item in batch.items)
@@ -294,6 +296,30 @@ class Queue(RuleBasedStateMachine):
 
 Queue.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestQueue = Queue.TestCase
+
+
+class UnpaddedQueue(Queue):
+    """The same where nothing is padded."""
+
+    is_padded = False
+
+
+UnpaddedQueue.TestCase.settings = Queue.TestCase.settings
+TestUnpaddedQueue = UnpaddedQueue.TestCase
+
+
+def test_where_nothing_is_padded_texts_go_in_the_order_in_which_they_came():
+    batcher = Batcher(max_batch_tokens=100, is_padded=False)
+    for caller, length in enumerate((10, 70, 20, 90, 5, 200, 1)):
+        add(batcher, caller, length)
+    assert batches(batcher) == [[(0, 0), (1, 0), (2, 0)], [(3, 0), (4, 0)], [(5, 0)], [(6, 0)]]
+
+
+def test_where_nothing_is_padded_a_caller_with_many_texts_takes_turns_too():
+    batcher = Batcher(max_batch_tokens=40, is_padded=False)
+    add(batcher, 0, *[10] * 8)
+    add(batcher, 1, 10, 10)
+    assert batches(batcher) == [[(0, 0), (1, 0), (0, 1), (1, 1)], [(0, 2), (0, 3), (0, 4), (0, 5)], [(0, 6), (0, 7)]]
 
 
 def test_little_of_a_batch_is_padding_when_texts_of_all_lengths_wait():

@@ -312,12 +312,14 @@ def poison_text(engine: EmbeddingEngine, word: str, *, nan: bool = False) -> Non
     bad = engine.loaded.tokenizer.encode([word])[0].ids[1]
 
     def fail(module: Any, arguments: Any, named: Any, output: Any) -> Any:
-        has_word = (named["input_ids"] == bad).any(1)
-        if not has_word.any():
+        ids, states = named["input_ids"], output.last_hidden_state
+        if not (ids == bad).any():
             return None
         if not nan:
             raise RuntimeError("index out of range in self")
-        output.last_hidden_state[has_word] = float("nan")
+        for start, stop in named["spans"]:
+            if (ids[0, start:stop] == bad).any():
+                states[0, start:stop] = float("nan")
         return output
 
     model.encoder.register_forward_hook(fail, with_kwargs=True)
@@ -443,7 +445,7 @@ def slow_down(engine: EmbeddingEngine, seconds: float) -> list[int]:
     sizes: list[int] = []
 
     def wait(module: Any, arguments: Any, named: Any) -> None:
-        sizes.append(len(named["input_ids"]))
+        sizes.append(len(named["spans"] if "spans" in named else named["input_ids"]))
         time.sleep(seconds)
 
     engine.loaded.model.encoder.register_forward_pre_hook(wait, with_kwargs=True)
@@ -514,8 +516,14 @@ async def test_progress_is_counted(load, folder):
     assert (engine.progress, engine.is_busy) == (0, False)
     await engine.handle()(["sea", "stone river"])
     assert engine.progress == 1
-    assert (engine.work.texts, engine.work.tokens, engine.work.padded_tokens) == (2, 7, 8)
+    assert (engine.work.texts, engine.work.tokens, engine.work.padded_tokens) == (2, 7, 7)
     await engine.check()
+
+
+async def test_padding_is_counted_where_there_is_some(load, cross_folder):
+    engine = await load(cross_folder)
+    await engine.handle().rerank("sea", ["sea", "stone river"])
+    assert (engine.work.texts, engine.work.tokens, engine.work.padded_tokens) == (2, 11, 12)
 
 
 async def test_warm_up_runs_short_and_long_texts_and_those_declared(load, folder, cross_folder):

@@ -3,7 +3,7 @@
 Knows neither models nor threads; time is an argument. Callers are served in the order of who was served least recently:
 the first one's next text leads the batch, and texts of about its length fill it, the others' before more of its own.
 So every text moves up with each batch, a caller with thousands of texts takes turns like everybody else, and little of
-a batch is padding.
+a batch is padding. Where nothing is padded, a batch is the next texts in their order.
 
 Texts come in untokenized, with their sizes in characters; `next_pieces` says which to tokenize next, fair in the same
 way, and not much further ahead than batches need.
@@ -58,13 +58,8 @@ class Batch:
     items: tuple[Item, ...]
     tokens: int
     """Of the texts, without padding."""
-    longest: int
-    """Tokens of the longest one, to which the others are padded."""
-
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens that the model computes."""
-        return len(self.items) * self.longest
+    padded_tokens: int
+    """That the model computes."""
 
 
 @dataclass(slots=True)
@@ -92,17 +87,26 @@ class _Candidate(NamedTuple):
 class Batcher:
     """The waiting texts of all callers."""
 
-    def __init__(self, *, max_batch_tokens: int, max_queue_seconds: float = 0.1, free_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch_tokens: int,
+        max_queue_seconds: float = 0.1,
+        free_tokens: int = 0,
+        is_padded: bool = True,
+    ) -> None:
         """Begin empty.
 
         Args:
             max_batch_tokens: Of a batch, padding included; a longer text has a batch of its own.
             max_queue_seconds: A text that waited this long goes into the next batch whatever its length, if it fits.
             free_tokens: A batch of so many takes no longer than a smaller one, so padding up to there costs nothing.
+            is_padded: The texts of a batch are padded to the longest one.
         """
         self.max_batch_tokens = max_batch_tokens
         self.max_queue_seconds = max_queue_seconds
         self._free_tokens = free_tokens
+        self._is_padded = is_padded
         self._callers: dict[int, _Caller] = {}  # in the order of service
         self._waiting_tokens = 0
         self._ready_tokens = 0
@@ -173,12 +177,13 @@ class Batcher:
 
     def next_batch(self, now: float) -> Batch | None:
         """Return the next batch and forget its texts; None when no tokenized text waits."""
-        candidates = list(self._window())
-        if not candidates:
-            return None
-        chosen = self._must_come(candidates, now)
-        chosen += self._fitting(chosen, sorted(candidates[len(chosen) :]))
-        return self._take(chosen, now)
+        if self._is_padded:
+            candidates = list(self._window())
+            chosen = self._must_come(candidates, now)
+            chosen += self._fitting(chosen, sorted(candidates[len(chosen) :]))
+        else:
+            chosen = self._in_order()
+        return self._take(chosen, now) if chosen else None
 
     def _window(self) -> Iterator[_Candidate]:
         """Yield waiting texts in their fair order: the first one of every caller, then the second ones."""
@@ -197,10 +202,21 @@ class Batcher:
                 left.append((caller, stream))
             streams = left
 
+    def _in_order(self) -> list[_Candidate]:
+        """Return the first text, and those behind it that fit."""
+        chosen: list[_Candidate] = []
+        tokens = 0
+        for candidate in self._window():
+            tokens += candidate.length
+            if chosen and tokens > self.max_batch_tokens:
+                break
+            chosen.append(candidate)
+        return chosen
+
     def _must_come(self, candidates: Sequence[_Candidate], now: float) -> list[_Candidate]:
-        """Return the first text, and those right behind it that have waited too long, as far as they fit."""
-        chosen = [candidates[0]]
-        longest = candidates[0].length
+        """Return the first text, if there is one, and those behind it that waited too long, as far as they fit."""
+        chosen = list(candidates[:1])
+        longest = max((candidate.length for candidate in chosen), default=0)
         for candidate in candidates[1:]:
             longest = max(longest, candidate.length)
             waited = now - self._callers[candidate.item.caller].since
@@ -212,7 +228,7 @@ class Batcher:
     def _fitting(self, chosen: Sequence[_Candidate], others: Sequence[_Candidate]) -> list[_Candidate]:
         """Return the others, sorted by length, that go with those chosen at the least padding."""
         added: list[_Candidate] = []
-        count, longest = len(chosen), max(candidate.length for candidate in chosen)
+        count, longest = len(chosen), max((candidate.length for candidate in chosen), default=0)
         tokens = sum(candidate.length for candidate in chosen)
         unavoidable = count * longest - tokens
         above = bisect.bisect_right(others, longest, key=lambda candidate: candidate.length)
@@ -251,7 +267,8 @@ class Batcher:
             if caller.waiting:  # a text that waits counts as one token at least
                 self._callers[caller_id] = caller
         lengths = [candidate.length for candidate in chosen]
-        return Batch(tuple(candidate.item for candidate in chosen), sum(lengths), max(lengths))
+        padded = len(lengths) * max(lengths) if self._is_padded else sum(lengths)
+        return Batch(tuple(candidate.item for candidate in chosen), sum(lengths), padded)
 
 
 def _piece_of(caller: _Caller, texts: int, characters: int) -> Piece:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +33,9 @@ from flashkit.worker.weights import resolve_weights
 log = logging.getLogger(__name__)
 
 _NEEDED: Final = ("torch", "transformers", "numpy")
+_SPIN: Final = ("GOMP_SPINCOUNT", "2000")
+"""How long a thread of torch's stays awake after an operation on the CPU: until the next one begins, not longer. The
+usual 300,000 rounds are a millisecond that the event loop and the tokenizer could have. (docs/decisions/0011)"""
 
 
 async def load_embedding(spec: EngineSpec, settings: Settings, phases: Phases) -> EmbeddingEngine:
@@ -45,8 +50,15 @@ async def load_embedding(spec: EngineSpec, settings: Settings, phases: Phases) -
     importing = asyncio.to_thread(_measured, phases, "imports", _import)
     resolving = asyncio.to_thread(_measured, phases, "weights", partial(resolve_weights, spec.weights, settings))
     _, folder = await asyncio.gather(importing, resolving)
-    with phases.measure("engine"):
-        loaded = await asyncio.to_thread(_load, folder, options)
+    # Every thread that computes has a team of threads of its own. With one team in the process its members stay awake
+    # between the many short operations of a batch; with two they sleep, and waking them takes as long.
+    thread = ThreadPoolExecutor(1, thread_name_prefix="embedding-model")
+    try:
+        with phases.measure("engine"):
+            loaded = await asyncio.get_running_loop().run_in_executor(thread, _load, folder, options, thread)
+    except BaseException:
+        thread.shutdown(wait=False)
+        raise
     engine = EmbeddingEngine(loaded, spec.weights, options)
     log.info("%s", engine.describe())
     return engine
@@ -59,6 +71,8 @@ class Loaded:
     layout: Layout
     tokenizer: Tokenizer
     model: Model
+    thread: ThreadPoolExecutor
+    """The one thread in which the model was loaded, and runs."""
 
 
 class EmbeddingEngine:
@@ -71,9 +85,10 @@ class EmbeddingEngine:
         batcher = Batcher(
             max_batch_tokens=options.max_batch_tokens or max(model.batch_tokens, loaded.layout.max_length),
             free_tokens=model.free_tokens,
+            is_padded=model.packing is None,
         )
         waits = None if options.max_queue_ms is None else options.max_queue_ms / 1000
-        self._pipeline = Pipeline(loaded.tokenizer, model, batcher, max_queue_seconds=waits)
+        self._pipeline = Pipeline(loaded.tokenizer, model, batcher, thread=loaded.thread, max_queue_seconds=waits)
         names = options.served_model_name or (weights.name,)
         self._embed = Embed(
             self._pipeline,
@@ -154,12 +169,12 @@ class EmbeddingEngine:
         return [(text, text) for text in checked] if self._embed.is_cross_encoder else list(checked)
 
 
-def _load(folder: Path, options: EmbeddingOptions) -> Loaded:
+def _load(folder: Path, options: EmbeddingOptions, thread: ThreadPoolExecutor) -> Loaded:
     layout = read_layout(folder, options)
     tokenizer = Tokenizer.load(
         layout, refuses_long=options.too_long == "refuse", trust_remote_code=options.trust_remote_code
     )
-    return Loaded(layout, tokenizer, load_model(layout, options, _samples(tokenizer, layout)))
+    return Loaded(layout, tokenizer, load_model(layout, options, _samples(tokenizer, layout)), thread)
 
 
 def _samples(tokenizer: Tokenizer, layout: Layout) -> list[Tokens]:
@@ -168,6 +183,7 @@ def _samples(tokenizer: Tokenizer, layout: Layout) -> list[Tokens]:
 
 
 def _import() -> None:
+    os.environ.setdefault(*_SPIN)  # read when torch is imported
     try:
         for name in _NEEDED:
             importlib.import_module(name)

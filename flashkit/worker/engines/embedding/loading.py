@@ -4,6 +4,8 @@ Half precision is used by itself only where the processor has instructions for i
 texts when it is loaded, gives the vectors that it gives in float32. On a GPU the whole model is halved, and weights
 that are stored in half precision are left as they are. On a CPU only the linear layers are halved, which is where the
 time goes; sums, norms and softmax stay in float32.
+
+Texts go through a model without padding on the same condition.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from flashkit.engines.embedding import EmbeddingOptions
 from flashkit.errors import ConfigurationError
 from flashkit.worker.engines.embedding.layout import DenseLayer, Layout
 from flashkit.worker.engines.embedding.model import Device, Model
+from flashkit.worker.engines.embedding.packed import PACKED, packing_of, register
 from flashkit.worker.engines.embedding.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -61,6 +64,8 @@ def load_model(layout: Layout, options: EmbeddingOptions, samples: Sequence[Toke
         encoder = _load_encoder(layout, options).to(device).eval()
         dense = _load_dense(layout.dense).to(device).eval() if layout.dense else None
         model = Model(encoder, layout, device, dense=dense, normalize=options.normalize)
+        if device == "cpu" and not options.compile:
+            _choose_packing(model, samples)
         _choose_precision(model, options.dtype, samples)
         model.dimensions = model.run(samples[:1]).shape[1]
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, UnpicklingError) as exc:
@@ -129,6 +134,26 @@ def _hint(exc: Exception) -> str:
     if "out of memory" in str(exc):
         return "choose a GPU with more memory, or a smaller model"
     return "look whether all files of the model are there: `flashkit weights verify`"
+
+
+def _choose_packing(model: Model, samples: Sequence[Tokens]) -> None:
+    """Let texts go through the encoder without padding, if it takes them so and their vectors stay the same."""
+    packing = None if model.layout.is_cross_encoder else packing_of(model.encoder.config)
+    if packing is None:
+        return
+    _set_precision(model, model.encoder, "float32")
+    reference, usual = model.run(samples), model.encoder.config._attn_implementation  # noqa: SLF001 - set by the next line
+    try:
+        register()
+        model.encoder.set_attn_implementation(PACKED)
+        model.packing = packing
+        is_same = _are_same(reference, model.run(samples), is_score=False)
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as exc:
+        log.info("texts are padded: this release of transformers packs none for this model: %s", exc)
+        is_same = False
+    if not is_same:
+        model.packing = None
+        model.encoder.config._attn_implementation = usual  # noqa: SLF001 - where no function sets it
 
 
 def _choose_precision(model: Model, wanted: str | None, samples: Sequence[Tokens]) -> None:

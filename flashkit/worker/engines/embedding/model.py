@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from flashkit.worker.engines.embedding.layout import Layout
+from flashkit.worker.engines.embedding.packed import Packing
 from flashkit.worker.engines.embedding.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Model:
     """Numbers in a row; 1 for a cross-encoder's score."""
     compiled: Any = None
     """The encoder, compiled; it is compiled by its first batch."""
+    packing: Packing | None = None
+    """Texts go through it in one row, without padding."""
 
     @property
     def batch_tokens(self) -> int:
@@ -69,7 +72,10 @@ class Model:
         """Return one row for each text: its vector, or the score of the pair."""
         import torch
 
-        inputs = self._inputs(batch)
+        if self.packing is None:
+            inputs = self._inputs(batch)
+        else:
+            inputs = self.packing.inputs(batch, takes_types=self._takes_types)
         with torch.inference_mode():
             with torch.autocast("cpu", dtype=getattr(torch, self.dtype)) if self.is_autocast else nullcontext():
                 output = self.encoder(**inputs) if self.compiled is None else self._run_compiled(inputs)
@@ -123,7 +129,11 @@ class Model:
     def _vectors(self, hidden: Any, inputs: dict[str, Any]) -> Any:
         import torch
 
-        vectors = pool(self.layout.pooling, hidden, inputs.get("attention_mask")).float()
+        if self.packing is None:
+            vectors = pool(self.layout.pooling, hidden, inputs.get("attention_mask")).float()
+        else:
+            pooled = [pool(self.layout.pooling, hidden[:, start:stop], None) for start, stop in inputs["spans"]]
+            vectors = torch.cat(pooled).float()
         if self.dense is not None:
             vectors = self.dense(vectors)
         return torch.nn.functional.normalize(vectors, dim=1) if self.normalize else vectors

@@ -69,14 +69,21 @@ class Pipeline:
     """Runs the texts of all callers through one model."""
 
     def __init__(
-        self, tokenizer: Tokenizer, model: Model, batcher: Batcher, *, max_queue_seconds: float | None
+        self,
+        tokenizer: Tokenizer,
+        model: Model,
+        batcher: Batcher,
+        *,
+        thread: ThreadPoolExecutor,
+        max_queue_seconds: float | None,
     ) -> None:
         """Begin, on the loop that will ask.
 
         Args:
-            tokenizer: Used in one thread.
-            model: Used in another one.
+            tokenizer: Used in a thread of its own.
+            model: Used in `thread`.
             batcher: Empty.
+            thread: One, that in which the model was loaded; it ends with the pipeline.
             max_queue_seconds: See `Batcher`; None to let it follow how long batches take.
         """
         self._tokenizer = tokenizer
@@ -91,7 +98,8 @@ class Pipeline:
         self._batches_running = 0
         self._mean_seconds = 0.0
         self._threads = {
-            work: ThreadPoolExecutor(1, thread_name_prefix=f"embedding-{work}") for work in ("tokens", "model")
+            "tokens": ThreadPoolExecutor(1, thread_name_prefix="embedding-tokens"),
+            "model": thread,
         }
         self.progress = Progress()
         self.death: EngineDied | None = None
