@@ -86,8 +86,9 @@ def Embedding(  # noqa: N802 - reads as the engine it declares
             what the model's folder says, and `mean` where it says nothing.
         normalize: Give every vector the length 1.
         max_batch_tokens: Tokens of one batch, padding included; 2,048 on a CPU and 16,384 on a GPU by default.
-        max_queue_ms: How long a text may be passed over for others that fit a batch better; by default as long as
-            four batches take, or one and a half times the queue. Nothing waits while the model is idle.
+        max_queue_ms: How long a text may be passed over for others that fit a batch better, where there is padding; by
+            default as long as four batches take, or one and a half times the queue. Nothing waits while the model is
+            idle.
         dtype: What the model computes in. By default half precision where the processor has instructions for it and
             this model's vectors stay the same (cosine of at least 0.9999, tried when it is loaded), else `float32`.
         max_length: Tokens of a text, at most; by default what the model was made for.
@@ -99,7 +100,8 @@ def Embedding(  # noqa: N802 - reads as the engine it declares
             what the model's folder says.
         served_model_name: Name or names that requests may give the model, instead of the weights' name.
         warmup: Texts that are embedded before the first job, besides short and long ones; `[]` for none at all.
-        compile: Compile the model with its first batch: it starts a minute or two later, and is faster then.
+        compile: Compile the model with its first batch: it starts a minute or two later, and is faster then, but on a
+            CPU only where texts are padded without it, too.
         trust_remote_code: Run Python code that comes with the weights.
 
     Raises:

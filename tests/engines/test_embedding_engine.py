@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -14,6 +16,7 @@ import pytest
 from flashkit import Embed, Embedding, EngineDied, EngineError, InputError, Settings, Weights
 from flashkit.errors import ConfigurationError
 from flashkit.spec import EngineSpec
+from flashkit.worker.engines.embedding import engine as engine_module
 from flashkit.worker.engines.embedding import loading
 from flashkit.worker.engines.embedding.engine import EmbeddingEngine, load_embedding
 from flashkit.worker.phases import Phases
@@ -664,6 +667,31 @@ async def test_a_model_that_comes_with_code_is_not_run_unasked(load, tmp_path):
     (path / "ours.py").write_text("raise SystemExit('this was run')\n")
     with pytest.raises(ConfigurationError, match="trust_remote_code"):
         await load(path)
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+async def test_threads_of_torch_sleep_soon_unless_the_environment_says_otherwise(
+    load, folder, monkeypatch, given, expected
+):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    await load(folder)
+    assert os.environ["GOMP_SPINCOUNT"] == expected
+
+
+async def test_the_model_is_loaded_in_the_thread_that_runs_it(load, folder, monkeypatch):
+    threads = []
+    loads = loading.load_model
+    monkeypatch.setattr(
+        engine_module, "load_model", lambda *given: (threads.append(threading.get_ident()), loads(*given))[1]
+    )
+    engine = await load(folder)
+    run = engine.loaded.model.encoder.register_forward_pre_hook(lambda *_: threads.append(threading.get_ident()))
+    await engine.handle()(["sea"])
+    run.remove()
+    assert len(threads) == 2
+    assert len(set(threads)) == 1
 
 
 async def test_an_engine_without_weights_says_so():
