@@ -103,15 +103,11 @@ class Offline:
         tokens = sorted(self._tokenizer.encode(texts), key=lambda text: len(text.ids))
         batch: list[Any] = []
         for text in tokens:
-            if self._tokens([*batch, text]) > self._model.batch_tokens:
+            if self._model.tokens_of([*batch, text]) > self._model.batch_tokens:
                 self._model.run(batch)
                 batch = []
             batch.append(text)
         self._model.run(batch)
-
-    def _tokens(self, batch: Sequence[Any]) -> int:
-        lengths = [len(text.ids) for text in batch]
-        return max(lengths) * len(batch) if self._model.packing is None else sum(lengths)
 
 
 async def rate_of_clients(texts: Sequence[str], embed: Embed) -> float:

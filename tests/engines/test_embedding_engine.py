@@ -392,6 +392,15 @@ async def test_too_little_memory_halves_the_batch_and_later_ones(load, folder):
     assert max(largest) <= 100
 
 
+async def test_what_fitted_is_counted_as_it_was_computed(load, folder):
+    engine = await load(folder, max_batch_tokens=512)
+    tried = limit_memory(engine, tokens=90)
+    texts = ["sea stone river"] * 30 + ["sea"] * 10  # 5 and 3 tokens
+    await engine.handle()(texts)
+    assert tried == [180, 80, 100, 50, 50]
+    assert engine._pipeline.batch_tokens == 80
+
+
 async def test_a_text_that_is_too_large_for_the_memory_fails_alone(load, folder):
     engine = await load(folder)
     limit_memory(engine, tokens=10)

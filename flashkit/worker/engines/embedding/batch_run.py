@@ -69,8 +69,9 @@ def _run_part(model: Model, batch: Sequence[Tokens], part: Sequence[int], comput
 
 def _try_part(model: Model, batch: Sequence[Tokens], part: Sequence[int], computed: Computed) -> Exception | None:
     """Compute some texts of a batch, or return why they cannot be computed together."""
+    texts = [batch[position] for position in part]
     try:
-        computed.rows[part] = model.run([batch[position] for position in part])
+        computed.rows[part] = model.run(texts)
     except Exception as exc:
         if _is_of_the_gpu(exc) and not _is_out_of_memory(exc):
             raise EngineDied(
@@ -81,7 +82,7 @@ def _try_part(model: Model, batch: Sequence[Tokens], part: Sequence[int], comput
         failure = exc.with_traceback(None)  # its frames hold the tensors that took the memory
     else:
         if computed.fitting_tokens is not None:
-            computed.fitting_tokens = max(computed.fitting_tokens, len(part) * len(batch[part[-1]].ids))
+            computed.fitting_tokens = max(computed.fitting_tokens, model.tokens_of(texts))
         return None
     _free_memory()
     return failure

@@ -62,6 +62,11 @@ class Model:
         """A batch of fewer tokens takes as long as one of so many."""
         return 0 if self.device == "cpu" else GPU_FREE_TOKENS
 
+    def tokens_of(self, batch: Sequence[Tokens]) -> int:
+        """Return how many tokens it computes for a batch, padding included."""
+        lengths = [len(tokens.ids) for tokens in batch]
+        return len(lengths) * max(lengths) if self.packing is None else sum(lengths)
+
     def compile(self) -> None:
         """Compile the encoder, once for batches of all shapes."""
         import torch
