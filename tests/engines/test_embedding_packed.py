@@ -127,6 +127,16 @@ def test_a_model_whose_vectors_would_change_is_padded(tmp_path, monkeypatch):
         np.testing.assert_allclose(row, alone(model, tokens), atol=2e-5)
 
 
+def test_a_model_that_fails_on_a_row_of_texts_is_padded(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(packed, "attend", fail)
+    model = load(tmp_path, CONFIGS["bert"]())
+    assert model.packing is None
+    assert model.run(texts(4, 9)).shape == (2, 48)
+
+
 def test_a_release_of_transformers_without_such_functions_pads(tmp_path, monkeypatch, caplog):
     def register():
         raise ImportError("cannot import name 'AttentionInterface'")
