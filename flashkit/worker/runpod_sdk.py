@@ -333,8 +333,8 @@ class _EventLoop:
 
     async def _fetch(self, session: Any, free: int) -> list[Any] | None:
         try:
-            async with asyncio.timeout(self.jobs_fetcher_timeout):
-                return await self.jobs_fetcher(session, free)
+            # Not asyncio.timeout, which would lose jobs that come in the same round of the loop as its end.
+            return await asyncio.wait_for(self.jobs_fetcher(session, free), self.jobs_fetcher_timeout)  # noqa: TID251
         except TimeoutError:
             return None
         except Exception as exc:  # noqa: BLE001 - the SDK raises plain Exception for malformed answers

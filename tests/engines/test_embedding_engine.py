@@ -678,15 +678,29 @@ async def test_a_model_that_comes_with_code_is_not_run_unasked(load, tmp_path):
         await load(path)
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
 async def test_threads_of_torch_sleep_soon_unless_the_environment_says_otherwise(
     load, folder, monkeypatch, given, expected
 ):
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "0")  # so that it is put back
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     await load(folder)
-    assert os.environ["GOMP_SPINCOUNT"] == expected
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+async def test_the_thread_of_a_model_that_cannot_be_loaded_ends(load, tmp_path):
+    before = set(threading.enumerate())
+    with pytest.raises(ConfigurationError):
+        await load(tmp_path)
+    deadline = time.monotonic() + 5
+    while any(thread.name.startswith("embedding-") for thread in set(threading.enumerate()) - before):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
 
 
 async def test_the_model_is_loaded_in_the_thread_that_runs_it(load, folder, monkeypatch):

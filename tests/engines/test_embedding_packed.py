@@ -45,12 +45,12 @@ def texts(*lengths: int, types: bool = False) -> list[Tokens]:
     ]
 
 
-def load(folder: Path, config: Any, *, pooling: str = "mean", **options: Any) -> Model:
+def load(folder: Path, config: Any, *, pooling: str = "mean", samples: Any = None, **options: Any) -> Model:
     torch.manual_seed(1)
     config.initializer_range = 0.2  # attention is to matter
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     layout = Layout(folder=folder, pooling=pooling, max_length=600)
-    return load_model(layout, EmbeddingOptions(**{"dtype": "float32", **options}), texts(30, 60, 7))
+    return load_model(layout, EmbeddingOptions(**{"dtype": "float32", **options}), samples or texts(30, 60, 7))
 
 
 def alone(model: Model, tokens: Tokens) -> Any:
@@ -103,6 +103,17 @@ def test_in_half_precision_vectors_hardly_change(tmp_path):
         assert row @ alone(model, tokens) > 0.99
 
 
+def test_one_sample_proves_nothing_so_the_model_is_padded(tmp_path):
+    assert load(tmp_path, CONFIGS["bert"](), samples=texts(30)).packing is None
+
+
+def test_a_model_of_other_peoples_code_is_padded_whatever_it_is_called():
+    class Encoder(transformers.BertModel):
+        pass
+
+    assert packed.packing_of(Encoder(CONFIGS["bert"]())) is None
+
+
 def test_another_kind_of_model_is_padded(tmp_path):
     config = transformers.LlamaConfig(**SIZES, **WIDTHS, num_key_value_heads=2)
     model = load(tmp_path, config, pooling="last")
@@ -115,13 +126,17 @@ def test_a_compiled_model_is_padded(tmp_path):
     assert load(tmp_path, CONFIGS["bert"](), compile=True).packing is None
 
 
-def test_a_model_whose_vectors_would_change_is_padded(tmp_path, monkeypatch):
+def test_a_model_whose_vectors_would_change_is_padded(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "flashkit")
+
     def mix(module, query, key, value, attention_mask, *, spans, **_):
         return value.transpose(1, 2).contiguous(), None
 
     monkeypatch.setattr(packed, "attend", mix)
     model = load(tmp_path, CONFIGS["bert"]())
     assert model.packing is None
+    assert "texts are padded" in caplog.text
+    assert "it gives other vectors" in caplog.text
     batch = texts(30, 7)
     for tokens, row in zip(batch, model.run(batch), strict=True):
         np.testing.assert_allclose(row, alone(model, tokens), atol=2e-5)

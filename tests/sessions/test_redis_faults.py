@@ -80,6 +80,32 @@ async def test_a_cancellation_is_heard_in_whatever_round_of_the_loop_it_comes(ow
         assert looking.cancelled(), rounds
 
 
+@pytest.mark.parametrize("rounds", [0, 1, 2])
+async def test_a_cancellation_is_heard_also_when_the_call_fails(make_store, own_redis, rounds):
+    client = make_store(own_redis().url)._client
+    written = asyncio.Event()
+    attempts = []
+
+    async def write():
+        await written.wait()
+        raise ConnectionResetError("the server is gone")
+
+    async def attempt():  # as redis-py makes it
+        attempts.append(1)
+        if len(attempts) > 1:
+            return "second"
+        return await asyncio.wait_for(write(), 5)
+
+    calling = asyncio.create_task(client.persist(attempt))
+    await asyncio.sleep(0.01)
+    written.set()
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+    calling.cancel()
+    await asyncio.wait([calling], timeout=5)
+    assert calling.cancelled()
+
+
 async def test_a_frozen_server_gets_one_record_of_many_attempts(own_redis, make_store):
     server = own_redis()
     store = make_store(server.url, budget_s=1.2)  # an attempt waits 0.3 s

@@ -273,17 +273,18 @@ class RedisClient:
 
 
 async def _heed(work: Awaitable[T]) -> T:
-    """Return what redis-py returns, unless it lost a cancellation: then raise that.
+    """Return or raise what redis-py does, unless it lost a cancellation: then raise that.
 
     redis-py writes through `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes in the same
     round of the event loop as its end. A loop that is to be stopped would go on for ever, and a job past its time.
     """
     task = asyncio.current_task()
     wishes = task.cancelling() if task else 0
-    result = await work
-    if task and task.cancelling() > wishes:
-        raise asyncio.CancelledError
-    return result
+    try:
+        return await work
+    finally:
+        if task and task.cancelling() > wishes:
+            raise asyncio.CancelledError
 
 
 def _pack(words: tuple[Word, ...]) -> bytes:

@@ -56,10 +56,10 @@ async def load_embedding(spec: EngineSpec, settings: Settings, phases: Phases) -
     try:
         with phases.measure("engine"):
             loaded = await asyncio.get_running_loop().run_in_executor(thread, _load, folder, options, thread)
+        engine = EmbeddingEngine(loaded, spec.weights, options)
     except BaseException:
         thread.shutdown(wait=False)
         raise
-    engine = EmbeddingEngine(loaded, spec.weights, options)
     log.info("%s", engine.describe())
     return engine
 
@@ -183,7 +183,8 @@ def _samples(tokenizer: Tokenizer, layout: Layout) -> list[Tokens]:
 
 
 def _import() -> None:
-    os.environ.setdefault(*_SPIN)  # read when torch is imported
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault(*_SPIN)  # read when torch is imported for the first time
     try:
         for name in _NEEDED:
             importlib.import_module(name)

@@ -138,8 +138,8 @@ def _hint(exc: Exception) -> str:
 
 def _choose_packing(model: Model, samples: Sequence[Tokens]) -> None:
     """Let texts go through the encoder without padding, if it takes them so and their vectors stay the same."""
-    packing = None if model.layout.is_cross_encoder else packing_of(model.encoder.config)
-    if packing is None:
+    packing = None if model.layout.is_cross_encoder else packing_of(model.encoder)
+    if packing is None or len(samples) < 2:  # noqa: PLR2004 - one text alone is the same either way
         return
     _set_precision(model, model.encoder, "float32")
     reference, usual = model.run(samples), model.encoder.config._attn_implementation  # noqa: SLF001 - it has no other name
@@ -147,11 +147,11 @@ def _choose_packing(model: Model, samples: Sequence[Tokens]) -> None:
         register()
         model.encoder.set_attn_implementation(PACKED)
         model.packing = packing
-        is_same = _are_same(reference, model.run(samples), is_score=False)
+        problem = "" if _are_same(reference, model.run(samples), is_score=False) else "it gives other vectors"
     except Exception as exc:  # noqa: BLE001 - whatever this release does not take: padded, the model is served
-        log.info("texts are padded: this release of transformers packs none for this model: %s", exc)
-        is_same = False
-    if not is_same:
+        problem = f"{type(exc).__name__}: {exc}"
+    if problem:
+        log.info("texts are padded, since this model does not take them otherwise: %s", problem)
         model.packing = None
         model.encoder.config._attn_implementation = usual  # noqa: SLF001 - where no function sets it
 

@@ -69,8 +69,11 @@ class Packing:
         return positions
 
 
-def packing_of(config: Any) -> Packing | None:
-    """Return how texts are packed for the model of a transformers configuration, None where they are not."""
+def packing_of(encoder: Any) -> Packing | None:
+    """Return how texts are packed for a model, None where they are not: nothing is known of code beside weights."""
+    config = encoder.config
+    if not type(encoder).__module__.startswith("transformers."):
+        return None
     if config.model_type in _FROM_ZERO:
         return Packing(None)
     if config.model_type in _AFTER_PADDING:
