@@ -139,4 +139,4 @@ def attend(
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Return the mask that there is."""
+    """Return no mask: nothing is padding."""
