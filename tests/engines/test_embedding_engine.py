@@ -702,8 +702,10 @@ async def test_the_thread_of_a_model_that_cannot_be_loaded_ends(load, tmp_path, 
         return kept[-1]
 
     monkeypatch.setattr(engine_module, "ThreadPoolExecutor", start)
+    path = make_encoder(tmp_path)
+    (path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ConfigurationError):
-        await load(tmp_path)
+        await load(path)
     (executor,) = kept
     with pytest.raises(RuntimeError, match="after shutdown"):
         executor.submit(print)
