@@ -703,7 +703,7 @@ async def test_the_thread_of_a_model_that_cannot_be_loaded_ends(load, tmp_path, 
 
     monkeypatch.setattr(engine_module, "ThreadPoolExecutor", start)
     path = make_encoder(tmp_path)
-    (path / "model.safetensors").write_bytes(b"no weights")
+    (path / "tokenizer.json").unlink()
     with pytest.raises(ConfigurationError):
         await load(path)
     (executor,) = kept
