@@ -58,7 +58,7 @@ class _Exchange(AsyncIterator[bytes]):
         self.headers: dict[str, str] = {}
         self._request = request
         self._body = encode_body(request.body)
-        self._scope = _scope(request, {**_body_headers(self._body), **headers})
+        self._scope = make_scope(request, self._body, headers)
         self._buffer = bytearray()
         self._is_complete = False
         self._is_closed = False
@@ -170,7 +170,8 @@ def _body_headers(body: bytes) -> dict[str, str]:
     return {"content-type": "application/json", "content-length": str(len(body))} if body else {"content-length": "0"}
 
 
-def _scope(request: EngineRequest, headers: Mapping[str, str]) -> dict[str, Any]:
+def make_scope(request: EngineRequest, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    """Return what an ASGI application is told of a request with this body."""
     path, _, query = request.path.partition("?")
     return {
         "type": "http",
@@ -184,7 +185,7 @@ def _scope(request: EngineRequest, headers: Mapping[str, str]) -> dict[str, Any]
         "query_string": query.encode(),
         "headers": [
             (name.lower().encode("latin-1"), value.encode("latin-1"))
-            for name, value in {"host": "engine", "accept": "*/*", **headers}.items()
+            for name, value in {"host": "engine", "accept": "*/*", **_body_headers(body), **headers}.items()
         ],
         "client": ("127.0.0.1", 0),
         "server": ("127.0.0.1", 80),

@@ -60,6 +60,8 @@ class EventCutter:
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the events that are complete now."""
+        if not self._rest and _is_one_event(data):
+            return [data]
         self._rest += data
         events = []
         start = 0
@@ -73,6 +75,11 @@ class EventCutter:
     def rest(self) -> bytes:
         """Return what came after the last whole event."""
         return bytes(self._rest)
+
+
+def _is_one_event(data: bytes) -> bool:
+    """Return True for what engines mostly send: one event, whose lines end with a line feed."""
+    return data.endswith(b"\n\n") and data.find(b"\n\n") == len(data) - 2 and b"\r" not in data
 
 
 async def cut_events(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

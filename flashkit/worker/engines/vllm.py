@@ -27,6 +27,7 @@ from flashkit.worker.engines.inputs import CHAT, COMPLETIONS
 from flashkit.worker.engines.vllm_arguments import resolve_files, serve_arguments
 from flashkit.worker.engines.vllm_capacity import Capacity, Limits
 from flashkit.worker.engines.vllm_releases import EntryPoints, find_release, installed_version, is_cpu_build
+from flashkit.worker.engines.vllm_routes import DirectRoutes
 from flashkit.worker.engines.vllm_start import (
     SHUTDOWN_SECONDS,
     describe_failure,
@@ -132,6 +133,7 @@ class VllmEngine:
         self.app = app
         """vLLM's FastAPI application."""
         self.capacity = capacity
+        self._routes = DirectRoutes(app)
         self._options = options
         self._tasks = tasks
         self._numbers = itertools.count(1)
@@ -199,7 +201,7 @@ class VllmEngine:
         name = f"{request.id or 'request'}-{next(self._numbers)}"
         self.capacity.enter()
         try:
-            response = await open_app(self.app, self._paced(request), headers={"x-request-id": name})
+            response = await self._ask(self._paced(request), {"x-request-id": name})
             if response.status >= _SERVER_ERROR and self.llm.errored:
                 await response.close()
                 self._raise_if_dead()
@@ -209,6 +211,9 @@ class VllmEngine:
                 self._raise_if_dead()
             raise
         return EngineResponse(response.status, _Body(self, response), response.headers)
+
+    async def _ask(self, request: EngineRequest, headers: dict[str, str]) -> EngineResponse:
+        return await self._routes.open(request, headers) or await open_app(self.app, request, headers=headers)
 
     def _paced(self, request: EngineRequest) -> EngineRequest:
         """Return a request for a stream with as many tokens in a chunk as a fast model makes between two chunks.
