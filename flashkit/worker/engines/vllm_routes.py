@@ -56,7 +56,7 @@ class DirectRoutes:
         body = encode_body(request.body)
         raw = Request({**make_scope(request, body, headers), "app": self._app}, _receive_nothing)
         try:
-            response = await route.function(route.model.model_validate(orjson.loads(body)), raw)
+            response = await _heeding(route.function(route.model.model_validate(orjson.loads(body)), raw))
         except Exception as exc:  # noqa: BLE001 - the application meets it again, and makes an answer of it
             log.debug("%s is left to the application: %r", request.path, exc)
             return None
@@ -78,6 +78,16 @@ def _find_routes(app: Any) -> dict[str, _Route]:
         if list(inspect.signature(function).parameters) == _PARAMETERS and hasattr(model, "model_validate"):
             routes[path] = _Route(function, model)
     return routes
+
+
+async def _heeding(asked: Awaitable[Any]) -> Any:
+    """Await what may answer a cancellation with "client disconnected", as vLLM does, and raise the cancellation."""
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    response = await asked
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return response
 
 
 async def _whole(body: bytes) -> AsyncGenerator[bytes, None]:
