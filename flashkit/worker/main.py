@@ -177,8 +177,9 @@ def describe(app: str) -> int:
         described = [_describe_endpoint(*item) for item in endpoints.items()]
         _print_json({"endpoints": described, "runpod_handler": False, "files": _loaded_files(Path.cwd())})
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever the user's module raises is reported
-        # Ours says where by itself; without that, a traceback helps only if a line of the user's is in it.
-        is_clear = isinstance(exc, FlashkitError) and bool(exc.report.where or locate(exc.__traceback__) is None)
+        # A wrong definition is told with its line; of our other errors, a traceback helps if a line of the user's is in it.
+        has_line = not isinstance(exc, FlashkitError) or (not exc.report.where and locate(exc.__traceback__) is not None)
+        is_clear = isinstance(exc, DefinitionError) or not has_line
         _print_json(describe_exception(exc, with_traceback=not is_clear).to_dict())
         return EXIT_IMPORT
     return 0

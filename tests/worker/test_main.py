@@ -140,6 +140,12 @@ BROKEN = {
         "no option 'nmae'; did you mean 'name'?",
         3,
     ),
+    "an unknown option of an engine": (
+        "from flashkit import Embedding, Weights\n\nEmbedding(Weights('a/b'), poling='mean')",
+        "DefinitionError",
+        "did you mean 'pooling'",
+        3,
+    ),
     "an unknown GPU": (
         "from flashkit import gpu_endpoint\n@gpu_endpoint(gpu='A10O')\ndef f(): ...",
         "DefinitionError",
