@@ -177,12 +177,19 @@ def describe(app: str) -> int:
         described = [_describe_endpoint(*item) for item in endpoints.items()]
         _print_json({"endpoints": described, "runpod_handler": False, "files": _loaded_files(Path.cwd())})
     except (Exception, SystemExit) as exc:  # noqa: BLE001 - whatever the user's module raises is reported
-        # A wrong definition is told with its line; of our other errors, a traceback helps if a line of the user's is in it.
-        has_line = not isinstance(exc, FlashkitError) or (not exc.report.where and locate(exc.__traceback__) is not None)
-        is_clear = isinstance(exc, DefinitionError) or not has_line
-        _print_json(describe_exception(exc, with_traceback=not is_clear).to_dict())
+        _print_json(describe_exception(exc, with_traceback=not _is_clear(exc)).to_dict())
         return EXIT_IMPORT
     return 0
+
+
+def _is_clear(exc: BaseException) -> bool:
+    """Return True for an error of ours that says enough: a wrong definition is told with the line that it is in.
+
+    To the others a traceback adds something if it has a line of the user's and they name none.
+    """
+    return isinstance(exc, DefinitionError) or (
+        isinstance(exc, FlashkitError) and (exc.report.where is not None or locate(exc.__traceback__) is None)
+    )
 
 
 def _loaded_files(folder: Path) -> list[str]:

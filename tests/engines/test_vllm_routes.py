@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import functools
 import json
 
+import anyio
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, model_validator
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 
 from flashkit.errors import EngineError
+from flashkit.worker.engines.asgi import open_app
 from flashkit.worker.engines.engine import EngineRequest
 from flashkit.worker.engines.inputs import CHAT, COMPLETIONS
 from flashkit.worker.engines.vllm import VllmEngine
@@ -41,20 +45,29 @@ def listening(function):
     return listen
 
 
+def validate_json_request():
+    raise AssertionError("the header is ours")
+
+
+FAILURES = {"value": ValueError("too hot"), "key": KeyError("lost"), "bug": RuntimeError("no idea")}
+
+
 class World:
     """An application with two routes, and what was seen in it."""
 
     def __init__(self) -> None:
         self.app = FastAPI()
         self.app.add_middleware(CORSMiddleware)
-        self.app.post(COMPLETIONS)(listening(self.complete))
+        self.app.post(COMPLETIONS, dependencies=[Depends(validate_json_request)])(listening(self.complete))
         self.app.post(CHAT)(self.chat)
-        self.sent = 0
+        self.app.state.name = "vllm"
+        self.calls = self.sent = 0
         self.is_closed = False
 
     async def complete(self, request: Ask, raw_request: Request):
-        if request.prompt == "fail":
-            raise RuntimeError("no idea")
+        self.calls += 1
+        if request.prompt in FAILURES:
+            raise FAILURES[request.prompt]
         if request.prompt == "wait":
             try:
                 await asyncio.sleep(60)
@@ -74,7 +87,7 @@ class World:
             while True:
                 self.sent += 1
                 yield f"data: {self.sent} grüß\n\n"
-                await asyncio.sleep(0)
+                await asyncio.sleep(60 if prompt == "hold" else 0)
                 if prompt == "break":
                     raise RuntimeError("lost the thread")
         finally:
@@ -83,13 +96,12 @@ class World:
 
 @pytest.fixture
 def world() -> World:
-    world = World()
-    world.app.state.name = "vllm"
-    return world
+    return World()
 
 
 async def ask(world: World, body, path: str = COMPLETIONS, **options):
-    return await DirectRoutes(world.app).open(EngineRequest(path, body, **options), {"x-request-id": "job-1"})
+    routes = DirectRoutes(world.app, home=__name__)
+    return await routes.open(EngineRequest(path, body, **options), {"x-request-id": "job-1"})
 
 
 async def test_a_request_is_answered_by_the_function_itself(world: World):
@@ -143,6 +155,26 @@ async def test_a_deadline_is_heard_although_the_function_answers_it(world: World
             await ask(world, {"prompt": "wait"})
 
 
+@pytest.mark.parametrize("scope", [anyio.fail_after, anyio.move_on_after])
+async def test_a_deadline_of_anyios_is_its_own(world: World, scope):
+    response = None
+    with contextlib.suppress(TimeoutError), scope(0.01):
+        response = await ask(world, {"prompt": "wait"})
+    assert response is None
+
+
+async def test_a_stream_that_is_being_read_can_be_closed(world: World):
+    response = await ask(world, {"prompt": "hold", "stream": True})
+    reading = asyncio.create_task(response.read())
+    await asyncio.sleep(0.01)
+
+    await response.close()
+    reading.cancel()
+    await asyncio.wait([reading])
+
+    assert world.is_closed
+
+
 async def test_a_stream_that_breaks_says_where(world: World):
     response = await ask(world, {"prompt": "break", "stream": True})
 
@@ -157,7 +189,6 @@ async def test_a_stream_that_breaks_says_where(world: World):
         pytest.param({"prompt": 7}, COMPLETIONS, "POST", id="a request of another shape"),
         pytest.param(["no", "object"], COMPLETIONS, "POST", id="no object"),
         pytest.param(None, COMPLETIONS, "POST", id="no body"),
-        pytest.param({"prompt": "fail"}, COMPLETIONS, "POST", id="a function that fails"),
         pytest.param({"prompt": "hello"}, COMPLETIONS + "?a=1", "POST", id="a query"),
         pytest.param({"prompt": "hello"}, COMPLETIONS, "GET", id="another method"),
         pytest.param({"prompt": "hello"}, "/v1/embeddings", "POST", id="another route"),
@@ -166,6 +197,49 @@ async def test_a_stream_that_breaks_says_where(world: World):
 )
 async def test_the_rest_is_left_to_the_application(world: World, body, path, method):
     assert await ask(world, body, path, method=method) is None
+    assert world.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "catches", "logged"), [("value", ValueError, 0), ("key", LookupError, 0), ("bug", Exception, 1)]
+)
+async def test_a_failure_is_answered_by_the_applications_own_handler(world: World, prompt, catches, logged, caplog):
+    async def handle(request: Request, exc: Exception):
+        return JSONResponse({"error": repr(exc), "path": request.url.path}, status_code=418)
+
+    world.app.add_exception_handler(catches, handle)
+
+    response = await ask(world, {"prompt": prompt})
+
+    assert response.status == 418
+    assert json.loads(await response.read()) == {"error": repr(FAILURES[prompt]), "path": COMPLETIONS}
+    assert world.calls == 1, "the work was done twice"
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == logged
+
+
+async def test_a_failure_without_a_handler_is_the_engines(world: World):
+    with pytest.raises(EngineError, match="before it answered to /v1/completions: RuntimeError: no idea"):
+        await ask(world, {"prompt": "bug"})
+
+
+@pytest.mark.parametrize("how", ["a decorator", "a dependency", "a function", "an option", "no name"])
+async def test_what_somebody_put_in_between_is_not_left_out(world: World, how, caplog):
+    app = world.app
+    match how:
+        case "a decorator":  # of another package: they may ask for a key, or count
+            app.routes[-2].endpoint = contextlib.contextmanager(world.complete)
+        case "a dependency":
+            app.routes[-2].dependencies.append(Depends(world.chat))
+        case "a function":
+            app.routes[-2].endpoint = asyncio.sleep
+        case "an option":
+            app.state.args = argparse.Namespace(enable_server_load_tracking=True)
+        case "no name":
+            app.user_middleware.append(argparse.Namespace(cls=functools.partial(CORSMiddleware)))
+
+    assert await ask(world, {"prompt": "hello"}) is None
+    assert world.calls == 0
+    assert ("cannot be told apart" in caplog.text) == (how == "no name")
 
 
 async def test_a_middleware_that_may_matter_sees_every_request(world: World):
@@ -174,18 +248,59 @@ async def test_a_middleware_that_may_matter_sees_every_request(world: World):
     assert await ask(world, {"prompt": "hello"}) is None
 
 
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "temperature": 0}
+GO_ON = {"prompt": "Hello", "max_tokens": 4, "temperature": 0}
+CHANGING = ("id", "created", "system_fingerprint")
+
+
+@pytest.fixture(scope="module")
+async def engine(load_tiny) -> VllmEngine:
+    return await load_tiny()
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # vLLM's own
-async def test_vllms_application_has_both_routes_unless_it_asks_for_a_key(load_tiny, tiny_llama):
-    engine: VllmEngine = await load_tiny()
-    requests = [
-        EngineRequest(COMPLETIONS, {"prompt": "Hello", "max_tokens": 2}),
-        EngineRequest(CHAT, {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}),
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param(CHAT, HELLO, id="a chat"),
+        pytest.param(COMPLETIONS, GO_ON, id="a completion"),
+        pytest.param(CHAT, {**HELLO, "stream": True, "stream_options": {"include_usage": True}}, id="a stream"),
+        pytest.param(COMPLETIONS, {**GO_ON, "n": 2, "stream": True}, id="a stream of two"),
+        pytest.param(COMPLETIONS, {**GO_ON, "echo": True, "logprobs": 1}, id="an echo"),
+        pytest.param(CHAT, {**HELLO, "model": "gpt-9"}, id="another model"),
+        pytest.param(CHAT, {**HELLO, "max_tokens": 5000}, id="too long"),
+        pytest.param(COMPLETIONS, {**GO_ON, "temperature": -1}, id="a bad value"),
+        pytest.param(COMPLETIONS, {**GO_ON, "prompt": []}, id="no prompt"),
+        pytest.param(CHAT, {**HELLO, "structured_outputs": {"regex": "("}}, id="a bad pattern"),
+    ],
+)
+async def test_it_is_what_vllms_application_answers(engine: VllmEngine, path, body):
+    request = EngineRequest(path, body)
+    direct = await DirectRoutes(engine.app).open(request, {})
+    assert direct is not None
+    application = await open_app(engine.app, request)
+
+    assert (direct.status, direct.is_stream) == (application.status, application.is_stream)
+    assert direct.headers["content-type"] == application.headers["content-type"]
+    assert _steady(await direct.read()) == _steady(await application.read())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # vLLM's own
+async def test_jobs_take_this_way(engine: VllmEngine, monkeypatch):
+    monkeypatch.setattr(engine, "app", None)
+
+    response = await engine.open(EngineRequest(CHAT, HELLO))
+
+    assert response.status == 200
+    assert json.loads(await response.read())["usage"]["completion_tokens"] == 4
+    await response.close()
+
+
+def _steady(body: bytes) -> list:
+    """Return an answer's values without those that are others each time."""
+    texts = [line.removeprefix("data: ") for line in body.decode().split("\n") if line]
+    values = [text if text == "[DONE]" else json.loads(text) for text in texts]
+    return [
+        {name: part for name, part in value.items() if name not in CHANGING} if isinstance(value, dict) else value
+        for value in values
     ]
-
-    answers = [await DirectRoutes(engine.app).open(request, {}) for request in requests]
-
-    assert [answer.status for answer in answers] == [200, 200]
-    assert [json.loads(await answer.read())["usage"]["completion_tokens"] for answer in answers] == [2, 2]
-    engine.app.middleware_stack = None
-    engine.app.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, call_next: call_next(request))
-    assert await DirectRoutes(engine.app).open(requests[0], {}) is None
