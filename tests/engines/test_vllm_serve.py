@@ -65,7 +65,7 @@ async def test_a_stream_says_the_same_as_a_whole_answer(engine):
 
 
 async def test_a_long_stream_comes_as_it_is_made(engine):
-    """The server's processes leave it a core: they waited for each other with both of two, and it said nothing for 3 s."""
+    """The server's processes wait for each other in naps: with both of two cores, it said nothing for three seconds."""
     waits, latest = [], time.monotonic()
     async for _ in engine.handle().stream(prompt="hi", max_tokens=1500, ignore_eos=True):
         waits.append(time.monotonic() - latest)
