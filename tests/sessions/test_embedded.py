@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis.asyncio as aioredis
 
 from flashkit.errors import ConfigurationError, StoreUnavailable
 from flashkit.worker.sessions.embedded import EmbeddedServer, ServerBinary, find_server
@@ -35,10 +36,18 @@ async def test_it_starts_quickly_and_keeps_what_was_acknowledged(tmp_path, binar
         assert not [warning for warning in (await store.check()).warnings if "once=True" not in warning]
         await store.commit(await store.acquire("s", "w"), [Record(Kind.RESULT, "a")])
         assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+        await _until_written(server.url)
         os.kill(server.pid, signal.SIGKILL)
     async with EmbeddedServer(tmp_path / "state", binary=binary) as server:
         assert (await make_store(server.url).load("s")).head.seq == 1
     assert not (tmp_path / "state" / "server.sock").exists()
+
+
+async def _until_written(url: str) -> None:
+    """Wait for a disk so slow that the server puts off its writing: with a sync each second it answers before."""
+    async with aioredis.Redis.from_url(url) as client, asyncio.timeout(10):
+        while (await client.info("persistence"))["aof_buffer_length"]:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_second_start_uses_the_server_that_runs(tmp_path, binary, make_store):
