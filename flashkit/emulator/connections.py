@@ -2,22 +2,30 @@
 
 uvicorn keeps the head of a request however long it is, and every request that is sent before the one ahead of it
 has its answer. Neither has an end of its own, so both have one here.
+
+A small request that arrived whole can be answered at once, where its bytes are read: most of what workers post is,
+and a task, a scope's worth of callbacks and two messages would cost more than the platform's own work for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD_LIMIT_BYTES: Final = 128 * 1024
 """A request's line and headers, give or take one read from the socket; browsers and clients stay below 64 KB."""
 PIPELINE_LIMIT: Final = 100
 """Requests that wait on one connection for the answer to the one ahead of them."""
 
+AT_ONCE_BYTES: Final = 64 * 1024
+"""Larger bodies are read the long way, which can make their sender wait."""
+
+_OF_WORKERS: Final = b"/job-"
+"""What is in the paths of workers' requests: all others are not worth a try."""
 _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: 42\r\nconnection: close\r\n\r\nthe request's head is larger than 128 KiB\n"
@@ -30,6 +38,21 @@ class TooManyRequests(Exception):
     """A client sends on and on without waiting for answers; uvicorn answers with 400 and hangs up."""
 
 
+class Reply(NamedTuple):
+    """A whole response, of JSON."""
+
+    status: int
+    body: bytes
+
+
+AtOnce = Callable[[Scope, bytes], Reply | None]
+"""Answers a request, of which it gets path, query, headers and body; None when that takes the application."""
+
+
+def _nothing_at_once(scope: Scope, body: bytes) -> Reply | None:
+    return None
+
+
 class BreakableProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol; each request carries the means to break its connection."""
 
@@ -38,14 +61,20 @@ class BreakableProtocol(HttpToolsProtocol):
     _unparsed_bytes = 0
     """What has come since the latest request, or piece of a body, began: heads and trailers."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    _at_once_body: bytes | None = None
+    """What has come of the body of a request that may be answered at once; None while there is none."""
+
+    def __init__(self, *args: Any, at_once: AtOnce = _nothing_at_once, **options: Any) -> None:
         super().__init__(*args, **options)
+        self._at_once = at_once
         self.access_log = False  # addresses may hold credentials, whatever the embedding program logs
 
     def data_received(self, data: bytes) -> None:
         """Take what came, and hang up on a head without an end."""
         self._unparsed_bytes += len(data)
         super().data_received(data)
+        if self._at_once_body is not None and not self.transport.is_closing():
+            self._begin()
         if self._unparsed_bytes > HEAD_LIMIT_BYTES and not self.transport.is_closing():
             self.transport.write(_HEAD_TOO_LARGE)
             self.transport.close()
@@ -55,12 +84,61 @@ class BreakableProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         if len(self.pipeline) >= PIPELINE_LIMIT:
             raise TooManyRequests
-        super().on_headers_complete()
+        if self._is_plain():
+            path, _, self.scope["query_string"] = self.url.partition(b"?")
+            self.scope["path"] = path.decode("ascii")
+            self._at_once_body = b""
+        else:
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
         self._unparsed_bytes = 0
-        super().on_body(body)
+        if self._at_once_body is None:
+            super().on_body(body)
+            return
+        self._at_once_body += body
+        if len(self._at_once_body) > AT_ONCE_BYTES:
+            self._begin()
+
+    def on_message_complete(self) -> None:
+        """Answer a whole request at once, or let the application answer it."""
+        if self._at_once_body is not None:
+            scope: Any = self.scope
+            reply = self._at_once(scope, self._at_once_body)
+            if reply is not None:
+                self._at_once_body = None
+                self._write(reply)
+                return
+            self._begin()
+        super().on_message_complete()
+
+    def _is_plain(self) -> bool:
+        """Return True for what may be a worker's, when nothing is ahead of it and its answer can be written whole."""
+        return (
+            _OF_WORKERS in self.url
+            and (self.cycle is None or self.cycle.response_complete)
+            and self.url.isascii()
+            and b"%" not in self.url
+            and b"#" not in self.url
+            and not self.expect_100_continue
+            and not self.flow.write_paused
+            and self.parser.get_http_version() == "1.1"
+            and self.parser.should_keep_alive()
+            and not self.parser.should_upgrade()
+        )
+
+    def _begin(self) -> None:
+        """Let the application have the request, with what has come of its body."""
+        body, self._at_once_body = self._at_once_body, None
+        super().on_headers_complete()
+        if body:
+            super().on_body(body)
+
+    def _write(self, reply: Reply) -> None:
+        head = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(reply.body)
+        self.transport.write(b"".join((STATUS_LINE[reply.status], head, reply.body)))
+        self.on_response_complete()
 
     def on_message_begin(self) -> None:
         """Begin a request: whoever sends one has read the answer to the one before."""

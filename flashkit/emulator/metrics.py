@@ -165,7 +165,10 @@ class Metrics:
             figures.ended.append(Ended(self._clock(), event.wait_ms, event.run_ms))
 
     def _of(self, endpoint: str) -> EndpointFigures:
-        return self._figures.setdefault(endpoint, EndpointFigures())
+        figures = self._figures.get(endpoint)
+        if figures is None:
+            figures = self._figures[endpoint] = EndpointFigures()
+        return figures
 
     def _count_tokens(self, figures: EndpointFigures, event: JobEvent) -> None:
         try:

@@ -36,14 +36,14 @@ _CALLERS_MISTAKES: Final = frozenset({InputError.code})
 _REFUSALS: Final = range(400, 600)
 
 
-async def submit_relayed(dispatcher: Dispatcher, request: Request, endpoint: str) -> RelayedJob:
-    """Queue the job for one request to `/openai/…`, and return what answers the request.
+async def submit_relayed(dispatcher: Dispatcher, request: Request, endpoint: str, path: str) -> RelayedJob:
+    """Queue the job for one request to `/openai/{path}`, and return what answers the request.
 
     Raises:
         InputError: The body is not a JSON object.
     """
     body = await read_body(request.receive, limit_bytes=RUNSYNC_BODY_LIMIT_BYTES)
-    job_input: dict[str, Any] = {"openai_route": f"/{request.path_params['path']}"}
+    job_input: dict[str, Any] = {"openai_route": f"/{path}"}
     if body:
         job_input["openai_input"] = _decode_object(body)
     if context := read_traceparent(request.headers.get(TRACEPARENT)):

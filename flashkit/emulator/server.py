@@ -31,14 +31,14 @@ from flashkit.emulator.adviser import Adviser
 from flashkit.emulator.answers import ForeignHost, deny, error_body, internal_error
 from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.clock import Clock
-from flashkit.emulator.connections import BreakableProtocol
+from flashkit.emulator.connections import AtOnce, BreakableProtocol, Reply
 from flashkit.emulator.control import ControlRoutes
 from flashkit.emulator.dashboard import dashboard_routes
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.events import Event, ignore
 from flashkit.emulator.fault_injection import FaultInjector
 from flashkit.emulator.fault_routes import fault_routes
-from flashkit.emulator.faults import parse_faults, refuse_store_faults
+from flashkit.emulator.faults import FaultPlan, parse_faults, refuse_store_faults
 from flashkit.emulator.load_balancing.entry import LoadBalancing
 from flashkit.emulator.management.fleet import LocalWorker
 from flashkit.emulator.management.quota import DOCUMENTED_WINDOWS
@@ -68,6 +68,7 @@ _KEEP_ALIVE_SECONDS: Final = 120
 """Longer than clients keep idle connections, so that theirs is the side that closes them."""
 _BACKLOG: Final = 2048
 _SPIN_GUARD_SECONDS: Final = 1.0
+_FAILURE: Final = "flashkit.failure"
 
 
 class Emulator:
@@ -216,7 +217,8 @@ class Emulator:
             resolve=self._management.resolve,
         )
         self.clock.is_quiet = self._is_quiet
-        server = _Server(self.faults.around(self._application()), listener)
+        application = self._application()
+        server = _Server(self.faults.around(application), listener, at_once=application.at_once)
         async with AsyncExitStack() as stack:
             stack.callback(listener.close)
             if self._record_to is not None:
@@ -366,7 +368,7 @@ class Emulator:
         """Say what the next starts of an endpoint's workers take besides those of their processes."""
         self.platform.set_cold_start(endpoint, cold_start)
 
-    def _application(self) -> ASGIApp:
+    def _application(self) -> _Application:
         wire = WorkerWire(self.dispatcher, self._defaults, token=self._token)
         overview = Overview(
             self.platform,
@@ -395,7 +397,13 @@ class Emulator:
                 *traces_routes(self.traces, self._admission, token=self._token),
             ],
         )
-        return _Application(wire, routes.application(), admission=self._admission, load_balancing=self.load_balancing)
+        return _Application(
+            wire,
+            routes,
+            admission=self._admission,
+            load_balancing=self.load_balancing,
+            faults=self.faults.plan,
+        )
 
     def _is_quiet(self, *, spares_jobs: bool) -> bool:
         return self.dispatcher.is_quiet(spares_jobs=spares_jobs) and not self._webhooks.is_posting
@@ -455,23 +463,46 @@ class _Fleet:
 
 
 class _Application:
-    """Sends each request to those who serve it, the client routes last, and owns up to our own faults."""
+    """Sends each request to those who serve it, and owns up to our own faults."""
 
     def __init__(
-        self, wire: WorkerWire, client_app: ASGIApp, *, admission: Admission, load_balancing: LoadBalancing
+        self,
+        wire: WorkerWire,
+        routes: ClientRoutes,
+        *,
+        admission: Admission,
+        load_balancing: LoadBalancing,
+        faults: FaultPlan,
     ) -> None:
         self._wire = wire
         self._load_balancing = load_balancing
-        self._client_app = client_app
+        self._routes = routes
+        self._other_routes = routes.application()
         self._admission = admission
+        self._faults = faults
+
+    def at_once(self, scope: Scope, body: bytes) -> Reply | None:
+        """Return the answer to a request of a worker's that can have it now; no rule of the faults may concern it."""
+        if self._faults.is_active:
+            return None
+        try:
+            self._admission.check_host(scope)
+            return None if self._load_balancing.is_for_one(scope) else self._wire.at_once(scope, body)
+        except ForeignHost:
+            return None
+        except Exception as exc:  # noqa: BLE001 - raised again where there is an answer for it
+            scope[_FAILURE] = exc
+            return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            _raise_failure(scope)
             self._admission.check_host(scope)
             if await self._load_balancing.serve(scope, receive, send):
                 return
-            if not await self._wire.serve(scope, receive, send):
-                await self._client_app(scope, receive, send)
+            if await self._wire.serve(scope, receive, send) or await self._routes.serve(scope, receive, send):
+                return
+            await self._other_routes(scope, receive, send)
         except ForeignHost as exc:
             await deny(scope, receive, send, 403, error_body(exc.report))
         except Exception:  # noqa: BLE001
@@ -480,6 +511,13 @@ class _Application:
             await asyncio.sleep(_SPIN_GUARD_SECONDS)  # a worker would repeat the request at once
             with contextlib.suppress(RuntimeError):  # the response had begun already
                 await deny(scope, receive, send, 500, error_body(internal_error()))
+
+
+def _raise_failure(scope: Scope) -> None:
+    """Raise what went wrong when the request was to be answered at once."""
+    failure: Exception | None = scope.get(_FAILURE)
+    if failure is not None:
+        raise failure
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
@@ -491,11 +529,11 @@ async def _cancel(task: asyncio.Task[None]) -> None:
 class _Server(uvicorn.Server):
     """uvicorn inside our event loop, on our socket, leaving signals to whoever runs the loop."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, listener: socket.socket, *, at_once: AtOnce) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=BreakableProtocol,
+                http=partial(BreakableProtocol, at_once=at_once),  # type: ignore[arg-type]
                 ws="websockets-sansio",
                 ws_max_size=REQUEST_BODY_LIMIT_BYTES,
                 lifespan="off",

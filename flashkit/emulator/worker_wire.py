@@ -1,7 +1,8 @@
 """The worker's side of the wire: take, take-batch, stop, done, stream, ping.
 
 A quick worker calls these routes thousands of times a second, so they are bare ASGI: the path is split, the
-action looked up, and no middleware, router or response object stands between. A worker that got an error
+action looked up, and no middleware, router or response object stands between. What a worker posts is answered at once
+where it came whole, and so is a poll where a job waits. A worker that got an error
 or an empty answer would ask again at once and for ever; polls are therefore really held, whoever asks,
 and everything about jobs that are not (or no longer) the worker's is accepted and ignored.
 """
@@ -12,16 +13,15 @@ import asyncio
 import contextlib
 import hmac
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
 from starlette.types import Receive, Scope, Send
 
 from flashkit.emulator.answers import Unauthorized, error_body, send_body
 from flashkit.emulator.bodies import BodyTooLarge, ClientGone, decode_json, encode_json, read_body
-from flashkit.emulator.connections import break_connection, if_unread, is_broken
+from flashkit.emulator.connections import Reply, break_connection, if_unread, is_broken
 from flashkit.emulator.dispatch import Dispatcher, HandOut
 from flashkit.emulator.platform import Job
 from flashkit.errors import ErrorReport, InputError, JobNotFound
@@ -32,35 +32,32 @@ from flashkit.protocol import (
     PlatformDefaults,
 )
 
-T = TypeVar("T")
-
 _LEAVING_HOLD_SECONDS: Final = 1.0
 """A worker that still polls after SIGTERM is held this long only, so that it can leave but does not spin."""
-_NOTHING: Final = b""
 _STRANGER: Final = Unauthorized("this request is not from a worker of this platform")
-_OK: Final = b"{}"
+_OK: Final = Reply(200, b"{}")
+_NOTHING: Final = Reply(204, b"")
+_BODY_LIMITS: Final = {
+    "job-done": RUNSYNC_BODY_LIMIT_BYTES,
+    "job-stream": STREAM_CHUNK_LIMIT_BYTES,
+    "ping": RUN_BODY_LIMIT_BYTES,
+}
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """One request of a worker."""
 
     endpoint: str
+    action: str
     worker_id: str
     job_id: str
     scope: Scope
-    receive: Receive
-    send: Send
 
     @property
     def query(self) -> bytes:
         """The query string."""
         query: bytes = self.scope["query_string"]
         return query
-
-    async def answer(self, status: int, body: bytes) -> None:
-        """Send the response."""
-        await send_body(self.send, status, body)
 
 
 class WorkerWire:
@@ -73,140 +70,145 @@ class WorkerWire:
         self._platform = dispatcher.platform
         self._defaults = defaults
         self._delivering: Counter[str] = Counter()
-        self._actions: dict[str, Callable[[_Call], Awaitable[None]]] = {
+        self._polls: dict[str, Callable[[_Call], Reply | None]] = {
             "job-take": self._take,
             "job-take-batch": self._take_batch,
             "job-stop": self._stop,
+        }
+        """Each says what there is for the worker; None when it has to wait."""
+        self._posts: dict[str, Callable[[_Call, bytes], Reply]] = {
             "job-done": self._done,
             "job-stream": self._partial,
             "ping": self._ping,
         }
 
+    def at_once(self, scope: Scope, body: bytes) -> Reply | None:
+        """Return the answer to a request that came whole; None when it takes `serve`, and nothing was done."""
+        call = self._read_call(scope)
+        if call is None or not self._is_admitted(call) or self._dispatcher.is_frozen(call.worker_id):
+            return None
+        self._dispatcher.connections.note(call.worker_id, scope)
+        post = self._posts.get(call.action)
+        if post is not None:
+            return self._answer_post(post, call, body) if len(body) <= _BODY_LIMITS[call.action] else None
+        return None if is_broken(scope) else self._polls[call.action](call)
+
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Serve the request and return True, or return False when the path is not a worker's."""
-        parts = scope["path"].split("/")
-        if len(parts) < 5 or (action := self._actions.get(parts[3])) is None:  # noqa: PLR2004
+        call = self._read_call(scope)
+        if call is None:
             return False
-        job_id = parts[5] if len(parts) > 5 else ""  # noqa: PLR2004
-        call = _Call(parts[2], parts[4], job_id, scope, receive, send)
-        if self._token is not None and not _carries(call.query, self._token):
-            await call.answer(401, error_body(_STRANGER.report))
+        if not self._is_admitted(call):
+            await send_body(send, 401, error_body(_STRANGER.report))
             return True
         if self._dispatcher.is_frozen(call.worker_id):  # sent just before it was stopped, and read just after
             await break_connection(scope)
             return True
         self._dispatcher.connections.note(call.worker_id, scope)
         with contextlib.suppress(ClientGone):
-            await action(call)
+            post = self._posts.get(call.action)
+            reply = await (self._hold(call, receive) if post is None else self._read_post(post, call, receive))
+            await send_body(send, *reply)
         return True
 
-    async def _take(self, call: _Call) -> None:
-        jobs = await self._take_jobs(call, limit=1)
-        if jobs:
-            await call.answer(200, encode_json(describe_for_worker(jobs[0])))
-        else:
-            await call.answer(204, _NOTHING)
+    def _read_call(self, scope: Scope) -> _Call | None:
+        parts = scope["path"].split("/")
+        if len(parts) < 5 or (parts[3] not in self._posts and parts[3] not in self._polls):  # noqa: PLR2004
+            return None
+        return _Call(parts[2], parts[3], parts[4], parts[5] if len(parts) > 5 else "", scope)  # noqa: PLR2004
 
-    async def _take_batch(self, call: _Call) -> None:
-        jobs = await self._take_jobs(call, limit=_batch_size(call.query))
-        if jobs:
-            await call.answer(200, encode_json([describe_for_worker(job) for job in jobs]))
-        else:
-            await call.answer(204, _NOTHING)
+    def _is_admitted(self, call: _Call) -> bool:
+        return self._token is None or _carries(call.query, self._token)
 
-    async def _take_jobs(self, call: _Call, *, limit: int) -> Sequence[Job]:
-        has_jobs = b"job_in_progress=1" in call.query
+    def _take(self, call: _Call) -> Reply | None:
+        jobs = self._take_jobs(call, limit=1)
+        return Reply(200, encode_json(describe_for_worker(jobs[0]))) if jobs else None
 
-        def look() -> Sequence[Job]:
-            # A result that is still being read was not forgotten by its worker.
-            is_busy = has_jobs or call.worker_id in self._delivering
-            return self._dispatcher.take(call.endpoint, call.worker_id, limit=limit, job_in_progress=is_busy)
+    def _take_batch(self, call: _Call) -> Reply | None:
+        jobs = self._take_jobs(call, limit=_batch_size(call.query))
+        return Reply(200, encode_json([describe_for_worker(job) for job in jobs])) if jobs else None
 
-        jobs = await self._hold(call, look)
+    def _take_jobs(self, call: _Call, *, limit: int) -> Sequence[Job]:
+        # A result that is still being read was not forgotten by its worker.
+        is_busy = b"job_in_progress=1" in call.query or call.worker_id in self._delivering
+        jobs = self._dispatcher.take(call.endpoint, call.worker_id, limit=limit, job_in_progress=is_busy)
         if jobs:
             hand_outs = [HandOut(job.id, job.attempt) for job in jobs]
             if_unread(call.scope, lambda: self._dispatcher.put_back(call.endpoint, call.worker_id, hand_outs))
         return jobs
 
-    async def _stop(self, call: _Call) -> None:
-        def look() -> Sequence[str]:
-            return self._dispatcher.apply(self._platform.stop_signals, call.endpoint, call.worker_id)
+    def _stop(self, call: _Call) -> Reply | None:
+        job_ids = self._dispatcher.apply(self._platform.stop_signals, call.endpoint, call.worker_id)
+        return Reply(200, encode_json({"jobsToStop": job_ids})) if job_ids else None
 
-        job_ids = await self._hold(call, look)
-        if job_ids:
-            await call.answer(200, encode_json({"jobsToStop": job_ids}))
-        else:
-            await call.answer(204, _NOTHING)
-
-    async def _hold(self, call: _Call, look: Callable[[], Sequence[T]]) -> Sequence[T]:
-        """Return what `look` finds, as soon as it finds something while the worker still listens.
+    async def _hold(self, call: _Call, receive: Receive) -> Reply:
+        """Return what there is for the worker, as soon as there is something while it still listens.
 
         Raises:
             ClientGone: The worker hung up; nothing was taken for it.
         """
-        if (await call.receive())["type"] == "http.disconnect" or is_broken(call.scope):
+        look = self._polls[call.action]
+        if (await receive())["type"] == "http.disconnect" or is_broken(call.scope):
             raise ClientGone
-        found = look()
-        if found:
+        found = look(call)
+        if found is not None:
             return found
         worker_id = call.worker_id
         loop = asyncio.get_running_loop()
         is_leaving = self._dispatcher.is_leaving(worker_id)
         end = loop.time() + (_LEAVING_HOLD_SECONDS if is_leaving else self._defaults.poll_hold)
-        gone = asyncio.ensure_future(call.receive())
+        gone = asyncio.ensure_future(receive())
         gone.add_done_callback(lambda _: self._dispatcher.wake_worker(worker_id))
         try:
-            while not found and loop.time() < end:
+            while found is None and loop.time() < end:
                 await self._dispatcher.wait_for_worker(worker_id, seconds=end - loop.time())
                 await asyncio.sleep(0)  # lets a hang-up of the same moment come first
                 if gone.done() or is_broken(call.scope):
                     raise ClientGone
-                found = look()
+                found = look(call)
                 if self._dispatcher.is_leaving(worker_id) and not is_leaving:
                     break
         finally:
             gone.cancel()
-        return found
+        return found or _NOTHING
 
-    async def _done(self, call: _Call) -> None:
+    async def _read_post(self, post: Callable[[_Call, bytes], Reply], call: _Call, receive: Receive) -> Reply:
         try:
             with self._delivery(call.worker_id):
-                body = await read_body(call.receive, limit_bytes=RUNSYNC_BODY_LIMIT_BYTES)
-            self._check_result_size(call, len(body))
-            result = _decode_object(body)
+                body = await read_body(receive, limit_bytes=_BODY_LIMITS[call.action])
         except InputError as exc:
-            await self._refuse_result(call, exc)
-            return
-        self._take_result(call, result, len(body))
-        await call.answer(200, _OK)
+            return self._refuse_result(call, exc)
+        return self._answer_post(post, call, body)
 
-    def _take_result(self, call: _Call, result: Mapping[str, Any], size_bytes: int) -> None:
+    def _answer_post(self, post: Callable[[_Call, bytes], Reply], call: _Call, body: bytes) -> Reply:
+        try:
+            return post(call, body)
+        except InputError as exc:
+            return self._refuse_result(call, exc)
+
+    def _done(self, call: _Call, body: bytes) -> Reply:
+        self._check_result_size(call, len(body))
+        result = _decode_object(body)
         if result.get("status") == "IN_PROGRESS":
             value = result.get("output")
             self._dispatcher.apply(self._platform.progress, call.endpoint, call.worker_id, call.job_id, value)
         else:
-            self._dispatcher.finish(call.endpoint, call.worker_id, call.job_id, result, size_bytes=size_bytes)
+            self._dispatcher.finish(call.endpoint, call.worker_id, call.job_id, result, size_bytes=len(body))
+        return _OK
 
-    async def _partial(self, call: _Call) -> None:
-        try:
-            with self._delivery(call.worker_id):
-                body = await read_body(call.receive, limit_bytes=STREAM_CHUNK_LIMIT_BYTES)
-            chunk = _decode_object(body).get("output")
-        except InputError as exc:
-            await self._refuse_result(call, exc)
-            return
+    def _partial(self, call: _Call, body: bytes) -> Reply:
+        chunk = _decode_object(body).get("output")
         whose = call.endpoint, call.worker_id, call.job_id
         self._dispatcher.apply(self._platform.partial, *whose, chunk, size_bytes=len(body))
-        await call.answer(200, _OK)
+        return _OK
 
-    async def _ping(self, call: _Call) -> None:
-        await read_body(call.receive, limit_bytes=RUN_BODY_LIMIT_BYTES)
+    def _ping(self, call: _Call, body: bytes) -> Reply:
         if b"status=unhealthy" in call.query:
             facts = {name: values[0] for name, values in parse_qs(call.query.decode(errors="replace")).items()}
             self._dispatcher.worker_unhealthy(
                 call.endpoint, call.worker_id, check=facts.get("check", ""), reason=facts.get("reason", "")
             )
-        await call.answer(200, _OK)
+        return _OK
 
     @contextlib.contextmanager
     def _delivery(self, worker_id: str) -> Iterator[None]:
@@ -228,12 +230,12 @@ class WorkerWire:
         if not job.sync:
             raise BodyTooLarge.of_size(size_bytes, RUN_BODY_LIMIT_BYTES)
 
-    async def _refuse_result(self, call: _Call, exc: InputError) -> None:
+    def _refuse_result(self, call: _Call, exc: InputError) -> Reply:
         """Fail the job in the worker's name: the SDK sends a refused result neither again nor differently."""
         result = {"error": _result_refused(exc).to_json()}
         self._dispatcher.finish(call.endpoint, call.worker_id, call.job_id, result, size_bytes=0)
         status = self._defaults.oversize_status if isinstance(exc, BodyTooLarge) else 400
-        await call.answer(status, error_body(exc.report, call.job_id))
+        return Reply(status, error_body(exc.report, call.job_id))
 
 
 def describe_for_worker(job: Job) -> dict[str, Any]:

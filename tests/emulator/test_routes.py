@@ -172,6 +172,13 @@ async def test_a_wrong_method_is_a_405_that_names_the_right_one(http, root):
     assert "POST" in answer.error["hint"]
 
 
+async def test_whatever_is_read_answers_to_head(http, root):
+    answer = await http("HEAD", f"{root}/health")
+    assert (answer.status, answer.body) == (200, None)
+    assert (await http("HEAD", f"{root}/run")).status == 405
+    assert (await http("PUT", f"{root}/openai/v1/models")).headers["Allow"] == "GET, HEAD, POST"
+
+
 async def test_an_unknown_route_is_a_404_with_the_envelope(http, root):
     for path in ("/runs", "/status", "/run/", ""):
         answer = await http("POST", f"{root}{path}", json={"input": 1})

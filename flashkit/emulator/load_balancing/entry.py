@@ -31,6 +31,7 @@ from flashkit.protocol import PlatformDefaults
 
 PATH_PREFIX: Final = "/lb/"
 HOST_SUFFIX: Final = ".localhost"
+_HOST_SUFFIX: Final = HOST_SUFFIX.encode()
 QUEUE_STATUS: Final = 400
 """Undocumented: the HTTP status of the documented body for a queue-based endpoint's host."""
 _LONGEST_ID: Final = 120
@@ -101,6 +102,10 @@ class LoadBalancing:
             self.balancer.notice(event)
             self._probes.notice(event)
 
+    def is_for_one(self, scope: Scope) -> bool:
+        """Return True for a request that `serve` would serve."""
+        return scope["path"].startswith(PATH_PREFIX) or self._name_of_host(scope["headers"]) is not None
+
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Serve a request that is for such an endpoint; False for any other."""
         target = self._find_target(scope)
@@ -158,7 +163,10 @@ class LoadBalancing:
 
     def _name_of_host(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Return the endpoint that the request's `Host` names; unknown names lead to the platform itself."""
-        host = next((value for name, value in headers if name == b"host"), b"").decode("latin-1")
+        given = next((value for name, value in headers if name == b"host"), b"")
+        if _HOST_SUFFIX not in given.lower():
+            return None
+        host = given.decode("latin-1")
         name = host.rpartition(":")[0] or host
         if not name.casefold().endswith(HOST_SUFFIX):
             return None

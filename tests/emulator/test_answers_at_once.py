@@ -1,0 +1,216 @@
+"""Requests of workers that are answered where their bytes are read: as if they had gone the long way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import orjson
+import pytest
+
+from flashkit.emulator.connections import AT_ONCE_BYTES
+from flashkit.emulator.faults import parse_faults
+from flashkit.emulator.jobs import JobRequest
+from flashkit.emulator.server import Emulator
+from flashkit.emulator.worker_wire import WorkerWire
+from flashkit.protocol import PlatformDefaults
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+
+
+@pytest.fixture(scope="module")
+async def emulator(tmp_path_factory, worker_environ, events, make_endpoint):
+    async with Emulator(
+        [make_endpoint("quiet", "silent", workers=(1, 1))],
+        state_dir=tmp_path_factory.mktemp("state"),
+        environ=worker_environ,
+        on_event=events,
+        shutdown_grace=0.5,
+        defaults=PlatformDefaults(poll_hold=0.3),
+    ) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def worker_id(emulator):
+    return emulator.platform.workers("quiet")[0].id
+
+
+@pytest.fixture
+async def job(emulator, worker_id):
+    """A job that the worker has."""
+    job = emulator.submit("quiet", JobRequest(input=1))
+    emulator.dispatcher.take("quiet", worker_id, limit=1, job_in_progress=True)
+    assert job.status == "IN_PROGRESS"
+    yield job
+    emulator.dispatcher.apply(emulator.platform.cancel, "quiet", job.id)
+
+
+@pytest.fixture
+def talk(emulator):
+    """Send pieces, with a moment between them, and return what comes back until the end or a moment's silence."""
+
+    async def send(*pieces):
+        host, port = emulator.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        answer = b""
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.02)
+            with contextlib.suppress(TimeoutError):
+                while piece := await asyncio.wait_for(reader.read(65536), 10 if not answer else 0.3):
+                    answer += piece
+        finally:
+            writer.close()
+            await writer.wait_closed()
+        return answer
+
+    return send
+
+
+def post(path, value, *headers, version="1.1", host="127.0.0.1"):
+    body = value if isinstance(value, bytes) else orjson.dumps(value)
+    lines = [f"POST {path} HTTP/{version}", f"Host: {host}", *headers, f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def part(worker_id, job, value, *headers, **options):
+    return post(f"/v2/quiet/job-stream/{worker_id}/{job.id}?gpu=local", {"output": value}, *headers, **options)
+
+
+def get(path, *headers):
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: 127.0.0.1", *headers, "", ""]).encode()
+
+
+def in_pieces(request, size):
+    return [request[start : start + size] for start in range(0, len(request), size)]
+
+
+@pytest.mark.parametrize("size", [10_000, 70])
+@pytest.mark.parametrize("body", [b'{"output": 1}', b"no JSON", b"[1]", b'{"output": NaN}', b""])
+async def test_a_result_has_the_same_effect_and_answer_whole_and_in_pieces(talk, worker_id, job, *, size, body):
+    request = post(f"/v2/quiet/job-done/{worker_id}/{job.id}", body)
+    answer = await talk(*in_pieces(request, size))
+    head, _, said = answer.partition(b"\r\n\r\n")
+    is_fine = body.startswith(b'{"output": 1')
+    assert head.startswith(b"HTTP/1.1 200 OK" if is_fine else b"HTTP/1.1 400 Bad Request")
+    assert b"content-type: application/json" in head
+    assert b"content-length: %d" % len(said) in head
+    assert job.status == ("COMPLETED" if is_fine else "FAILED")
+    if not is_fine:
+        assert orjson.loads(said)["error"]["request_id"] == job.id
+        assert "the worker's result was refused" in job.error
+
+
+async def test_small_posts_and_polls_for_waiting_jobs_do_not_take_the_long_way(
+    talk, emulator, worker_id, job, *, monkeypatch
+):
+    async def fail(*_args):
+        raise AssertionError("taken")
+
+    monkeypatch.setattr(WorkerWire, "serve", fail)
+    waiting = emulator.submit("quiet", JobRequest(input=2))
+    assert waiting.id.encode() in await talk(get(f"/v2/quiet/job-take/{worker_id}?job_in_progress=1"))
+    assert await talk(part(worker_id, job, 1)) == OK
+    assert await talk(post(f"/v2/quiet/job-done/{worker_id}/{job.id}", {"output": 1})) == OK
+    assert await talk(post(f"/v2/quiet/job-done/{worker_id}/{waiting.id}", {"output": 1})) == OK
+
+
+async def test_requests_that_come_together_are_answered_in_their_order(talk, emulator, worker_id, job):
+    """Those before and after one that takes the long way, too."""
+    status = get(f"/v2/quiet/status/{job.id}")
+    parts = [part(worker_id, job, number) for number in range(4)]
+    answer = await talk(parts[0] + parts[1] + status + parts[2] + parts[3])
+    assert answer.startswith(OK + OK + b"HTTP/1.1 200 OK")
+    assert answer.endswith(OK + OK)
+    assert job.id.encode() in answer
+    assert emulator.dispatcher.apply(emulator.platform.read_stream, "quiet", job.id) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [AT_ONCE_BYTES - 100, AT_ONCE_BYTES + 1, 400_000])
+async def test_a_large_part_is_taken_as_well(talk, emulator, worker_id, job, size):
+    assert await talk(part(worker_id, job, "a" * size)) == OK
+    assert emulator.dispatcher.apply(emulator.platform.read_stream, "quiet", job.id) == ["a" * size]
+
+
+async def test_a_part_whose_sender_hangs_up_in_the_middle_is_not_taken(emulator, worker_id, job):
+    host, port = emulator.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(part(worker_id, job, "half")[:-2])
+    await asyncio.sleep(0.05)
+    writer.close()
+    await asyncio.sleep(0.05)
+    assert emulator.dispatcher.apply(emulator.platform.read_stream, "quiet", job.id) == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "version"),
+    [(("Connection: close",), "1.1"), ((), "1.0"), (("Connection: keep-alive",), "1.0")],
+)
+async def test_who_wants_no_more_of_the_connection_sees_its_end(talk, worker_id, job, headers, version):
+    answer = await talk(part(worker_id, job, 1, *headers, version=version))
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"connection: close" in answer
+    assert answer.endswith(b"{}")
+
+
+async def test_who_asks_before_sending_a_body_is_told_to_go_on(talk, worker_id, job):
+    request = part(worker_id, job, 1, "Expect: 100-continue")
+    assert (await talk(*in_pieces(request, len(request) - 13))).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
+async def test_a_poll_is_answered_at_once_or_held(talk, emulator, worker_id):
+    held = await talk(get(f"/v2/quiet/job-take/{worker_id}?job_in_progress=0"))
+    assert held.startswith(b"HTTP/1.1 204 No Content\r\n")
+    job = emulator.submit("quiet", JobRequest(input={"a": 1}))
+    try:
+        poll = get(f"/v2/quiet/job-take-batch/{worker_id}?job_in_progress=0&batch_size=5")
+        answer = await talk(poll)
+        assert orjson.loads(answer.partition(b"\r\n\r\n")[2]) == [{"id": job.id, "input": {"a": 1}}]
+    finally:
+        emulator.dispatcher.apply(emulator.platform.cancel, "quiet", job.id)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "quiet.localhost"])
+async def test_a_request_to_another_name_does_nothing(talk, emulator, worker_id, job, host):
+    """The second is the name of an endpoint's own host, behind which there is no platform."""
+    answer = await talk(part(worker_id, job, 1, host=host))
+    assert answer.startswith(b"HTTP/1.1 403" if host == "evil.example" else b"HTTP/1.1 400")
+    assert emulator.dispatcher.apply(emulator.platform.read_stream, "quiet", job.id) == []
+
+
+@pytest.mark.parametrize("path", ["/v2/quiet/job-done", "/v2/quiet/job-what/a/b", "/v3/job-done/a/b", "/job-done/a"])
+async def test_paths_that_look_like_a_workers_are_none(talk, path):
+    assert (await talk(post(path, {}))).startswith(b"HTTP/1.1 404")
+
+
+@pytest.mark.parametrize("name", ["job-%61", "ä", "a#b"])
+async def test_odd_ids_are_those_of_no_job(talk, worker_id, name):
+    request = f"POST /v2/quiet/job-done/{worker_id}/{name} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{{}}"
+    answer = await talk(request.encode())
+    assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
+
+
+async def test_rules_of_faults_concern_them(talk, emulator, worker_id, job):
+    emulator.faults.set(parse_faults("drop=1.0"))
+    try:
+        assert await talk(part(worker_id, job, 1)) == b""
+    finally:
+        emulator.faults.set([])
+    assert await talk(part(worker_id, job, 2)) == OK
+    assert emulator.dispatcher.apply(emulator.platform.read_stream, "quiet", job.id) == [2]
+
+
+async def test_a_fault_of_our_own_is_told_and_logged(talk, emulator, worker_id, job, *, monkeypatch, caplog):
+    def fail(*_args, **_options):
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(emulator.platform, "partial", fail)
+    with caplog.at_level(logging.ERROR):
+        answer = await talk(part(worker_id, job, 1))
+    assert answer.startswith(b"HTTP/1.1 500")
+    assert orjson.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "internal_error"
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert str(record.exc_info[1]) == "a fault of our own"
