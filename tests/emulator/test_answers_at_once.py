@@ -158,7 +158,8 @@ async def test_who_wants_no_more_of_the_connection_sees_its_end(talk, worker_id,
 
 async def test_who_asks_before_sending_a_body_is_told_to_go_on(talk, worker_id, job):
     request = part(worker_id, job, 1, "Expect: 100-continue")
-    assert (await talk(*in_pieces(request, len(request) - 13))).startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+    answer = await talk(*in_pieces(request, len(request) - 13))
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
 
 
 async def test_a_poll_is_answered_at_once_or_held(talk, emulator, worker_id):

@@ -515,6 +515,7 @@ async def test_affinity_prefers_waits_for_or_insists_on_a_worker(start, http, wa
     for wanted in (first, second, first):
         answer = await http("GET", f"{base}/pid", **asking(wanted))
         assert answer.headers["x-runpod-worker-id"] == wanted
+    await wait_until(lambda: not emulator.platform.find_worker(first).requests)  # the last one may just be ending
     busy = asyncio.ensure_future(http("GET", f"{base}/sleep?seconds=3", **asking(first)))
     await wait_until(lambda: emulator.platform.find_worker(first).requests)
     soft = await http("GET", f"{base}/pid", **asking(first))
