@@ -2,9 +2,10 @@
 
 Each round asks for completions in two ways: from vLLM's `AsyncLLM` in this process, and by streamed OpenAI requests
 to the local platform with a real worker. Clients ask one request after the other, 1, 4 or 16 of them at the same time.
-Both engines are loaded all the time; rounds take turns.
+Both engines are loaded all the time; ways take turns, and who begins changes with the round.
 
-- vs_direct_16: tokens/s of 16 clients through the worker, as a share of those without it.
+- vs_direct_16: tokens/s of 16 clients through the worker, as a share of those without it: the median of the rounds'
+  shares, because the machine's speed changes between rounds.
 - ttft_overhead_ms: median time to the first piece of an answer through the worker, less the same without it.
 - batching_gain_16: tokens/s of 16 clients through the worker, as a multiple of those of one.
 - posts_per_256: what a worker posts for one streamed answer of 256 tokens, 16 of them at a time.
@@ -129,7 +130,7 @@ async def tokens_per_second(ask: Ask, prompts: Iterator[int], *, clients: int, r
 
 
 async def compare(asks: dict[str, Ask], *, tokens: int, requests: int, rounds: int) -> dict[str, Any]:
-    """Return medians of tokens/s and of first-token times, by the way of asking."""
+    """Return medians of tokens/s and of first-token times, by the way of asking, and of the rounds' shares."""
     prompts = numbers()
     load = partial(tokens_per_second, prompts=prompts, tokens=tokens, requests=requests)
     rates: dict[tuple[str, int], list[float]] = {}
@@ -137,17 +138,22 @@ async def compare(asks: dict[str, Ask], *, tokens: int, requests: int, rounds: i
     for name, ask in asks.items():  # a round that does not count
         await load(ask, clients=max(CONCURRENCIES))
         firsts[name] = []
-    for _ in range(rounds):
+    for number in range(rounds):
         for clients in CONCURRENCIES:
-            for name, ask in asks.items():
+            for name, ask in list(asks.items())[:: 1 if number % 2 else -1]:
                 rates.setdefault((name, clients), []).append(await load(ask, clients=clients))
     for _ in range(SAMPLES):
         for name, ask in asks.items():
             firsts[name].append(await ask(next(prompts), 4))
     return {
         "rates": {key: statistics.median(values) for key, values in rates.items()},
+        "shares": {clients: share(rates["worker", clients], rates["direct", clients]) for clients in CONCURRENCIES},
         "firsts": {name: statistics.median(values) * 1000 for name, values in firsts.items()},
     }
+
+
+def share(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
 async def count_posts(emulator: Emulator, endpoint: str, *, tokens: int, concurrency: int) -> float:
@@ -199,9 +205,7 @@ async def measure(name: str, *, rounds: int) -> dict[str, float]:
         print(f"{name:8} {way:7} {clients:3} clients {rate:9.1f} tokens/s")
     print(f"{name:8} first token: direct {firsts['direct']:.1f} ms, worker {firsts['worker']:.1f} ms; {posts:g} posts")
     return {
-        "vs_direct_16": rates["worker", 16] / rates["direct", 16],
-        "vs_direct_4": rates["worker", 4] / rates["direct", 4],
-        "vs_direct_1": rates["worker", 1] / rates["direct", 1],
+        **{f"vs_direct_{clients}": found["shares"][clients] for clients in reversed(CONCURRENCIES)},
         "ttft_overhead_ms": firsts["worker"] - firsts["direct"],
         "batching_gain_16": rates["worker", 16] / rates["worker", 1],
         "posts_per_256": posts,
