@@ -21,6 +21,7 @@ def no_gauges():
 class Stats:
     def __init__(self, usage):
         self.kv_cache_usage = usage
+        self.num_running_reqs = 1
 
 
 def test_an_engine_shows_how_full_its_cache_is_and_how_many_requests_it_has():

@@ -51,6 +51,8 @@ class Capacity:
         self.steps = 0
         self.step_seconds = 0.0
         """How long a step takes, lately; 0 before the first."""
+        self.step_requests = 0.0
+        """How many requests a step is for, lately."""
         self._stepped_at = 0.0
         self._used: dict[int, float] = {}
         self._limits: Limits | None = None
@@ -82,6 +84,11 @@ class Capacity:
             taken = max(self.kv_usage * limits.kv_tokens, self.running * self._usual_tokens)
         return int((limits.kv_tokens - taken) / self._usual_tokens)
 
+    @property
+    def streams(self) -> float:
+        """About how many requests run side by side: all that do now, or lately, where many end and begin at once."""
+        return max(self.running, self.step_requests)
+
     def tokens_in(self, seconds: float, *, most: int) -> int:
         """Return how many tokens a request gets in so much time, lately; 1 where the model is slower."""
         if not self.step_seconds:
@@ -104,18 +111,23 @@ class Capacity:
         self._stepped_at = now
         if scheduler_stats is not None:
             self._used[engine] = scheduler_stats.kv_cache_usage
+            self.step_requests = _lately(self.step_requests, scheduler_stats.num_running_reqs)
         for finished in getattr(iteration_stats, "finished_requests", ()):
             self._note_size(finished.num_prompt_tokens + finished.num_generation_tokens)
 
     def _note_pace(self, seconds: float) -> None:
         if seconds < _LONGEST_STEP_SECONDS:
-            before = self.step_seconds or seconds
-            self.step_seconds = _MEMORY_OF_STEPS * before + (1 - _MEMORY_OF_STEPS) * seconds
+            self.step_seconds = _lately(self.step_seconds, seconds)
 
     def _note_size(self, tokens: int) -> None:
         block = self._limits.block_tokens if self._limits else 1
         size = max(block, tokens)
         self._usual_tokens = _MEMORY_OF_SIZES * self._usual_tokens + (1 - _MEMORY_OF_SIZES) * size
+
+
+def _lately(before: float, now: float) -> float:
+    """Return a figure's mean over the last steps, the latest of which count most; the first one counts whole."""
+    return _MEMORY_OF_STEPS * (before or now) + (1 - _MEMORY_OF_STEPS) * now
 
 
 def stat_logger(capacity: Capacity) -> type:
