@@ -3,8 +3,9 @@
 uvicorn keeps the head of a request however long it is, and every request that is sent before the one ahead of it
 has its answer. Neither has an end of its own, so both have one here.
 
-A small request that arrived whole can be answered at once, where its bytes are read: most of what workers post is,
-and a task, a scope's worth of callbacks and two messages would cost more than the platform's own work for it.
+A post of a worker's that arrived whole can be answered at once, where its bytes are read: a task, a scope's worth of
+callbacks and two messages would cost more than the platform's own work for it. Polls are not: they are answered in a
+way that shows whether their sender is still there.
 """
 
 from __future__ import annotations
@@ -21,11 +22,8 @@ HEAD_LIMIT_BYTES: Final = 128 * 1024
 PIPELINE_LIMIT: Final = 100
 """Requests that wait on one connection for the answer to the one ahead of them."""
 
-AT_ONCE_BYTES: Final = 64 * 1024
-"""Larger bodies are read the long way, which can make their sender wait."""
-
 _OF_WORKERS: Final = b"/job-"
-"""What is in the paths of workers' requests: all others are not worth a try."""
+"""What is in the paths of workers' posts: all others are not worth a try."""
 _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: 42\r\nconnection: close\r\n\r\nthe request's head is larger than 128 KiB\n"
@@ -97,9 +95,7 @@ class BreakableProtocol(HttpToolsProtocol):
         if self._at_once_body is None:
             super().on_body(body)
             return
-        self._at_once_body += body
-        if len(self._at_once_body) > AT_ONCE_BYTES:
-            self._begin()
+        self._at_once_body += body  # of one read from the socket: what takes more goes the long way
 
     def on_message_complete(self) -> None:
         """Answer a whole request at once, or let the application answer it."""
@@ -114,9 +110,11 @@ class BreakableProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _is_plain(self) -> bool:
-        """Return True for what may be a worker's, when nothing is ahead of it and its answer can be written whole."""
+        """Return True for what may be a worker's post, when nothing is ahead of it and its answer can be written."""
         return (
             _OF_WORKERS in self.url
+            and self.url.startswith(b"/v2/")
+            and self.parser.get_method() == b"POST"
             and (self.cycle is None or self.cycle.response_complete)
             and self.url.isascii()
             and b"%" not in self.url
@@ -143,6 +141,7 @@ class BreakableProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request: whoever sends one has read the answer to the one before."""
         super().on_message_begin()
+        self._unset_keepalive_if_required()  # armed by the answer to one that came in the same read
         self._unparsed_bytes = 0
         self._on_unread = None
         scope: Any = self.scope

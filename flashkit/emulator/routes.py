@@ -10,6 +10,7 @@ The job API, which is asked thousands of times a second, is a table of actions; 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,6 +139,10 @@ class ClientRoutes:
             await refusal(scope, receive, send)
         except ClientGone:
             await send_body(send, _CLIENT_GONE, b"")
+        except Exception:
+            with contextlib.suppress(RuntimeError):  # the response had begun already
+                await error_response(internal_error(), status=500)(scope, receive, send)
+            raise
         return True
 
     def application(self) -> Starlette:
@@ -266,7 +271,7 @@ class ClientRoutes:
     async def _refuse(self, request: Request, exc: Exception) -> Response:
         if not isinstance(exc, FlashkitError):
             raise exc
-        return self._refusal(exc)
+        return self._refusal(exc, job_id=request.path_params.get("job_id"))
 
     async def _refuse_route(self, request: Request, exc: Exception) -> Response:
         if not isinstance(exc, HTTPException):

@@ -2,7 +2,7 @@
 
 A quick worker calls these routes thousands of times a second, so they are bare ASGI: the path is split, the
 action looked up, and no middleware, router or response object stands between. What a worker posts is answered at once
-where it came whole, and so is a poll where a job waits. A worker that got an error
+where it came whole. A worker that got an error
 or an empty answer would ask again at once and for ever; polls are therefore really held, whoever asks,
 and everything about jobs that are not (or no longer) the worker's is accepted and ignored.
 """
@@ -83,15 +83,15 @@ class WorkerWire:
         }
 
     def at_once(self, scope: Scope, body: bytes) -> Reply | None:
-        """Return the answer to a request that came whole; None when it takes `serve`, and nothing was done."""
+        """Return the answer to a post that came whole; None when it takes `serve`, and nothing was done."""
         call = self._read_call(scope)
-        if call is None or not self._is_admitted(call) or self._dispatcher.is_frozen(call.worker_id):
+        post = None if call is None else self._posts.get(call.action)
+        if call is None or post is None or len(body) > _BODY_LIMITS[call.action]:
+            return None
+        if not self._is_admitted(call) or self._dispatcher.is_frozen(call.worker_id):
             return None
         self._dispatcher.connections.note(call.worker_id, scope)
-        post = self._posts.get(call.action)
-        if post is not None:
-            return self._answer_post(post, call, body) if len(body) <= _BODY_LIMITS[call.action] else None
-        return None if is_broken(scope) else self._polls[call.action](call)
+        return post(call, body)
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Serve the request and return True, or return False when the path is not a worker's."""
@@ -176,19 +176,16 @@ class WorkerWire:
         try:
             with self._delivery(call.worker_id):
                 body = await read_body(receive, limit_bytes=_BODY_LIMITS[call.action])
-        except InputError as exc:
+        except BodyTooLarge as exc:
             return self._refuse_result(call, exc)
-        return self._answer_post(post, call, body)
-
-    def _answer_post(self, post: Callable[[_Call, bytes], Reply], call: _Call, body: bytes) -> Reply:
-        try:
-            return post(call, body)
-        except InputError as exc:
-            return self._refuse_result(call, exc)
+        return post(call, body)
 
     def _done(self, call: _Call, body: bytes) -> Reply:
-        self._check_result_size(call, len(body))
-        result = _decode_object(body)
+        try:
+            self._check_result_size(call, len(body))
+            result = _decode_object(body)
+        except InputError as exc:
+            return self._refuse_result(call, exc)
         if result.get("status") == "IN_PROGRESS":
             value = result.get("output")
             self._dispatcher.apply(self._platform.progress, call.endpoint, call.worker_id, call.job_id, value)
@@ -197,7 +194,10 @@ class WorkerWire:
         return _OK
 
     def _partial(self, call: _Call, body: bytes) -> Reply:
-        chunk = _decode_object(body).get("output")
+        try:
+            chunk = _decode_object(body).get("output")
+        except InputError as exc:
+            return self._refuse_result(call, exc)
         whose = call.endpoint, call.worker_id, call.job_id
         self._dispatcher.apply(self._platform.partial, *whose, chunk, size_bytes=len(body))
         return _OK
@@ -233,7 +233,8 @@ class WorkerWire:
     def _refuse_result(self, call: _Call, exc: InputError) -> Reply:
         """Fail the job in the worker's name: the SDK sends a refused result neither again nor differently."""
         result = {"error": _result_refused(exc).to_json()}
-        self._dispatcher.finish(call.endpoint, call.worker_id, call.job_id, result, size_bytes=0)
+        if call.action != "ping":
+            self._dispatcher.finish(call.endpoint, call.worker_id, call.job_id, result, size_bytes=0)
         status = self._defaults.oversize_status if isinstance(exc, BodyTooLarge) else 400
         return Reply(status, error_body(exc.report, call.job_id))
 

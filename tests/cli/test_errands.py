@@ -149,9 +149,9 @@ def test_ci_waits_for_workers_that_are_always_there_and_exits_5_without_them(tmp
 
 
 def test_a_signal_ends_the_command_too(project, start_dev, assert_gone):
-    dev = start_dev(project, "--ci", "--", sys.executable, "-c", "print('up', flush=True); input()", until=None)
+    dev = start_dev(project, "--ci", "--", sys.executable, "-c", "import time; time.sleep(60)", until=None)
     dev.wait_for("platform at")
-    while not (child := [process for process in dev.family() if "input()" in " ".join(arguments_of(process))]):
+    while not (child := [process for process in dev.family() if "sleep(60)" in " ".join(arguments_of(process))]):
         assert dev.process.poll() is None
     dev.send(signal.SIGTERM)
     assert dev.end(seconds=30) == 130

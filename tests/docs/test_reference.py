@@ -114,12 +114,19 @@ async def test_every_route_is_documented(tmp_path: Path):
         application = emulator._application()
     routes = [
         f"| `{method} {route.path.replace('{path:path}', 'v1/…')}"
-        for route in application._client_app.routes
+        for route in application._other_routes.routes
         for method in route.methods - {"HEAD"}
     ]
-    assert len(routes) > 10
+    rests = {"none": "", "job": "/{job_id}", "path": "/v1/…"}
+    routes += [
+        f"| `{method} /v2/{{endpoint}}/{name}{rests[action.rest]}"
+        for name, action in application._routes._job_api.items()
+        for method in {*action.methods} - {"HEAD"}
+    ]
+    assert len(routes) > 30
     assert [route for route in routes if route not in page] == []
-    assert [action for action in application._wire._actions if f"/{action}/" not in page] == []
+    wire = application._wire
+    assert [action for action in (*wire._polls, *wire._posts) if f"/{action}/" not in page] == []
 
 
 def test_every_export_is_in_the_python_reference():

@@ -1,15 +1,16 @@
-"""Requests of workers that are answered where their bytes are read: as if they had gone the long way."""
+"""Posts of workers that are answered where their bytes are read: as if they had gone the long way."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import socket
 
 import orjson
 import pytest
 
-from flashkit.emulator.connections import AT_ONCE_BYTES
+from flashkit.emulator import server
 from flashkit.emulator.faults import parse_faults
 from flashkit.emulator.jobs import JobRequest
 from flashkit.emulator.server import Emulator
@@ -104,18 +105,13 @@ async def test_a_result_has_the_same_effect_and_answer_whole_and_in_pieces(talk,
         assert "the worker's result was refused" in job.error
 
 
-async def test_small_posts_and_polls_for_waiting_jobs_do_not_take_the_long_way(
-    talk, emulator, worker_id, job, *, monkeypatch
-):
+async def test_posts_that_came_whole_do_not_take_the_long_way(talk, worker_id, job, monkeypatch):
     async def fail(*_args):
         raise AssertionError("taken")
 
     monkeypatch.setattr(WorkerWire, "serve", fail)
-    waiting = emulator.submit("quiet", JobRequest(input=2))
-    assert waiting.id.encode() in await talk(get(f"/v2/quiet/job-take/{worker_id}?job_in_progress=1"))
     assert await talk(part(worker_id, job, 1)) == OK
     assert await talk(post(f"/v2/quiet/job-done/{worker_id}/{job.id}", {"output": 1})) == OK
-    assert await talk(post(f"/v2/quiet/job-done/{worker_id}/{waiting.id}", {"output": 1})) == OK
 
 
 async def test_requests_that_come_together_are_answered_in_their_order(talk, emulator, worker_id, job):
@@ -129,7 +125,7 @@ async def test_requests_that_come_together_are_answered_in_their_order(talk, emu
     assert emulator.dispatcher.apply(emulator.platform.read_stream, "quiet", job.id) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("size", [AT_ONCE_BYTES - 100, AT_ONCE_BYTES + 1, 400_000])
+@pytest.mark.parametrize("size", [60_000, 200_000, 400_000])
 async def test_a_large_part_is_taken_as_well(talk, emulator, worker_id, job, size):
     assert await talk(part(worker_id, job, "a" * size)) == OK
     assert emulator.dispatcher.apply(emulator.platform.read_stream, "quiet", job.id) == ["a" * size]
@@ -162,7 +158,7 @@ async def test_who_asks_before_sending_a_body_is_told_to_go_on(talk, worker_id, 
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
 
 
-async def test_a_poll_is_answered_at_once_or_held(talk, emulator, worker_id):
+async def test_a_poll_is_held_until_there_is_a_job(talk, emulator, worker_id):
     held = await talk(get(f"/v2/quiet/job-take/{worker_id}?job_in_progress=0"))
     assert held.startswith(b"HTTP/1.1 204 No Content\r\n")
     job = emulator.submit("quiet", JobRequest(input={"a": 1}))
@@ -172,6 +168,64 @@ async def test_a_poll_is_answered_at_once_or_held(talk, emulator, worker_id):
         assert orjson.loads(answer.partition(b"\r\n\r\n")[2]) == [{"id": job.id, "input": {"a": 1}}]
     finally:
         emulator.dispatcher.apply(emulator.platform.cancel, "quiet", job.id)
+
+
+async def test_a_poll_whose_sender_has_hung_up_already_loses_no_job(emulator, worker_id, wait_until):
+    """Poll and end are read together: the loop is busy meanwhile."""
+    job = emulator.submit("quiet", JobRequest(input=1))
+    try:
+        host, port = emulator.url.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)))
+        connection.sendall(get(f"/v2/quiet/job-take/{worker_id}?job_in_progress=0"))
+        connection.close()
+        await wait_until(lambda: job.attempt == 1 or job.status == "IN_QUEUE", seconds=2)
+        await asyncio.sleep(0.1)
+        assert job.status == "IN_QUEUE"
+    finally:
+        emulator.dispatcher.apply(emulator.platform.cancel, "quiet", job.id)
+
+
+@pytest.mark.parametrize("route", ["job-take", "job-done", "job-stream"])
+async def test_the_answer_to_head_has_no_body(talk, emulator, worker_id, job, route):
+    waiting = emulator.submit("quiet", JobRequest(input=1))
+    try:
+        request = f"HEAD /v2/quiet/{route}/{worker_id}/{job.id} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        assert (await talk(request.encode())).endswith(b"\r\n\r\n")
+    finally:
+        emulator.dispatcher.apply(emulator.platform.cancel, "quiet", waiting.id)
+
+
+@pytest.mark.parametrize(
+    "target", ["http://quiet/job-done", "http://x:99999999/v2/quiet/job-done", "http://[::1/job-a"]
+)
+@pytest.mark.parametrize("size", [10_000, 80])
+async def test_a_target_with_a_host_in_it_is_no_path_of_a_workers(talk, worker_id, job, *, target, size, caplog):
+    answer = await talk(*in_pieces(post(f"{target}/{worker_id}/{job.id}", {"output": 1}), size))
+    assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 400"))
+    assert job.status == "IN_PROGRESS"
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+async def test_a_request_that_is_held_is_not_cut_off_by_the_answer_to_one_before(
+    start_emulator, make_endpoint, monkeypatch
+):
+    monkeypatch.setattr(server, "_KEEP_ALIVE_SECONDS", 0.2)
+    emulator = await start_emulator(make_endpoint("other", "silent", workers=(1, 1)))
+    (worker,) = emulator.platform.workers("other")
+    host, port = emulator.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    held = post("/v2/other/runsync?wait=1000", {"input": 1})
+    writer.write(post(f"/v2/other/job-done/{worker.id}/none", {"output": 1}) + held)
+    assert await asyncio.wait_for(reader.readexactly(len(OK)), 5) == OK
+    assert (await asyncio.wait_for(reader.read(1000), 5)).startswith(b"HTTP/1.1 200 OK")
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_ping_that_is_too_large_ends_nobodys_job(http, emulator, worker_id, job):
+    answer = await http("POST", f"{emulator.url}/v2/quiet/ping/{worker_id}/{job.id}", data=b"a" * 11_000_000)
+    assert answer.status == emulator._defaults.oversize_status
+    assert job.status == "IN_PROGRESS"
 
 
 @pytest.mark.parametrize("host", ["evil.example", "quiet.localhost"])

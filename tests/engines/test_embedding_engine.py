@@ -524,6 +524,32 @@ async def test_closing_fails_whoever_waits(load, folder):
     await engine.close()  # twice is no mistake
 
 
+async def test_a_start_that_is_broken_off_leaves_no_thread(folder, monkeypatch):
+    load, began, go_on = engine_module._load, threading.Event(), threading.Event()
+
+    def load_slowly(*parts):
+        began.set()
+        go_on.wait(30)
+        return load(*parts)
+
+    def threads():
+        return {thread for thread in threading.enumerate() if thread.name.startswith("embedding-model")}
+
+    monkeypatch.setattr(engine_module, "_load", load_slowly)
+    before = threads()
+    spec = Embedding(Weights("tests/model", path=str(folder)))
+    starting = asyncio.create_task(load_embedding(spec, Settings(), Phases()))
+    await asyncio.to_thread(began.wait, 30)
+    assert len(threads() - before) == 1
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    go_on.set()
+    for thread in threads() - before:
+        await asyncio.to_thread(thread.join, 30)
+    assert threads() <= before
+
+
 async def test_progress_is_counted(load, folder):
     engine = await load(folder)
     assert (engine.progress, engine.is_busy) == (0, False)
