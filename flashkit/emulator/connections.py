@@ -47,10 +47,6 @@ AtOnce = Callable[[Scope, bytes], Reply | None]
 """Answers a request, of which it gets path, query, headers and body; None when that takes the application."""
 
 
-def _nothing_at_once(scope: Scope, body: bytes) -> Reply | None:
-    return None
-
-
 class BreakableProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol; each request carries the means to break its connection."""
 
@@ -62,7 +58,7 @@ class BreakableProtocol(HttpToolsProtocol):
     _at_once_body: bytes | None = None
     """What has come of the body of a request that may be answered at once; None while there is none."""
 
-    def __init__(self, *args: Any, at_once: AtOnce = _nothing_at_once, **options: Any) -> None:
+    def __init__(self, *args: Any, at_once: AtOnce, **options: Any) -> None:
         super().__init__(*args, **options)
         self._at_once = at_once
         self.access_log = False  # addresses may hold credentials, whatever the embedding program logs

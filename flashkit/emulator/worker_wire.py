@@ -2,9 +2,9 @@
 
 A quick worker calls these routes thousands of times a second, so they are bare ASGI: the path is split, the
 action looked up, and no middleware, router or response object stands between. What a worker posts is answered at once
-where it came whole. A worker that got an error
-or an empty answer would ask again at once and for ever; polls are therefore really held, whoever asks,
-and everything about jobs that are not (or no longer) the worker's is accepted and ignored.
+where it came whole. A worker that got an error or an empty answer would ask again at once and for ever; polls are
+therefore really held, whoever asks, and everything about jobs that are not (or no longer) the worker's is accepted
+and ignored.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ class WorkerWire:
         }
 
     def at_once(self, scope: Scope, body: bytes) -> Reply | None:
-        """Return the answer to a post that came whole; None when it takes `serve`, and nothing was done."""
+        """Return the answer to a post that came in one read; None when it takes `serve`, and nothing was done."""
         call = self._read_call(scope)
         post = None if call is None else self._posts.get(call.action)
-        if call is None or post is None or len(body) > _BODY_LIMITS[call.action]:
+        if call is None or post is None:
             return None
         if not self._is_admitted(call) or self._dispatcher.is_frozen(call.worker_id):
             return None

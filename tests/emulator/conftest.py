@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import time
 from collections.abc import AsyncIterator, Callable
@@ -71,6 +72,29 @@ async def http() -> AsyncIterator[Callable[..., Any]]:
                 return Answer(response.status, value, dict(response.headers), seconds)
 
         yield send
+
+
+@pytest.fixture
+def talk(emulator):
+    """Send pieces, with a moment between them, and return what comes back until the end or a moment's silence."""
+
+    async def send(*pieces):
+        host, port = emulator.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        answer = b""
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.02)
+            with contextlib.suppress(TimeoutError):
+                while piece := await asyncio.wait_for(reader.read(65536), 10 if not answer else 0.3):
+                    answer += piece
+        finally:
+            writer.close()
+            await writer.wait_closed()
+        return answer
+
+    return send
 
 
 async def until(condition: Callable[[], Any], *, seconds: float = 20.0) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import sys
@@ -53,27 +52,6 @@ async def emulator(tmp_path_factory, make_endpoint, worker_environ, events):
 @pytest.fixture
 def with_key():
     return {"Authorization": f"Bearer {KEY}"}
-
-
-@pytest.fixture
-def talk(emulator):
-    """Send bytes, and return what comes back until the end or a moment's silence."""
-
-    async def send(request):
-        host, port = emulator.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        answer = b""
-        try:
-            writer.write(request)
-            with contextlib.suppress(TimeoutError):
-                while piece := await asyncio.wait_for(reader.read(65536), 10 if not answer else 0.2):
-                    answer += piece
-        finally:
-            writer.close()
-            await writer.wait_closed()
-        return answer
-
-    return send
 
 
 # ---- without the key ---------------------------------------------------------------------------------------
