@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,12 +12,16 @@ from flashkit.engines.vllm import VllmOptions
 from flashkit.errors import ConfigurationError
 from flashkit.settings import Settings
 from flashkit.spec import Weights
+from flashkit.worker.engines.processor import has_bfloat16
+
+log = logging.getLogger(__name__)
 
 _LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """What `max_lora_rank` may be; vLLM takes 16 by itself."""
 _DEFAULT_LORA_RANK: Final = 16
 _CPU_KV_BYTES: Final = (256 << 20, 4 << 30)
 """Least and most memory for the KV cache on a CPU; in between, an eighth of what is free."""
+_HALVES: Final = ("bfloat16", "float16")
 
 
 def serve_arguments(options: VllmOptions, model: Path, adapters: Mapping[str, Path], *, is_cpu: bool) -> list[str]:
@@ -34,7 +38,7 @@ def serve_arguments(options: VllmOptions, model: Path, adapters: Mapping[str, Pa
     """
     arguments = {"use_tqdm_on_load": False, **options.arguments}  # a bar that redraws itself is noise in a log
     if is_cpu:
-        arguments = {**cpu_defaults(), **arguments}
+        arguments = {**cpu_defaults(model, arguments), **arguments}
     if adapters:
         arguments.setdefault("max_loras", min(len(adapters), _LORA_RANKS[0]))
         arguments.setdefault("max_lora_rank", _rank_for(adapters))
@@ -73,15 +77,38 @@ def resolve_files(options: VllmOptions, weights: Weights | None, settings: Setti
     return model, adapters
 
 
-def cpu_defaults() -> dict[str, Any]:
+def cpu_defaults(model: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return options for a machine without a GPU: little memory, and a start without compiling anything."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import psutil  # comes with vLLM
+
+    free = psutil.virtual_memory().available
     least, most = _CPU_KV_BYTES
-    return {
+    defaults: dict[str, Any] = {
         "enforce_eager": True,
         "kv_cache_memory_bytes": max(least, min(most, free // 8)),
         "max_model_len": "auto",
     }
+    if "dtype" not in given and "quantization" not in given and _is_quicker_whole(model, free):
+        defaults["dtype"] = "float32"
+    return defaults
+
+
+def _is_quicker_whole(model: Path, free_bytes: int) -> bool:
+    """Return True when the weights are stored in half precision, which this processor is slow with, and would fit."""
+    if has_bfloat16() is not False:
+        return False
+    try:
+        facts = json.loads((model / "config.json").read_text())
+    except (OSError, ValueError):
+        return False  # vLLM says what is wrong with it
+    if not isinstance(facts, dict) or "quantization_config" in facts:
+        return False
+    stored = facts.get("dtype", facts.get("torch_dtype"))
+    whole_bytes = 2 * sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    if stored not in _HALVES or whole_bytes > free_bytes // 2:
+        return False
+    log.info("the model is computed in float32: this processor has no instructions for %s", stored)
+    return True
 
 
 def _render(name: str, value: Any, kind: str) -> Iterator[str]:

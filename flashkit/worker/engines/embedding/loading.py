@@ -25,6 +25,7 @@ from flashkit.worker.engines.embedding.layout import DenseLayer, Layout
 from flashkit.worker.engines.embedding.model import Device, Model
 from flashkit.worker.engines.embedding.packed import PACKED, packing_of, register
 from flashkit.worker.engines.embedding.tokens import Tokens
+from flashkit.worker.engines.processor import has_bfloat16
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,14 +195,9 @@ def _set_precision(model: Model, encoder: Any, dtype: str) -> None:
 
 def _native_half(device: Device) -> str | None:
     """Return the half precision that this processor multiplies in itself."""
-    import torch
-
     if device == "cuda":
         return "float16"
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        if getattr(torch.cpu, name, lambda: False)():
-            return "bfloat16"
-    return None
+    return "bfloat16" if has_bfloat16() else None
 
 
 def _are_same(whole: npt.NDArray[np.float32], half: npt.NDArray[np.float32], *, is_score: bool) -> bool:
