@@ -3,14 +3,18 @@
 uvicorn keeps the head of a request however long it is, and every request that is sent before the one ahead of it
 has its answer. Neither has an end of its own, so both have one here.
 
-A post of a worker's that arrived whole can be answered at once, where its bytes are read: a task, a scope's worth of
-callbacks and two messages would cost more than the platform's own work for it. Polls are not: they are answered in a
-way that shows whether their sender is still there.
+What a worker sends whole, a post or a poll, can be answered at once, where its bytes are read: a task, a scope's worth
+of callbacks and two messages would cost more than the platform's own work for it.
+
+Whether the client of a connection is still there, and whether it read its answer, is asked of the kernel, which knows
+before the event loop does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +27,11 @@ PIPELINE_LIMIT: Final = 100
 """Requests that wait on one connection for the answer to the one ahead of them."""
 
 _OF_WORKERS: Final = b"/job-"
-"""What is in the paths of workers' posts: all others are not worth a try."""
+"""What is in the paths of workers' requests: all others are not worth a try."""
+_HEAD_END: Final = b"\r\n\r\n"
+_TCP_INFO: Final[int | None] = socket.TCP_INFO if sys.platform == "linux" else None
+_ESTABLISHED: Final = 1
+"""The first byte of Linux's `struct tcp_info` while neither side has closed the connection."""
 _HEAD_TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: 42\r\nconnection: close\r\n\r\nthe request's head is larger than 128 KiB\n"
@@ -44,7 +52,7 @@ class Reply(NamedTuple):
 
 
 AtOnce = Callable[[Scope, bytes], Reply | None]
-"""Answers a request, of which it gets path, query, headers and body; None when that takes the application."""
+"""Answers a request, of which it gets method, path, query, headers and body; None when that takes the application."""
 
 
 class BreakableProtocol(HttpToolsProtocol):
@@ -57,6 +65,8 @@ class BreakableProtocol(HttpToolsProtocol):
 
     _at_once_body: bytes | None = None
     """What has come of the body of a request that may be answered at once; None while there is none."""
+    _ends_with_head = False
+    """True while a read is looked at that has nothing behind the first head in it."""
 
     def __init__(self, *args: Any, at_once: AtOnce, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -66,6 +76,7 @@ class BreakableProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take what came, and hang up on a head without an end."""
         self._unparsed_bytes += len(data)
+        self._ends_with_head = data.endswith(_HEAD_END) and data.find(_HEAD_END) == len(data) - len(_HEAD_END)
         super().data_received(data)
         if self._at_once_body is not None and not self.transport.is_closing():
             self._begin()
@@ -80,6 +91,7 @@ class BreakableProtocol(HttpToolsProtocol):
             raise TooManyRequests
         if self._is_plain():
             path, _, self.scope["query_string"] = self.url.partition(b"?")
+            self.scope["method"] = self.parser.get_method().decode("ascii")
             self.scope["path"] = path.decode("ascii")
             self._at_once_body = b""
         else:
@@ -106,11 +118,15 @@ class BreakableProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _is_plain(self) -> bool:
-        """Return True for what may be a worker's post, when nothing is ahead of it and its answer can be written."""
+        """Return True for what may be a worker's, when nothing is ahead of it and its answer can be written.
+
+        Of polls, those with nothing behind them: who sends something there has not read the answer.
+        """
+        method = self.parser.get_method()
         return (
             _OF_WORKERS in self.url
             and self.url.startswith(b"/v2/")
-            and self.parser.get_method() == b"POST"
+            and (method == b"POST" or (method == b"GET" and self._ends_with_head))
             and (self.cycle is None or self.cycle.response_complete)
             and self.url.isascii()
             and b"%" not in self.url
@@ -150,9 +166,25 @@ class BreakableProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._on_end is not None:
             self._on_end(self)
-        if self._on_unread is not None and (exc is not None or not is_answered):
+        if self._on_unread is not None and (exc is not None or not is_answered or self._was_reset()):
             self._on_unread()
         self._on_unread = None
+
+    def has_client(self) -> bool:
+        """Return False when the client has closed the connection, also where the event loop has yet to see that."""
+        if self.transport.is_closing():
+            return False
+        state: bytes = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1) if _TCP_INFO is not None else b""
+        return not state or state[0] == _ESTABLISHED
+
+    def _was_reset(self) -> bool:
+        """Return True when the client's machine refused what was written after the client had closed its side."""
+        error: int = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return error != 0
+
+    @property
+    def _socket(self) -> Any:
+        return self.transport.get_extra_info("socket")
 
     def call_at_end(self, callback: Callable[[BreakableProtocol], None]) -> None:
         """Call back when the connection ends, however it does."""
@@ -197,7 +229,7 @@ class WorkerConnections:
 def is_broken(scope: Scope) -> bool:
     """Return True when the request's connection is gone or about to be, so that no answer can reach its sender."""
     connection: BreakableProtocol | None = scope.get(_CONNECTION)
-    return connection is not None and connection.transport.is_closing()
+    return connection is not None and not connection.has_client()
 
 
 def if_unread(scope: Scope, callback: Callable[[], None]) -> None:

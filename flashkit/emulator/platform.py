@@ -370,6 +370,16 @@ class Platform:
         """
         return len(self._fleet(endpoint).queue) > 0
 
+    def has_waiting_jobs_for(self, endpoint: str, worker_id: str) -> bool:
+        """Return True when jobs wait that this worker could take; False for one that is not known."""
+        worker = self._worker(endpoint, worker_id)
+        return worker is not None and worker.can_take_jobs and self.has_waiting_jobs(endpoint)
+
+    def has_jobs(self, endpoint: str, worker_id: str) -> bool:
+        """Return True when the worker has jobs; False for one that is not known."""
+        worker = self._worker(endpoint, worker_id)
+        return worker is not None and bool(worker.jobs)
+
     def workers(self, endpoint: str) -> tuple[Worker, ...]:
         """Return the endpoint's workers, leaving ones included, oldest first.
 

@@ -2,9 +2,9 @@
 
 A quick worker calls these routes thousands of times a second, so they are bare ASGI: the path is split, the
 action looked up, and no middleware, router or response object stands between. What a worker posts is answered at once
-where it came whole. A worker that got an error or an empty answer would ask again at once and for ever; polls are
-therefore really held, whoever asks, and everything about jobs that are not (or no longer) the worker's is accepted
-and ignored.
+where it came whole, and so is a poll for which there are jobs. A worker that got an error or an empty answer would ask
+again at once and for ever; polls are therefore really held, whoever asks, and everything about jobs that are not (or no
+longer) the worker's is accepted and ignored.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _LEAVING_HOLD_SECONDS: Final = 1.0
 _STRANGER: Final = Unauthorized("this request is not from a worker of this platform")
 _OK: Final = Reply(200, b"{}")
 _NOTHING: Final = Reply(204, b"")
+_TAKES: Final = ("job-take", "job-take-batch")
 _BODY_LIMITS: Final = {
     "job-done": RUNSYNC_BODY_LIMIT_BYTES,
     "job-stream": STREAM_CHUNK_LIMIT_BYTES,
@@ -83,15 +84,28 @@ class WorkerWire:
         }
 
     def at_once(self, scope: Scope, body: bytes) -> Reply | None:
-        """Return the answer to a post that came in one read; None when it takes `serve`, and nothing was done."""
+        """Return the answer to a request that came in one read; None when it takes `serve`, and nothing was done."""
         call = self._read_call(scope)
-        post = None if call is None else self._posts.get(call.action)
-        if call is None or post is None:
-            return None
-        if not self._is_admitted(call) or self._dispatcher.is_frozen(call.worker_id):
+        if call is None or not self._is_admitted(call) or self._dispatcher.is_frozen(call.worker_id):
             return None
         self._dispatcher.connections.note(call.worker_id, scope)
-        return post(call, body)
+        post = self._posts.get(call.action)
+        if post is not None:
+            return post(call, body)
+        return self._polls[call.action](call) if self._can_take_at_once(call) else None
+
+    def _can_take_at_once(self, call: _Call) -> bool:
+        """Return True for a poll that there are jobs for, of a worker that is there.
+
+        One that says that it has no job, and has one, may be sending its result meanwhile: that is for `serve` to see.
+        """
+        return (
+            call.scope["method"] == "GET"
+            and call.action in _TAKES
+            and self._platform.has_waiting_jobs_for(call.endpoint, call.worker_id)
+            and (_says_busy(call) or not self._platform.has_jobs(call.endpoint, call.worker_id))
+            and not is_broken(call.scope)
+        )
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Serve the request and return True, or return False when the path is not a worker's."""
@@ -130,7 +144,7 @@ class WorkerWire:
 
     def _take_jobs(self, call: _Call, *, limit: int) -> Sequence[Job]:
         # A result that is still being read was not forgotten by its worker.
-        is_busy = b"job_in_progress=1" in call.query or call.worker_id in self._delivering
+        is_busy = _says_busy(call) or call.worker_id in self._delivering
         jobs = self._dispatcher.take(call.endpoint, call.worker_id, limit=limit, job_in_progress=is_busy)
         if jobs:
             hand_outs = [HandOut(job.id, job.attempt) for job in jobs]
@@ -250,6 +264,10 @@ def describe_for_worker(job: Job) -> dict[str, Any]:
 def _carries(query: bytes, token: bytes) -> bool:
     given = query.rpartition(b"token=")[2].partition(b"&")[0]
     return hmac.compare_digest(given, token)
+
+
+def _says_busy(call: _Call) -> bool:
+    return b"job_in_progress=1" in call.query
 
 
 def _batch_size(query: bytes) -> int:

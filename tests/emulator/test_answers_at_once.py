@@ -1,4 +1,4 @@
-"""Posts of workers that are answered where their bytes are read: as if they had gone the long way."""
+"""Requests of workers that are answered where their bytes are read: as if they had gone the long way."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from flashkit.emulator import server
+from flashkit.emulator.connections import BreakableProtocol
 from flashkit.emulator.faults import parse_faults
 from flashkit.emulator.jobs import JobRequest
 from flashkit.emulator.server import Emulator
@@ -34,7 +35,9 @@ async def emulator(tmp_path_factory, worker_environ, events, make_endpoint):
 
 @pytest.fixture
 def worker_id(emulator):
-    return emulator.platform.workers("quiet")[0].id
+    worker_id = emulator.platform.workers("quiet")[0].id
+    yield worker_id
+    emulator.dispatcher.take("quiet", worker_id, limit=1, job_in_progress=False)  # it has let go of all it had
 
 
 @pytest.fixture
@@ -81,11 +84,8 @@ async def test_a_result_has_the_same_effect_and_answer_whole_and_in_pieces(talk,
         assert "the worker's result was refused" in job.error
 
 
-async def test_posts_that_came_whole_do_not_take_the_long_way(talk, worker_id, job, monkeypatch):
-    async def fail(*_args):
-        raise AssertionError("taken")
-
-    monkeypatch.setattr(WorkerWire, "serve", fail)
+@pytest.mark.usefixtures("nothing_takes_the_long_way")
+async def test_posts_that_came_whole_do_not_take_the_long_way(talk, worker_id, job):
     assert await talk(part(worker_id, job, 1)) == OK
     assert await talk(post(f"/v2/quiet/job-done/{worker_id}/{job.id}", {"output": 1})) == OK
 
@@ -134,40 +134,132 @@ async def test_who_asks_before_sending_a_body_is_told_to_go_on(talk, worker_id, 
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
 
 
-async def test_a_poll_is_held_until_there_is_a_job(talk, emulator, worker_id):
-    held = await talk(get(f"/v2/quiet/job-take/{worker_id}?job_in_progress=0"))
-    assert held.startswith(b"HTTP/1.1 204 No Content\r\n")
+@pytest.fixture
+async def waiting(emulator):
+    """A job in the queue."""
     job = emulator.submit("quiet", JobRequest(input={"a": 1}))
-    try:
-        poll = get(f"/v2/quiet/job-take-batch/{worker_id}?job_in_progress=0&batch_size=5")
-        answer = await talk(poll)
-        assert orjson.loads(answer.partition(b"\r\n\r\n")[2]) == [{"id": job.id, "input": {"a": 1}}]
-    finally:
-        emulator.dispatcher.apply(emulator.platform.cancel, "quiet", job.id)
+    yield job
+    emulator.dispatcher.apply(emulator.platform.cancel, "quiet", job.id)
 
 
-async def test_a_poll_whose_sender_has_hung_up_already_loses_no_job(emulator, worker_id):
-    """Poll and end are read together: the loop is busy meanwhile."""
-    job = emulator.submit("quiet", JobRequest(input=1))
-    try:
-        host, port = emulator.url.removeprefix("http://").split(":")
-        connection = socket.create_connection((host, int(port)))
-        connection.sendall(get(f"/v2/quiet/job-take/{worker_id}?job_in_progress=0"))
-        connection.close()
-        await asyncio.sleep(0.2)
-        assert job.status == "IN_QUEUE"
-    finally:
-        emulator.dispatcher.apply(emulator.platform.cancel, "quiet", job.id)
+@pytest.fixture
+def nothing_takes_the_long_way(monkeypatch):
+    async def fail(*_args):
+        raise AssertionError("taken")
+
+    monkeypatch.setattr(WorkerWire, "serve", fail)
+
+
+def poll(worker_id, *headers, action="job-take", query="job_in_progress=0"):
+    return get(f"/v2/quiet/{action}/{worker_id}?{query}", *headers)
+
+
+def connect(emulator):
+    host, port = emulator.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)))
+
+
+async def test_a_poll_is_held_while_there_is_no_job(talk, worker_id):
+    assert (await talk(poll(worker_id))).startswith(b"HTTP/1.1 204 No Content\r\n")
+
+
+@pytest.mark.usefixtures("nothing_takes_the_long_way")
+@pytest.mark.parametrize("action", ["job-take", "job-take-batch"])
+async def test_a_poll_for_which_there_is_a_job_does_not_take_the_long_way(talk, worker_id, waiting, action):
+    answer = await talk(poll(worker_id, action=action, query="batch_size=5&job_in_progress=0"))
+    described = {"id": waiting.id, "input": {"a": 1}}
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
+    assert orjson.loads(answer.partition(b"\r\n\r\n")[2]) == ([described] if action == "job-take-batch" else described)
+    assert waiting.status == "IN_PROGRESS"
+
+
+@pytest.mark.parametrize("size", [10_000, 40])
+async def test_a_poll_has_the_same_answer_whole_and_in_pieces(talk, worker_id, waiting, size):
+    answer = await talk(*in_pieces(poll(worker_id), size))
+    assert orjson.loads(answer.partition(b"\r\n\r\n")[2])["id"] == waiting.id
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05])
+async def test_a_poll_whose_sender_has_hung_up_already_takes_no_job(emulator, worker_id, waiting, seconds):
+    """Poll and end are there together: the loop is busy meanwhile. Or the end comes just after the poll."""
+    connection = connect(emulator)
+    connection.sendall(poll(worker_id))
+    if seconds:
+        await asyncio.sleep(seconds)
+    connection.close()
+    await asyncio.sleep(0.2)
+    assert waiting.status == "IN_QUEUE"
+    assert waiting.attempt == (1 if seconds else 0)
+
+
+@pytest.mark.parametrize("size", [10_000, 40])
+async def test_an_answer_that_the_kernel_could_not_deliver_puts_its_job_back(
+    emulator, worker_id, waiting, monkeypatch, size
+):
+    """The event loop sees an end like any other: only the socket knows that the answer was refused."""
+    monkeypatch.setattr(BreakableProtocol, "has_client", lambda self: not self.transport.is_closing())
+    connection = connect(emulator)
+    for piece in in_pieces(poll(worker_id), size):
+        connection.sendall(piece)
+    connection.close()
+    await asyncio.sleep(0.2)
+    assert waiting.status == "IN_QUEUE"
+    assert waiting.attempt == 1  # it was handed out
+
+
+async def test_who_has_read_the_job_and_hangs_up_keeps_it(talk, worker_id, waiting):
+    assert waiting.id.encode() in await talk(poll(worker_id))
+    await asyncio.sleep(0.1)
+    assert waiting.status == "IN_PROGRESS"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("behind", [b"GET /v2/quiet/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /v2/"])
+async def test_who_sends_something_behind_a_poll_has_not_read_its_answer(emulator, worker_id, waiting, method, behind):
+    connection = connect(emulator)
+    request = poll(worker_id).replace(b"GET", method.encode(), 1)
+    connection.sendall(request + behind)
+    await asyncio.sleep(0.1)
+    assert waiting.status == "IN_PROGRESS"
+    connection.close()  # with the answer unread in it
+    await asyncio.sleep(0.1)
+    assert waiting.status == "IN_QUEUE"
+
+
+@pytest.mark.usefixtures("job")
+async def test_a_poll_that_denies_a_job_waits_for_what_its_worker_may_be_sending(talk, worker_id, waiting, monkeypatch):
+    taken = []
+    serve = WorkerWire.serve
+
+    async def note(self, scope, receive, send):
+        taken.append(scope["path"])
+        return await serve(self, scope, receive, send)
+
+    monkeypatch.setattr(WorkerWire, "serve", note)
+    answer = await talk(poll(worker_id))
+    assert waiting.id.encode() in answer
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("path", ["nobody/job-take/a", "quiet/job-take/nobody", "quiet/job-take/", "quiet/job-take"])
+@pytest.mark.usefixtures("waiting")
+async def test_polls_of_strangers_are_held_and_get_nothing(talk, path):
+    answer = await talk(get(f"/v2/{path}"))
+    assert answer.startswith(b"HTTP/1.1 204" if path != "quiet/job-take" else b"HTTP/1.1 404")
+
+
+async def test_polls_are_for_get(talk, worker_id, waiting):
+    """Whatever has another method goes the long way, also where it looks like one on the second read."""
+    request = f"HEAD /v2/quiet/job-take/{worker_id} HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
+    assert (await talk(request.encode(), b"GET /\r\n\r\n")).endswith(b"\r\n\r\n")
+    assert waiting.status == "IN_PROGRESS"
 
 
 @pytest.mark.parametrize("route", ["job-take", "job-done", "job-stream"])
-async def test_the_answer_to_head_has_no_body(talk, emulator, worker_id, job, route):
-    waiting = emulator.submit("quiet", JobRequest(input=1))
-    try:
-        request = f"HEAD /v2/quiet/{route}/{worker_id}/{job.id} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
-        assert (await talk(request.encode())).endswith(b"\r\n\r\n")
-    finally:
-        emulator.dispatcher.apply(emulator.platform.cancel, "quiet", waiting.id)
+async def test_the_answer_to_head_has_no_body(talk, worker_id, job, waiting, route):
+    assert waiting.status == "IN_QUEUE"
+    request = f"HEAD /v2/quiet/{route}/{worker_id}/{job.id} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    assert (await talk(request.encode())).endswith(b"\r\n\r\n")
 
 
 @pytest.mark.parametrize(
