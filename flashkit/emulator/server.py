@@ -9,36 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import logging
 import os
 import random
 import secrets
-import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
-
-import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from typing import Any, Self
 
 from flashkit.emulator.admission import Admission
 from flashkit.emulator.adviser import Adviser
-from flashkit.emulator.answers import ForeignHost, deny, error_body, internal_error
+from flashkit.emulator.application import Application
 from flashkit.emulator.bodies import encode_json
 from flashkit.emulator.clock import Clock
-from flashkit.emulator.connections import AtOnce, BreakableProtocol, Reply
 from flashkit.emulator.control import ControlRoutes
 from flashkit.emulator.dashboard import dashboard_routes
 from flashkit.emulator.dispatch import Dispatcher
 from flashkit.emulator.events import Event, ignore
 from flashkit.emulator.fault_injection import FaultInjector
 from flashkit.emulator.fault_routes import fault_routes
-from flashkit.emulator.faults import FaultPlan, parse_faults, refuse_store_faults
+from flashkit.emulator.faults import parse_faults, refuse_store_faults
+from flashkit.emulator.http_server import Server, listen, url_of
 from flashkit.emulator.load_balancing.entry import LoadBalancing
 from flashkit.emulator.management.fleet import LocalWorker
 from flashkit.emulator.management.quota import DOCUMENTED_WINDOWS
@@ -55,20 +49,12 @@ from flashkit.emulator.traces import TRACES_PATH, Traces, traces_routes
 from flashkit.emulator.traffic import TrafficRecorder
 from flashkit.emulator.webhooks import WebhookSender
 from flashkit.emulator.worker_wire import WorkerWire
-from flashkit.errors import ConfigurationError, ErrorReport, FlashkitError
+from flashkit.errors import ErrorReport, FlashkitError
 from flashkit.garbage import Collector
-from flashkit.protocol import REQUEST_BODY_LIMIT_BYTES, PlatformDefaults
+from flashkit.protocol import PlatformDefaults
 from flashkit.telemetry.store import TraceStore
 
 __all__ = ["Clock", "ColdStart", "Emulator", "LocalEndpoint"]
-
-_log = logging.getLogger(__name__)
-
-_KEEP_ALIVE_SECONDS: Final = 120
-"""Longer than clients keep idle connections, so that theirs is the side that closes them."""
-_BACKLOG: Final = 2048
-_SPIN_GUARD_SECONDS: Final = 1.0
-_FAILURE: Final = "flashkit.failure"
 
 
 class Emulator:
@@ -178,8 +164,8 @@ class Emulator:
         Raises:
             ConfigurationError: The port is taken or the address is not of this machine.
         """
-        listener = _listen(*self._address)
-        self.url = _url_of(listener)
+        listener = listen(*self._address)
+        self.url = url_of(listener)
         self._webhooks = WebhookSender(
             self._defaults, allow_remote=self._options.allow_remote_webhooks, sleep=self.clock.sleep
         )
@@ -218,7 +204,7 @@ class Emulator:
         )
         self.clock.is_quiet = self._is_quiet
         application = self._application()
-        server = _Server(self.faults.around(application), listener, at_once=application.at_once)
+        server = Server(self.faults.around(application), listener, at_once=application.at_once)
         async with AsyncExitStack() as stack:
             stack.callback(listener.close)
             if self._record_to is not None:
@@ -368,7 +354,7 @@ class Emulator:
         """Say what the next starts of an endpoint's workers take besides those of their processes."""
         self.platform.set_cold_start(endpoint, cold_start)
 
-    def _application(self) -> _Application:
+    def _application(self) -> Application:
         wire = WorkerWire(self.dispatcher, self._defaults, token=self._token)
         overview = Overview(
             self.platform,
@@ -397,7 +383,7 @@ class Emulator:
                 *traces_routes(self.traces, self._admission, token=self._token),
             ],
         )
-        return _Application(
+        return Application(
             wire,
             routes,
             admission=self._admission,
@@ -462,142 +448,7 @@ class _Fleet:
         self._emulator.restart(name)
 
 
-class _Application:
-    """Sends each request to those who serve it, and owns up to our own faults."""
-
-    def __init__(
-        self,
-        wire: WorkerWire,
-        routes: ClientRoutes,
-        *,
-        admission: Admission,
-        load_balancing: LoadBalancing,
-        faults: FaultPlan,
-    ) -> None:
-        self._wire = wire
-        self._load_balancing = load_balancing
-        self._routes = routes
-        self._other_routes = routes.application()
-        self._admission = admission
-        self._faults = faults
-
-    def at_once(self, scope: Scope, body: bytes) -> Reply | None:
-        """Return the answer to a request of a worker's that can have it now; no rule of the faults may concern it."""
-        if self._faults.is_active:
-            return None
-        try:
-            self._admission.check_host(scope)
-            return None if self._load_balancing.is_for_one(scope) else self._wire.at_once(scope, body)
-        except ForeignHost:
-            return None
-        except Exception as exc:  # noqa: BLE001 - raised again where there is an answer for it
-            scope[_FAILURE] = exc
-            return None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            _raise_failure(scope)
-            self._admission.check_host(scope)
-            if await self._load_balancing.serve(scope, receive, send):
-                return
-            if await self._wire.serve(scope, receive, send) or await self._routes.serve(scope, receive, send):
-                return
-            await self._other_routes(scope, receive, send)
-        except ForeignHost as exc:
-            await deny(scope, receive, send, 403, error_body(exc.report))
-        except Exception:  # noqa: BLE001
-            # The boundary of the process towards HTTP: whatever went wrong is logged with its traceback here.
-            _log.exception("%s %s failed", scope.get("method", "WEBSOCKET"), scope["path"])
-            await asyncio.sleep(_SPIN_GUARD_SECONDS)  # a worker would repeat the request at once
-            with contextlib.suppress(RuntimeError):  # the response had begun already
-                await deny(scope, receive, send, 500, error_body(internal_error()))
-
-
-def _raise_failure(scope: Scope) -> None:
-    """Raise what went wrong when the request was to be answered at once."""
-    failure: Exception | None = scope.get(_FAILURE)
-    if failure is not None:
-        raise failure
-
-
 async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-class _Server(uvicorn.Server):
-    """uvicorn inside our event loop, on our socket, leaving signals to whoever runs the loop."""
-
-    def __init__(self, app: ASGIApp, listener: socket.socket, *, at_once: AtOnce) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=partial(BreakableProtocol, at_once=at_once),  # type: ignore[arg-type]
-                ws="websockets-sansio",
-                ws_max_size=REQUEST_BODY_LIMIT_BYTES,
-                lifespan="off",
-                log_config=None,
-                log_level="warning",  # below it are addresses of WebSockets, whose queries may hold credentials
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=1,
-            )
-        )
-        self._listener = listener
-        self._serving: asyncio.Task[None] | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signal handlers of the process alone."""
-        yield
-
-    async def start(self) -> None:
-        """Return once connections are accepted."""
-        self._serving = asyncio.ensure_future(self.serve(sockets=[self._listener]))
-        while not self.started:
-            if self._serving.done():
-                self._serving.result()
-            await asyncio.sleep(0)
-
-    async def stop(self) -> None:
-        """Close the socket and every connection."""
-        self.should_exit = True
-        if self._serving is not None:
-            await self._serving
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol named: asyncio sets TCP_NODELAY on no other, and answers would be late by 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    # Lets a restarted emulator have its port back while old connections time out.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError as exc:
-        listener.close()
-        raise _cannot_listen(host, port, exc) from exc
-    listener.setblocking(False)  # noqa: FBT003
-    return listener
-
-
-def _url_of(listener: socket.socket) -> str:
-    """Return the URL for clients on this machine, also where the server listens on every address."""
-    host, port = listener.getsockname()[:2]
-    if host == "0.0.0.0":  # noqa: S104 - compared, not bound
-        host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _cannot_listen(host: str, port: int, exc: OSError) -> ConfigurationError:
-    if exc.errno == errno.EADDRINUSE:
-        return ConfigurationError(
-            f"port {port} on {host} is in use", hint="choose another with --port, or 0 for any free one"
-        )
-    if exc.errno == errno.EACCES:
-        return ConfigurationError(f"port {port} needs more rights", hint="choose one above 1023 with --port")
-    return ConfigurationError(f"cannot listen on {host}: {exc.strerror}", hint="check --host")
