@@ -58,6 +58,8 @@ AtOnce = Callable[[Scope, bytes], Reply | None]
 class BreakableProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol; each request carries the means to break its connection."""
 
+    _running: Any = None
+    """uvicorn's cycle of the request that the application has, which is not the latest one where requests wait."""
     _on_unread: Callable[[], None] | None = None
     _on_end: Callable[[BreakableProtocol], None] | None = None
     _unparsed_bytes = 0
@@ -95,7 +97,7 @@ class BreakableProtocol(HttpToolsProtocol):
             self.scope["path"] = path.decode("ascii")
             self._at_once_body = b""
         else:
-            super().on_headers_complete()
+            self._take_up()
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -141,9 +143,19 @@ class BreakableProtocol(HttpToolsProtocol):
     def _begin(self) -> None:
         """Let the application have the request, with what has come of its body."""
         body, self._at_once_body = self._at_once_body, None
-        super().on_headers_complete()
+        self._take_up()
         if body:
             super().on_body(body)
+
+    def _take_up(self) -> None:
+        super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request."""
+        self._running = self.pipeline[-1][0] if self.pipeline else None
+        super().on_response_complete()
 
     def _write(self, reply: Reply) -> None:
         head = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(reply.body)
@@ -164,6 +176,9 @@ class BreakableProtocol(HttpToolsProtocol):
         """Take note of the end. A reset, or an end before the answer, says that the answer was not read."""
         is_answered = self.cycle is None or self.cycle.response_complete
         super().connection_lost(exc)
+        if self._running is not None:
+            self._running.disconnected = True
+            self._running.message_event.set()
         if self._on_end is not None:
             self._on_end(self)
         if self._on_unread is not None and (exc is not None or not is_answered or self._was_reset()):

@@ -119,10 +119,13 @@ class WorkerWire:
             await break_connection(scope)
             return True
         self._dispatcher.connections.note(call.worker_id, scope)
-        with contextlib.suppress(ClientGone):
-            post = self._posts.get(call.action)
+        post = self._posts.get(call.action)
+        try:
             reply = await (self._hold(call, receive) if post is None else self._read_post(post, call, receive))
-            await send_body(send, *reply)
+        except ClientGone:
+            await break_connection(scope)  # whose end the server may not have seen yet: it would miss an answer
+            return True
+        await send_body(send, *reply)
         return True
 
     def _read_call(self, scope: Scope) -> _Call | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 
 import orjson
 import pytest
@@ -17,6 +18,7 @@ from flashkit.emulator.server import Emulator
 from flashkit.emulator.worker_wire import WorkerWire
 from flashkit.protocol import PlatformDefaults
 
+HEALTH = b"GET /v2/quiet/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 
 
@@ -180,16 +182,23 @@ async def test_a_poll_has_the_same_answer_whole_and_in_pieces(talk, worker_id, w
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05])
-async def test_a_poll_whose_sender_has_hung_up_already_takes_no_job(emulator, worker_id, waiting, seconds):
+@pytest.mark.parametrize("size", [10_000, 40])
+@pytest.mark.parametrize("behind", [b"", HEALTH])
+async def test_a_poll_whose_sender_has_hung_up_already_takes_no_job(
+    emulator, worker_id, waiting, *, seconds, size, behind, caplog
+):
     """Poll and end are there together: the loop is busy meanwhile. Or the end comes just after the poll."""
     connection = connect(emulator)
-    connection.sendall(poll(worker_id))
+    for piece in in_pieces(poll(worker_id) + behind, size):
+        connection.sendall(piece)
+        time.sleep(0.001)
     if seconds:
         await asyncio.sleep(seconds)
     connection.close()
     await asyncio.sleep(0.2)
     assert waiting.status == "IN_QUEUE"
     assert waiting.attempt == (1 if seconds else 0)
+    assert caplog.records == []  # nor does the server miss an answer
 
 
 @pytest.mark.parametrize("size", [10_000, 40])
@@ -214,7 +223,7 @@ async def test_who_has_read_the_job_and_hangs_up_keeps_it(talk, worker_id, waiti
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-@pytest.mark.parametrize("behind", [b"GET /v2/quiet/health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET /v2/"])
+@pytest.mark.parametrize("behind", [HEALTH, b"GET /v2/"])
 async def test_who_sends_something_behind_a_poll_has_not_read_its_answer(emulator, worker_id, waiting, method, behind):
     connection = connect(emulator)
     request = poll(worker_id).replace(b"GET", method.encode(), 1)
