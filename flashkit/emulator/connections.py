@@ -189,8 +189,13 @@ class BreakableProtocol(HttpToolsProtocol):
         """Return False when the client has closed the connection, also where the event loop has yet to see that."""
         if self.transport.is_closing():
             return False
-        state: bytes = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1) if _TCP_INFO is not None else b""
-        return not state or state[0] == _ESTABLISHED
+        if _TCP_INFO is None:
+            return True
+        try:
+            state: bytes = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)
+        except OSError:  # a kernel that does not tell
+            return True
+        return state[0] == _ESTABLISHED
 
     def _was_reset(self) -> bool:
         """Return True when the client's machine refused what was written after the client had closed its side."""

@@ -147,13 +147,13 @@ async def compare(asks: dict[str, Ask], *, tokens: int, requests: int, rounds: i
             firsts[name].append(await ask(next(prompts), 4))
     return {
         "rates": {key: statistics.median(values) for key, values in rates.items()},
-        "shares": {clients: share(rates["worker", clients], rates["direct", clients]) for clients in CONCURRENCIES},
+        "shares": {clients: shares(rates["worker", clients], rates["direct", clients]) for clients in CONCURRENCIES},
         "firsts": {name: statistics.median(values) * 1000 for name, values in firsts.items()},
     }
 
 
-def share(ours: list[float], theirs: list[float]) -> float:
-    return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
+def shares(ours: list[float], theirs: list[float]) -> list[float]:
+    return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
 
 async def count_posts(emulator: Emulator, endpoint: str, *, tokens: int, concurrency: int) -> float:
@@ -194,6 +194,7 @@ async def measure(name: str, *, rounds: int) -> dict[str, float]:
         engine = await load_engine(endpoint.spec.engine, Settings(weights_dir=weights_dir), Phases())
         stack.push_async_callback(engine.close)
         await engine.warm_up()
+        print(engine.describe(), flush=True)  # type: ignore[attr-defined]
         asks = {
             "direct": direct(engine.llm, name),  # type: ignore[attr-defined]
             "worker": through_worker(http, f"{emulator.url}/v2/{name}/openai/v1"),
@@ -203,9 +204,12 @@ async def measure(name: str, *, rounds: int) -> dict[str, float]:
     rates, firsts = found["rates"], found["firsts"]
     for (way, clients), rate in sorted(rates.items()):
         print(f"{name:8} {way:7} {clients:3} clients {rate:9.1f} tokens/s")
+    if rounds > 1:
+        low, _, high = statistics.quantiles(found["shares"][16], n=4)
+        print(f"{name:8} 16 clients through the worker: half of the rounds between {low:.3f} and {high:.3f} of direct")
     print(f"{name:8} first token: direct {firsts['direct']:.1f} ms, worker {firsts['worker']:.1f} ms; {posts:g} posts")
     return {
-        **{f"vs_direct_{clients}": found["shares"][clients] for clients in reversed(CONCURRENCIES)},
+        **{f"vs_direct_{clients}": statistics.median(found["shares"][clients]) for clients in reversed(CONCURRENCIES)},
         "ttft_overhead_ms": firsts["worker"] - firsts["direct"],
         "batching_gain_16": rates["worker", 16] / rates["worker", 1],
         "posts_per_256": posts,

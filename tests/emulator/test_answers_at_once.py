@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 import time
 
 import orjson
 import pytest
 
-from flashkit.emulator import http_server
+from flashkit.emulator import connections, http_server
 from flashkit.emulator.connections import BreakableProtocol
 from flashkit.emulator.faults import parse_faults
 from flashkit.emulator.jobs import JobRequest
@@ -201,19 +202,41 @@ async def test_a_poll_whose_sender_has_hung_up_already_takes_no_job(
     assert caplog.records == []  # nor does the server miss an answer
 
 
-@pytest.mark.parametrize("size", [10_000, 40])
+@pytest.mark.parametrize("number", [1, 2])
 async def test_an_answer_that_the_kernel_could_not_deliver_puts_its_job_back(
-    emulator, worker_id, waiting, monkeypatch, size
+    emulator, worker_id, waiting, monkeypatch, number
 ):
     """The event loop sees an end like any other: only the socket knows that the answer was refused."""
     monkeypatch.setattr(BreakableProtocol, "has_client", lambda self: not self.transport.is_closing())
     connection = connect(emulator)
-    for piece in in_pieces(poll(worker_id), size):
-        connection.sendall(piece)
+    first, last = in_pieces(poll(worker_id), 60)
+    if number == 2:  # as two reads, it goes the long way
+        connection.sendall(first)
+        await asyncio.sleep(0.02)
+    connection.sendall(last if number == 2 else first + last)
     connection.close()
     await asyncio.sleep(0.2)
     assert waiting.status == "IN_QUEUE"
     assert waiting.attempt == 1  # it was handed out
+
+
+@pytest.mark.parametrize("option", [None, 999])
+async def test_a_kernel_that_does_not_tell_has_the_client_there(talk, worker_id, waiting, monkeypatch, option):
+    monkeypatch.setattr(connections, "_TCP_INFO", option)
+    assert waiting.id.encode() in await talk(poll(worker_id))
+
+
+async def test_who_polls_again_has_read_the_answer_before(emulator, worker_id, waiting):
+    connection = connect(emulator)
+    connection.sendall(poll(worker_id))
+    await asyncio.sleep(0.05)
+    assert waiting.id.encode() in connection.recv(10_000)
+    connection.sendall(poll(worker_id, query="job_in_progress=1"))
+    await asyncio.sleep(0.05)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
+    connection.close()
+    await asyncio.sleep(0.05)
+    assert waiting.status == "IN_PROGRESS"
 
 
 async def test_who_has_read_the_job_and_hangs_up_keeps_it(talk, worker_id, waiting):

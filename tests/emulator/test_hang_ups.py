@@ -11,8 +11,10 @@ import time
 from http.client import HTTPConnection
 
 import pytest
+import uvloop
 
 from flashkit.emulator.jobs import JobRequest
+from flashkit.emulator.server import Emulator
 from flashkit.protocol import PlatformDefaults
 
 JOBS = 400
@@ -66,10 +68,7 @@ class Poller(threading.Thread):
         connection.close()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_no_job_is_lost_or_done_twice(start_emulator, make_endpoint, wait_until, caplog, seed):
-    endpoint = make_endpoint("jumpy", "silent", workers=(1, 1), concurrency=50)
-    emulator = await start_emulator(endpoint, defaults=PlatformDefaults(poll_hold=0.2), shutdown_grace=0.5)
+async def poll_and_hang_up(emulator, wait_until, *, seed):
     (worker,) = emulator.platform.workers("jumpy")
     jobs = [emulator.submit("jumpy", JobRequest(input=number)) for number in range(JOBS)]
     port = int(emulator.url.rpartition(":")[2])
@@ -82,7 +81,21 @@ async def test_no_job_is_lost_or_done_twice(start_emulator, make_endpoint, wait_
         for poller in pollers:
             poller.is_over = True
         await asyncio.to_thread(lambda: [poller.join(10) for poller in pollers])
-    assert sorted(job_id for poller in pollers for job_id in poller.done) == sorted(job.id for job in jobs)
+    return jobs, sorted(job_id for poller in pollers for job_id in poller.done)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_no_job_is_lost_or_done_twice(tmp_path, worker_environ, make_endpoint, wait_until, *, caplog, run, seed):
+    endpoint = make_endpoint("jumpy", "silent", workers=(1, 1), concurrency=50)
+    options = {"state_dir": tmp_path, "environ": worker_environ, "defaults": PlatformDefaults(poll_hold=0.2)}
+
+    async def main():
+        async with Emulator([endpoint], shutdown_grace=0.5, **options) as emulator:
+            return await poll_and_hang_up(emulator, wait_until, seed=seed)
+
+    jobs, done = run(main())
+    assert done == sorted(job.id for job in jobs)
     assert all(job.output == job.input for job in jobs)
     assert any(job.attempt > 1 for job in jobs)
     assert caplog.records == []

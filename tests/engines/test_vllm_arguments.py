@@ -14,8 +14,8 @@ from flashkit.settings import Settings
 from flashkit.spec import Weights
 from flashkit.worker.engines import vllm_arguments
 from flashkit.worker.engines.engine import load_engine
-from flashkit.worker.engines.processor import has_bfloat16
 from flashkit.worker.engines.vllm_arguments import cpu_defaults
+from flashkit.worker.machine import has_bfloat16
 from flashkit.worker.phases import Phases
 
 
@@ -59,45 +59,78 @@ def model(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
-@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
-def test_halves_are_computed_in_float32_where_the_processor_is_slow_with_them(
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32", None])
+def test_a_model_is_computed_in_float32_where_the_processor_is_slow_with_halves(
     slow_with_halves, model, caplog, name, stored
 ):
+    """One that is stored in float32 too: vLLM would halve it."""
     caplog.set_level(logging.INFO, "flashkit")
     assert cpu_defaults(model(**{name: stored}), {})["dtype"] == "float32"
-    assert f"this processor has no instructions for {stored}" in caplog.text
+    assert "the model is computed in float32: this processor has no instructions for bfloat16" in caplog.text
+
+
+def test_the_cache_has_room_for_as_many_tokens_then(slow_with_halves, model, monkeypatch):
+    monkeypatch.setattr(vllm_arguments, "free_memory", lambda: 16 << 30)
+    assert cpu_defaults(model(dtype="bfloat16"), {})["kv_cache_memory_bytes"] == 4 << 30
+    assert cpu_defaults(model(dtype="bfloat16"), {"dtype": "bfloat16"})["kv_cache_memory_bytes"] == 2 << 30
 
 
 @pytest.mark.parametrize("can", [True, None])
-def test_they_are_left_to_vllm_where_it_is_quick_or_unknown(monkeypatch, model, can):
+def test_that_is_left_to_vllm_where_the_processor_is_quick_or_unknown(monkeypatch, model, can):
     monkeypatch.setattr(vllm_arguments, "has_bfloat16", lambda: can)
     assert "dtype" not in cpu_defaults(model(dtype="bfloat16"), {})
 
 
 @pytest.mark.parametrize("given", [{"dtype": "auto"}, {"quantization": "awq"}])
-def test_what_is_declared_decides(slow_with_halves, model, given):
+def test_what_is_declared_decides(slow_with_halves, model, caplog, given):
+    caplog.set_level(logging.INFO, "flashkit")
     assert "dtype" not in cpu_defaults(model(dtype="bfloat16"), given)
+    assert caplog.text == ""
 
 
-@pytest.mark.parametrize(
-    "config", [{"dtype": "float32"}, {}, {"dtype": None}, {"dtype": "bfloat16", "quantization_config": {"bits": 4}}]
-)
-def test_other_weights_are_left_to_vllm(slow_with_halves, model, config):
-    assert "dtype" not in cpu_defaults(model(**config), {})
+@pytest.mark.parametrize("name", ["quantization_config", "compression_config"])
+def test_quantized_weights_are_left_to_vllm(slow_with_halves, model, name):
+    assert "dtype" not in cpu_defaults(model(dtype="bfloat16", **{name: {"bits": 4}}), {})
 
 
-def test_weights_that_would_take_most_of_the_memory_stay_halves(slow_with_halves, model):
-    assert "dtype" not in cpu_defaults(model(dtype="bfloat16", size=1 << 40), {})
+@pytest.mark.parametrize(("size", "given"), [(1 << 40, {}), (1000, {"kv_cache_memory_bytes": 1 << 20}), (3 << 30, {})])
+def test_where_the_memory_may_not_do_the_log_says_how_to_be_quicker(
+    slow_with_halves, model, *, monkeypatch, caplog, size, given
+):
+    """Declared bytes of the cache hold half as many tokens in float32, which may be too few to start."""
+    caplog.set_level(logging.INFO, "flashkit")
+    monkeypatch.setattr(vllm_arguments, "free_memory", lambda: 16 << 30)
+    assert "dtype" not in cpu_defaults(model(dtype="bfloat16", size=size), given)
+    assert "dtype='float32' would be several times quicker, and take" in caplog.text
+    assert f"{2 * size / 1e9:.1f} GB for the weights" in caplog.text
+
+
+def test_weights_of_any_format_count(slow_with_halves, model):
+    folder = model(dtype="bfloat16", size=1 << 40)
+    (folder / "parts").mkdir()
+    (folder / "model.safetensors").rename(folder / "parts" / "pytorch_model.bin")
+    assert "dtype" not in cpu_defaults(folder, {})
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]"])
-def test_a_config_that_cannot_be_read_is_vllms_to_tell(slow_with_halves, tmp_path, text):
+def test_a_config_that_cannot_be_read_is_vllms_to_tell(slow_with_halves, model, text):
+    folder = model()
+    (folder / "config.json").unlink()
     if text is not None:
-        (tmp_path / "config.json").write_text(text)
-    assert "dtype" not in cpu_defaults(tmp_path, {})
+        (folder / "config.json").write_text(text)
+    assert "dtype" not in cpu_defaults(folder, {})
 
 
-async def test_vllm_computes_halves_in_float32_then(slow_with_halves, require_vllm, tiny_llama, tmp_path):
+@pytest.mark.parametrize("is_broken", [True, False])
+def test_so_are_weights_that_are_not_there(slow_with_halves, model, is_broken):
+    folder = model()
+    (folder / "model.safetensors").unlink()
+    if is_broken:
+        (folder / "model.safetensors").symlink_to(folder / "nowhere")
+    assert "dtype" not in cpu_defaults(folder, {})
+
+
+async def test_vllm_computes_in_float32_then(slow_with_halves, require_vllm, tiny_llama, tmp_path):
     folder = tmp_path / "tests" / "halved"
     shutil.copytree(tiny_llama, folder)
     config = json.loads((folder / "config.json").read_text())

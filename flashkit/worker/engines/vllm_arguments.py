@@ -12,16 +12,18 @@ from flashkit.engines.vllm import VllmOptions
 from flashkit.errors import ConfigurationError
 from flashkit.settings import Settings
 from flashkit.spec import Weights
-from flashkit.worker.engines.processor import has_bfloat16
+from flashkit.worker.machine import free_memory, has_bfloat16
+from flashkit.worker.weights.folders import WEIGHT_SUFFIXES, walk
 
 log = logging.getLogger(__name__)
 
+_QUANTIZED: Final = {"quantization_config", "compression_config"}
+"""What the `config.json` of quantized weights has."""
 _LORA_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
 """What `max_lora_rank` may be; vLLM takes 16 by itself."""
 _DEFAULT_LORA_RANK: Final = 16
 _CPU_KV_BYTES: Final = (256 << 20, 4 << 30)
 """Least and most memory for the KV cache on a CPU; in between, an eighth of what is free."""
-_HALVES: Final = ("bfloat16", "float16")
 
 
 def serve_arguments(options: VllmOptions, model: Path, adapters: Mapping[str, Path], *, is_cpu: bool) -> list[str]:
@@ -78,37 +80,38 @@ def resolve_files(options: VllmOptions, weights: Weights | None, settings: Setti
 
 
 def cpu_defaults(model: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options for a machine without a GPU: little memory, and a start without compiling anything."""
-    import psutil  # comes with vLLM
+    """Return options for a machine without a GPU: little memory, and a start without compiling anything.
 
-    free = psutil.virtual_memory().available
+    On x86 vLLM computes in half precision by itself, whatever the weights are stored in. A processor without
+    instructions for it gets float32 where that fits, and the KV cache of as many tokens twice the bytes.
+    """
+    free = free_memory()
     least, most = _CPU_KV_BYTES
-    defaults: dict[str, Any] = {
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": max(least, min(most, free // 8)),
-        "max_model_len": "auto",
-    }
-    if "dtype" not in given and "quantization" not in given and _is_quicker_whole(model, free):
-        defaults["dtype"] = "float32"
-    return defaults
+    cache_bytes = max(least, min(most, free // 8))
+    defaults = {"enforce_eager": True, "kv_cache_memory_bytes": cache_bytes, "max_model_len": "auto"}
+    whole_bytes = None if "dtype" in given or has_bfloat16() is not False else _bytes_in_float32(model, given)
+    if whole_bytes is None:
+        return defaults
+    if "kv_cache_memory_bytes" in given or whole_bytes + 2 * cache_bytes > free // 2:
+        log.info(
+            "this processor has no instructions for bfloat16: dtype='float32' would be several times quicker, and take"
+            " %.1f GB for the weights and twice the KV cache", whole_bytes / 1e9,
+        )  # fmt: skip
+        return defaults
+    log.info("the model is computed in float32: this processor has no instructions for bfloat16")
+    return {**defaults, "dtype": "float32", "kv_cache_memory_bytes": 2 * cache_bytes}
 
 
-def _is_quicker_whole(model: Path, free_bytes: int) -> bool:
-    """Return True when the weights are stored in half precision, which this processor is slow with, and would fit."""
-    if has_bfloat16() is not False:
-        return False
+def _bytes_in_float32(model: Path, given: Mapping[str, Any]) -> int | None:
+    """Return the size of a model's weights in float32; None where they are quantized, or cannot be read."""
     try:
         facts = json.loads((model / "config.json").read_text())
-    except (OSError, ValueError):
-        return False  # vLLM says what is wrong with it
-    if not isinstance(facts, dict) or "quantization_config" in facts:
-        return False
-    stored = facts.get("dtype", facts.get("torch_dtype"))
-    whole_bytes = 2 * sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    if stored not in _HALVES or whole_bytes > free_bytes // 2:
-        return False
-    log.info("the model is computed in float32: this processor has no instructions for %s", stored)
-    return True
+        stored_bytes = sum(path.stat().st_size for path in walk(model) if path.name.endswith(WEIGHT_SUFFIXES))
+    except (OSError, ValueError):  # vLLM says what is wrong with it
+        return None
+    if not stored_bytes or not isinstance(facts, dict) or "quantization" in given or _QUANTIZED & facts.keys():
+        return None
+    return stored_bytes * (1 if facts.get("dtype", facts.get("torch_dtype")) == "float32" else 2)
 
 
 def _render(name: str, value: Any, kind: str) -> Iterator[str]:

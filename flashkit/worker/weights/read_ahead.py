@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from flashkit.worker.machine import free_memory
 from flashkit.worker.weights.folders import WEIGHT_SUFFIXES, walk
 
 log = logging.getLogger("flashkit.weights")
@@ -93,7 +94,7 @@ def read_ahead(folder: Path, *, threads: int = _THREADS, limit_bytes: int | None
         threads: Pieces that are read at the same time.
         limit_bytes: Read no more than this; by default half of the memory that is free.
     """
-    limit = _free_memory() * _SHARE_OF_MEMORY if limit_bytes is None else limit_bytes
+    limit = free_memory() * _SHARE_OF_MEMORY if limit_bytes is None else limit_bytes
     return ReadAhead(list(_pieces(folder, limit)), threads)
 
 
@@ -125,23 +126,3 @@ def _read_piece(piece: _Piece, buffer: memoryview) -> int:
         return position - piece.start
     finally:
         os.close(descriptor)
-
-
-def _free_memory() -> int:
-    """Return the bytes that programs can still have: of the machine, or of the container where that is less."""
-    free = [_kernel_value("/proc/meminfo", "MemAvailable:")]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):
-            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return max(0, min(each for each in free if each is not None))
-
-
-def _kernel_value(file: str, name: str) -> int:
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(file).read_text().splitlines():
-            if line.startswith(name):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

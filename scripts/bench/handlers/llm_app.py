@@ -4,7 +4,7 @@ from flashkit import VLLM, Weights, gpu_endpoint
 
 OPTIONS = {
     "tiny": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 32, "kv_cache_memory_bytes": 64 << 20},
-    "smollm2": {"max_model_len": 512, "max_num_seqs": 32, "kv_cache_memory_bytes": 512 << 20},
+    "smollm2": {"max_model_len": 512, "max_num_seqs": 32},
 }
 WEIGHTS = {
     "tiny": Weights("tests/tiny-llama"),

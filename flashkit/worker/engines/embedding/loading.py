@@ -25,7 +25,7 @@ from flashkit.worker.engines.embedding.layout import DenseLayer, Layout
 from flashkit.worker.engines.embedding.model import Device, Model
 from flashkit.worker.engines.embedding.packed import PACKED, packing_of, register
 from flashkit.worker.engines.embedding.tokens import Tokens
-from flashkit.worker.engines.processor import has_bfloat16
+from flashkit.worker.machine import has_bfloat16
 
 if TYPE_CHECKING:
     import numpy as np
