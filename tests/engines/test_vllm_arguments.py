@@ -69,10 +69,13 @@ def test_a_model_is_computed_in_float32_where_the_processor_is_slow_with_halves(
     assert "the model is computed in float32: this processor has no instructions for bfloat16" in caplog.text
 
 
-def test_the_cache_has_room_for_as_many_tokens_then(slow_with_halves, model, monkeypatch):
-    monkeypatch.setattr(vllm_arguments, "free_memory", lambda: 16 << 30)
-    assert cpu_defaults(model(dtype="bfloat16"), {})["kv_cache_memory_bytes"] == 4 << 30
-    assert cpu_defaults(model(dtype="bfloat16"), {"dtype": "bfloat16"})["kv_cache_memory_bytes"] == 2 << 30
+@pytest.mark.parametrize(("free", "half", "whole"), [(8, 1, 2), (16, 2, 4), (24, 3, 4), (64, 4, 4)])
+def test_the_cache_has_room_for_as_many_tokens_then_within_4_gb(
+    slow_with_halves, model, *, monkeypatch, free, half, whole
+):
+    monkeypatch.setattr(vllm_arguments, "free_memory", lambda: free << 30)
+    assert cpu_defaults(model(dtype="bfloat16"), {})["kv_cache_memory_bytes"] == whole << 30
+    assert cpu_defaults(model(dtype="bfloat16"), {"dtype": "bfloat16"})["kv_cache_memory_bytes"] == half << 30
 
 
 @pytest.mark.parametrize("can", [True, None])

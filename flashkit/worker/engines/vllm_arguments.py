@@ -83,7 +83,7 @@ def cpu_defaults(model: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return options for a machine without a GPU: little memory, and a start without compiling anything.
 
     On x86 vLLM computes in half precision by itself, whatever the weights are stored in. A processor without
-    instructions for it gets float32 where that fits, and the KV cache of as many tokens twice the bytes.
+    instructions for it gets float32 where that fits, and a KV cache of twice the bytes, which is as many tokens.
     """
     free = free_memory()
     least, most = _CPU_KV_BYTES
@@ -92,14 +92,15 @@ def cpu_defaults(model: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     whole_bytes = None if "dtype" in given or has_bfloat16() is not False else _bytes_in_float32(model, given)
     if whole_bytes is None:
         return defaults
-    if "kv_cache_memory_bytes" in given or whole_bytes + 2 * cache_bytes > free // 2:
+    whole_cache_bytes = min(most, 2 * cache_bytes)
+    if "kv_cache_memory_bytes" in given or whole_bytes + whole_cache_bytes > free // 2:
         log.info(
             "this processor has no instructions for bfloat16: dtype='float32' would be several times quicker, and take"
             " %.1f GB for the weights and twice the KV cache", whole_bytes / 1e9,
         )  # fmt: skip
         return defaults
     log.info("the model is computed in float32: this processor has no instructions for bfloat16")
-    return {**defaults, "dtype": "float32", "kv_cache_memory_bytes": 2 * cache_bytes}
+    return {**defaults, "dtype": "float32", "kv_cache_memory_bytes": whole_cache_bytes}
 
 
 def _bytes_in_float32(model: Path, given: Mapping[str, Any]) -> int | None:
