@@ -32,7 +32,7 @@ from flashkit.emulator.events import Event, ignore
 from flashkit.emulator.fault_injection import FaultInjector
 from flashkit.emulator.fault_routes import fault_routes
 from flashkit.emulator.faults import parse_faults, refuse_store_faults
-from flashkit.emulator.http_server import Server, listen, url_of
+from flashkit.emulator.http_server import listen, make_server, url_of
 from flashkit.emulator.load_balancing.entry import LoadBalancing
 from flashkit.emulator.management.fleet import LocalWorker
 from flashkit.emulator.management.quota import DOCUMENTED_WINDOWS
@@ -204,7 +204,7 @@ class Emulator:
         )
         self.clock.is_quiet = self._is_quiet
         application = self._application()
-        server = Server(self.faults.around(application), listener, at_once=application.at_once)
+        server = make_server(self.faults.around(application), listener, at_once=application.at_once)
         async with AsyncExitStack() as stack:
             stack.callback(listener.close)
             if self._record_to is not None:

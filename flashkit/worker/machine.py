@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from functools import cache
 from pathlib import Path
@@ -44,3 +45,26 @@ def _available_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may use at the same time, as far as the system tells.
+
+    Libraries do not look at a container's limit on processor time: a thread for each of the host's cores would wait
+    for the others most of the time.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, cpu_quota(Path("/sys/fs/cgroup")) or cores))
+
+
+def cpu_quota(cgroup: Path) -> int | None:
+    """Return a control group's limit in processors, None where it has none."""
+    try:
+        if (file := cgroup / "cpu.max").is_file():
+            quota, period = file.read_text().split()
+        else:
+            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
+        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

@@ -11,7 +11,8 @@ import time
 import orjson
 import pytest
 
-from flashkit.emulator import connections, http_server
+from flashkit import loop_server
+from flashkit.emulator import connections
 from flashkit.emulator.connections import BreakableProtocol
 from flashkit.emulator.faults import parse_faults
 from flashkit.emulator.jobs import JobRequest
@@ -308,7 +309,7 @@ async def test_a_target_with_a_host_in_it_is_no_path_of_a_workers(talk, worker_i
 async def test_a_request_that_is_held_is_not_cut_off_by_the_answer_to_one_before(
     start_emulator, make_endpoint, monkeypatch
 ):
-    monkeypatch.setattr(http_server, "_KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(loop_server, "_KEEP_ALIVE_SECONDS", 0.2)
     emulator = await start_emulator(make_endpoint("other", "silent", workers=(1, 1)))
     (worker,) = emulator.platform.workers("other")
     host, port = emulator.url.removeprefix("http://").split(":")

@@ -20,6 +20,7 @@ from flashkit.spec import EngineSpec
 from flashkit.worker.engines.embedding import engine as engine_module
 from flashkit.worker.engines.embedding import loading
 from flashkit.worker.engines.embedding.engine import EmbeddingEngine, load_embedding
+from flashkit.worker.machine import cpu_quota, usable_cpus
 from flashkit.worker.phases import Phases
 from tests.engines.encoders import HIDDEN, make_cross_encoder, make_decoder, make_encoder
 
@@ -766,16 +767,16 @@ async def test_the_start_is_measured_in_phases(folder):
 
 
 def test_a_containers_limit_on_processors_is_respected(tmp_path):
-    assert loading.cpu_quota(tmp_path) is None
+    assert cpu_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert loading.cpu_quota(tmp_path) is None
+    assert cpu_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("250000 100000\n")
-    assert loading.cpu_quota(tmp_path) == 3
+    assert cpu_quota(tmp_path) == 3
     (tmp_path / "cpu.max").unlink()
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert loading.cpu_quota(tmp_path) is None
+    assert cpu_quota(tmp_path) is None
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
-    assert loading.cpu_quota(tmp_path) == 1
-    assert loading.usable_cpus() >= 1
+    assert cpu_quota(tmp_path) == 1
+    assert usable_cpus() >= 1

@@ -15,8 +15,9 @@ import os
 import sys
 import types
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
+
+from flashkit.worker.machine import usable_cpus
 
 log = logging.getLogger(__name__)
 
@@ -88,17 +89,7 @@ def count_threads() -> int:
     import psutil
 
     physical = psutil.cpu_count(logical=False) or 1
-    cores = min(len(os.sched_getaffinity(0)), physical, _quota_cores())
-    return max(1, cores - 1)
-
-
-def _quota_cores() -> int:
-    """Return the cores that a container may use, when it is told."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):  # no container, no quota ("max"), or an older kernel
-        return sys.maxsize
+    return max(1, min(usable_cpus(), physical) - 1)
 
 
 def starting_environment() -> contextlib.AbstractContextManager[None]:

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Final
 
 from flashkit.errors import ConfigurationError, SetupError
@@ -21,9 +21,9 @@ from flashkit.http_routes import HttpDefinition
 from flashkit.settings import Settings
 
 try:
-    import uvicorn
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from flashkit.loop_server import LoopServer, listen
     from flashkit.worker.http.application import HttpApplication
 except ModuleNotFoundError as exc:
     raise ConfigurationError(
@@ -33,9 +33,6 @@ except ModuleNotFoundError as exc:
 log = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 1
-_BACKLOG: Final = 2048
-_KEEP_ALIVE_SECONDS: Final = 120
-"""Longer than the platform keeps idle connections, so that a request never meets one that is being closed."""
 
 
 def serve_http(definition: HttpDefinition, settings: Settings) -> int:
@@ -110,7 +107,7 @@ async def _running_servers(application: HttpApplication, settings: Settings) -> 
     ports = settings.listen_ports()
     apps: dict[int, ASGIApp] = {ports.health: _OnlyPing(application)}
     apps[ports.requests] = application
-    servers = [_Server(app, _listen(settings.http_host, port)) for port, app in apps.items()]
+    servers = [LoopServer(app, _listen(settings.http_host, port)) for port, app in apps.items()]
     try:
         for server in servers:
             await server.start()
@@ -130,59 +127,11 @@ class _OnlyPing:
         await self._application.ping(scope, receive, send)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn inside our event loop; signals are the worker's business."""
-
-    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                ws="websockets-sansio",
-                lifespan="off",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=1,
-            )
-        )
-        self._listener = listener
-        self._serving: asyncio.Task[None] | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signal handlers of the process alone."""
-        yield
-
-    async def start(self) -> None:
-        """Return once connections are accepted."""
-        self._serving = asyncio.ensure_future(self.serve(sockets=[self._listener]))
-        while not self.started:
-            if self._serving.done():
-                self._serving.result()
-            await asyncio.sleep(0)
-
-    async def stop(self) -> None:
-        """Close the socket and every connection."""
-        self.should_exit = True
-        if self._serving is not None:
-            await self._serving
-
-
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol named: asyncio sets TCP_NODELAY on no other, and answers would be late by 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
+        return listen(host, port)
     except OSError as exc:
-        listener.close()
         raise ConfigurationError(
             f"cannot listen on {host} port {port}: {exc.strerror or exc}",
             hint="set PORT to a port that is free and that you may use",
         ) from exc
-    listener.setblocking(False)  # noqa: FBT003
-    return listener

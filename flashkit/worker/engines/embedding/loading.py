@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,7 +23,7 @@ from flashkit.worker.engines.embedding.layout import DenseLayer, Layout
 from flashkit.worker.engines.embedding.model import Device, Model
 from flashkit.worker.engines.embedding.packed import PACKED, packing_of, register
 from flashkit.worker.engines.embedding.tokens import Tokens
-from flashkit.worker.machine import has_bfloat16
+from flashkit.worker.machine import has_bfloat16, usable_cpus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -207,26 +205,3 @@ def _are_same(whole: npt.NDArray[np.float32], half: npt.NDArray[np.float32], *, 
         return bool(np.abs(whole - half).max() <= LARGEST_SCORE_CHANGE)  # false for what is no number, too
     lengths = np.linalg.norm(whole, axis=1) * np.linalg.norm(half, axis=1)
     return bool(((whole * half).sum(1) >= LEAST_COSINE * lengths).all())
-
-
-def usable_cpus() -> int:
-    """Return how many processors this process may use at the same time, as far as the system tells.
-
-    torch does not look at a container's limit on processor time: a thread for each of the host's cores would wait for
-    the others most of the time.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, cpu_quota(Path("/sys/fs/cgroup")) or cores))
-
-
-def cpu_quota(cgroup: Path) -> int | None:
-    """Return a control group's limit in processors, None where it has none."""
-    try:
-        if (file := cgroup / "cpu.max").is_file():
-            quota, period = file.read_text().split()
-        else:
-            quota = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
-            period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
-        return math.ceil(int(quota) / int(period)) if int(quota) > 0 else None
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
