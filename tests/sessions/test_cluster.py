@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from flashkit.errors import StoreMisconfigured, StoreUnavailable
 from flashkit.worker.sessions.records import Kind, Record, Snapshot
+from flashkit.worker.sessions.redis_client import RedisClient
 from flashkit.worker.sessions.redis_store import session_keys
 from flashkit.worker.sessions.store import Change, Durability
 from tests.ports import free_port
@@ -231,6 +232,24 @@ async def test_a_server_that_dies_takes_only_its_own_sessions_with_it_until_it_i
         assert (keys, lease.seq) == ((["a", "b", "c"], 3) if name == there else (["a", "b"], 2))
     lease = await store.commit(leases[gone], [Record(Kind.RESULT, "b")])  # the same one, which saw the outage
     assert lease.seq == 2
+
+
+async def test_a_connection_that_redis_py_closes_while_it_is_opened_is_a_lost_one(cluster, namespace):
+    client = RedisClient(cluster.url, budget_s=30)
+    key = session_keys(namespace, "s")[0]
+    await client.command("EXISTS", key)
+    try:
+        for rounds in range(40):  # from before a call's first write until after its end
+            for node in client.raw.get_nodes():
+                await node.disconnect()
+            call = asyncio.create_task(client.command("EXISTS", key))
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            for node in client.raw.get_nodes():
+                await node.disconnect()
+            assert await call == 0
+    finally:
+        await client.close()
 
 
 async def test_waiting_for_a_replica_is_refused_as_a_cluster_cannot_confirm_it(cluster, make_store):

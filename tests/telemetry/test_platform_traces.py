@@ -117,7 +117,7 @@ def test_a_failed_tool_is_an_error_in_each_span_that_it_ended(platform, trace_of
 
 
 def test_a_task_that_its_timeout_killed_names_the_step_that_hung(platform, trace_of):
-    job = platform.endpoint("agent").run({"question": "why", "how": "hangs"})
+    job = platform.endpoint("agent").run({"question": "why", "how": "hangs"}, execution_timeout_ms=5_000)
     assert job.wait().status is JobStatus.TIMED_OUT
     trace = trace_of(job.id, lambda trace: trace.hung is not None)
     hung = trace.hung

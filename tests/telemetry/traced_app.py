@@ -25,7 +25,7 @@ async def writer(prompt: str, engine: LLM) -> str:
     return "".join([token async for token in engine.stream(prompt)])
 
 
-@orchestrator_endpoint(workers=(0, 1), idle_timeout=600, execution_timeout_ms=5_000)
+@orchestrator_endpoint(workers=(0, 1), idle_timeout=600, execution_timeout_ms=120_000)
 async def agent(session: Session, question: str, how: str = "well") -> str:
     plan = await session.step("plan", _plan, question)
     session.spend(tokens=7, cost_usd=0.001)

@@ -50,6 +50,8 @@ SHORTEST_ATTEMPT_S: Final = 0.02
 ATTEMPT_S: Final = 5.0
 """A server that does not answer for this long is tried again on a new connection."""
 _MOST_CONNECTIONS: Final = 64
+_STREAM_CALLS: Final = ("writelines", "drain")
+"""What redis-py calls on a connection's stream, which may be gone."""
 _DEFAULT_SENTINEL_PORT: Final = 26_379
 _LUA: Final = Path(__file__).parent / "lua"
 
@@ -273,15 +275,22 @@ class RedisClient:
 
 
 async def _heed(work: Awaitable[T]) -> T:
-    """Return or raise what redis-py does, unless it lost a cancellation: then raise that.
+    """Return or raise what redis-py does, but for two faults of it.
 
-    redis-py writes through `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes in the same
-    round of the event loop as its end. A loop that is to be stopped would go on for ever, and a job past its time.
+    It writes through `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that comes in the same round
+    of the event loop as its end. A loop that is to be stopped would go on for ever, and a job past its time.
+
+    It closes the connections of a server that leaves a Cluster also while another call writes on them, which then
+    finds no stream. That is a lost connection.
     """
     task = asyncio.current_task()
     wishes = task.cancelling() if task else 0
     try:
         return await work
+    except AttributeError as exc:
+        if exc.obj is None and exc.name in _STREAM_CALLS:
+            raise redis_errors.ConnectionError("the connection was closed while a command was written") from exc
+        raise
     finally:
         if task and task.cancelling() > wishes:
             raise asyncio.CancelledError
