@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import signal
+import sys
 
 import psutil
 import pytest
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning",
 )
 
+SCHEDULER, MODEL = "VLLM::EngineCore", "VLLM::Worker"
+"""Titles of vLLM's processes."""
 COMPLETIONS = "/v1/completions"
 ENDLESS = {"prompt": "Hello", "max_tokens": 500, "ignore_eos": True}
 
@@ -46,10 +49,8 @@ def model_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE and process.cmdline()[:1] in (
-                ["VLLM::EngineCore"],
-                ["VLLM::Worker"],
-            ):
+            is_alive = process.status() != psutil.STATUS_ZOMBIE
+            if is_alive and process.cmdline()[:1] in ([SCHEDULER], [MODEL]):
                 found.append(process)
     return found
 
@@ -57,7 +58,7 @@ def model_processes() -> list[psutil.Process]:
 @pytest.fixture
 async def engine(load_tiny) -> VllmEngine:
     engine = await load_tiny()
-    assert len(model_processes()) == 2
+    assert [process.cmdline()[0] for process in model_processes()] == [SCHEDULER]  # it runs the model, too
     yield engine
     await engine.close()
     assert model_processes() == []
@@ -79,9 +80,16 @@ async def test_after_a_freeze_it_goes_on_with_what_it_had(engine: VllmEngine):
     assert (await answer(engine))["usage"]["completion_tokens"] == 4
 
 
-@pytest.mark.parametrize("victim", ["VLLM::EngineCore", "VLLM::Worker"])
-async def test_when_a_process_of_it_is_killed_every_request_ends_with_a_retryable_error(load_tiny, victim):
-    engine = await load_tiny()
+@pytest.mark.parametrize(
+    ("options", "victim"),
+    [
+        ({}, SCHEDULER),
+        ({"distributed_executor_backend": "mp"}, SCHEDULER),
+        ({"distributed_executor_backend": "mp"}, MODEL),
+    ],
+)
+async def test_when_a_process_of_it_is_killed_every_request_ends_with_a_retryable_error(load_tiny, options, victim):
+    engine = await load_tiny(**options)
     watching = asyncio.create_task(watch_engine(engine, tick_seconds=0.1, check_seconds=0.1))
     stream = await engine.open(EngineRequest(COMPLETIONS, {**ENDLESS, "stream": True}))
     await anext(stream.body)
@@ -102,6 +110,40 @@ async def test_when_a_process_of_it_is_killed_every_request_ends_with_a_retryabl
     assert not engine.is_busy
     await engine.close()
     assert model_processes() == []
+
+
+LOADING = """
+import asyncio, sys
+from pathlib import Path
+from flashkit import VLLM, Weights
+from flashkit.settings import Settings
+from flashkit.worker.engines.engine import load_engine
+from flashkit.worker.phases import Phases
+
+async def main():
+    spec = VLLM(Weights("tests/tiny-llama"), max_model_len=512, kv_cache_memory_bytes=1 << 20)
+    engine = await load_engine(spec, Settings(weights_dir=Path(sys.argv[1])), Phases())
+    print("ready", flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+async def test_no_process_outlives_a_worker_that_is_killed(model_settings):
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LOADING, str(model_settings.weights_dir), stdout=asyncio.subprocess.PIPE
+    )
+    async with asyncio.timeout(120):
+        while (line := await worker.stdout.readline()) != b"ready\n":
+            assert line, "it ended before its engine ran"
+    left = psutil.Process(worker.pid).children(recursive=True)
+    assert [SCHEDULER] in [process.cmdline()[:1] for process in left]
+    worker.kill()
+    await worker.wait()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, left, 10)
+    assert alive == []
 
 
 async def test_a_start_that_is_broken_off_leaves_no_process(load_tiny):

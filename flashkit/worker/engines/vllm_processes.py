@@ -1,6 +1,6 @@
 """How vLLM's own processes come and go: quickly, quietly, and none of them staying behind.
 
-vLLM runs the model in processes of its own (`VLLM::EngineCore`, and `VLLM::Worker` on a CPU or several GPUs). Started
+vLLM runs the model in a process of its own (`VLLM::EngineCore`), one that is split in several (`VLLM::Worker`). Started
 its own way, each imports the user's app and then everything that the worker has imported already, one after the
 other. Here the app is kept out of them, and the CPU build's are forked from a process that imports vLLM while the
 worker does: a start takes 0.6 of the time on two busy cores. A GPU's are started as `vllm serve` starts them.

@@ -118,6 +118,8 @@ def _start_here(arguments: Any, capacity: Capacity, nursery: processes.CpuNurser
         else:
             with processes.inspecting_in_process():
                 config = engine_args.create_engine_config(UsageContext.OPENAI_API_SERVER)
+            if nursery.is_used:
+                _join_model_and_scheduler(config, engine_args.distributed_executor_backend)
         make = partial(
             AsyncLLM,
             config,
@@ -131,6 +133,17 @@ def _start_here(arguments: Any, capacity: Capacity, nursery: processes.CpuNurser
             return make()
         with nursery.forking():
             return make()
+
+
+def _join_model_and_scheduler(config: Any, declared: object) -> None:
+    """Run a model that is not split in the scheduler's process on a CPU, as vLLM does it on a GPU.
+
+    vLLM's CPU build keeps them apart, because it sets OpenMP's threads while it starts a process. The nursery has set
+    them already.
+    """
+    parallel = config.parallel_config
+    if declared in (None, "uni") and parallel.world_size == parallel.data_parallel_size == 1:
+        parallel.distributed_executor_backend = "uni"
 
 
 def describe_failure(exc: BaseException) -> BaseException:
