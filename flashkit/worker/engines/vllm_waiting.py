@@ -1,9 +1,10 @@
 """How vLLM's processes wait for each other on a CPU: awake for a moment, then in naps.
 
-vLLM's scheduler and its model pass messages through shared memory, and whoever waits looks again and again, for a
-second after the last message, with a whole core. On a machine with few cores that core is the one that streams the
-answers, runs the other workers of `flashkit dev` and the platform: measured on two, these waited up to 0.6 s for their
-turn. So a wait that takes longer goes on in naps, each of them short beside the time that was waited already.
+Where a model runs beside its scheduler (split, or with `mode="serve"`), both pass messages through shared memory, and
+whoever waits looks again and again, for a second after the last message, with a whole core. On a machine with few cores
+that core is the one that streams the answers, runs the other workers of `flashkit dev` and the platform: measured on
+two, these waited up to 0.6 s for their turn. So a wait that takes longer goes on in naps, each of them short beside the
+time that was waited already.
 """
 
 from __future__ import annotations
