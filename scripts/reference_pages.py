@@ -185,8 +185,8 @@ def settings_page() -> str:
         table(["Variable", "Value under `flashkit dev`"], _worker_url_rows()),
         "## What flashkit dev adds for local workers\n",
         table(["Variable", "Value"], [*_local_worker_rows()]),
-        "A local worker gets a home folder of its own and, of your environment, `PATH`, locale, temporary folder, GPU "
-        "selection and certificate variables and what starts with `FLASHKIT_`. Your account key is not among them.\n",
+        "A local worker gets a home folder of its own and, of your environment, `PATH`, locale, GPU selection and "
+        "certificate variables and what starts with `FLASHKIT_`. Your account key is not among them.\n",
         READ_FROM_SPECS,
         SET_BY_DEPLOY,
         READ_BY_CHECK,
@@ -232,6 +232,8 @@ def _local_worker_rows() -> Iterator[tuple[str, str]]:
     yield code("PORT"), "a free port, for workers of load-balanced endpoints; `PORT_HEALTH` too"
     yield code("FLASHKIT_HTTP_HOST"), "`127.0.0.1`, for the same"
     yield code("HOME"), "`.flashkit/homes/ENDPOINT`"
+    yield code("TMPDIR"), "an empty folder of the worker's own, which goes with it"
+    yield code("TORCHINDUCTOR_CACHE_DIR"), "below the home folder: what torch compiles is kept for the next worker"
 
 
 # ------------------------------------------------------------------ endpoint options

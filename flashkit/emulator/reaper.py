@@ -1,13 +1,14 @@
-"""Kills the process groups it was told about, once the process that told it is gone.
+"""Kills the process groups it was told about, once the process that told it is gone, and removes their files.
 
-Runs as a script, started by the supervisor with a pipe as its standard input, of which the supervisor alone
-holds the other end. A line `+123` adds process group 123, `-123` takes it off the list. When the pipe
-closes, however its owner died, `kill -9` included, every group still listed gets SIGKILL. Standard
-library only, and few modules of it: it starts in some 20 ms and stays at a few MB.
+Runs as a script, `reaper.py FOLDER`, started by the supervisor with a pipe as its standard input, of which the
+supervisor alone holds the other end. A line `+123` adds process group 123, `-123` takes it off the list. When the
+pipe closes, however its owner died, `kill -9` included, every group still listed gets SIGKILL, and the folder is
+removed. Standard library only, and few modules of it: it starts in some 20 ms and stays at a few MB.
 """
 
 import os
 import signal
+import sys
 from collections.abc import Iterable
 
 
@@ -35,6 +36,9 @@ def main() -> None:
             os.killpg(group, signal.SIGKILL)
         except OSError:
             continue
+    import shutil  # it has time for that now
+
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
 
 
 if __name__ == "__main__":

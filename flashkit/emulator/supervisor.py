@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +46,7 @@ _TAIL_LINE_CHARACTERS: Final = 2_000
 _LAST_WORDS_SECONDS: Final = 1.0
 """How long a dead worker's pipe is still read: a process that left its group may hold it open for ever."""
 _KEPT_VARIABLES: Final = (
-    "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+    "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ",
     "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
     "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE",
 )  # fmt: skip
@@ -108,6 +111,8 @@ class _Worker:
     worker_id: str
     ports: HttpPorts | None = None
     process: asyncio.subprocess.Process | None = None
+    temp: Path | None = None
+    """Its folder for temporary files: as on Runpod empty at first, seen by no other worker, and gone with this one."""
     wanted_signal: signal.Signals | None = None
     """A signal that was sent before there was a process to get it."""
     is_frozen: bool = False
@@ -189,13 +194,18 @@ class Supervisor:
         self._on_exit = on_exit
         self._fails_to_start = fails_to_start
         self._reaper = ReaperProcess()
+        self._temp = Path()
+        """Where workers have their folders for temporary files."""
+        self._numbers = itertools.count(1)
         self._workers: dict[str, _Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closing = False
 
     async def open(self) -> None:
         """Start the reaper; before that no worker may run."""
-        await self._reaper.start()
+        # Short, as a socket's path has room for a hundred characters.
+        self._temp = Path(tempfile.mkdtemp(prefix="fk-"))
+        await self._reaper.start(self._temp)
 
     def start(self, endpoint: str, worker_id: str) -> None:
         """Start a worker; `on_exit` follows in every case, also when there is nothing to start."""
@@ -287,6 +297,8 @@ class Supervisor:
         finally:  # in every case: nobody else finds out that a worker will never come
             del self._workers[worker.worker_id]
             self._on_exit(worker.endpoint, worker.worker_id, exit_code=exit_code, log_tail=tuple(worker.tail))
+            if worker.temp is not None:
+                await asyncio.to_thread(shutil.rmtree, worker.temp, ignore_errors=True)
 
     async def _run_process(self, worker: _Worker) -> int:
         read_end, write_end = os.pipe()
@@ -313,6 +325,8 @@ class Supervisor:
         local = worker.local
         home = self._state_dir / "homes" / worker.endpoint
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        worker.temp = self._temp / str(next(self._numbers))
+        worker.temp.mkdir(mode=0o700)
         urls = worker_urls(self._base_url, worker.endpoint, worker.worker_id, token=self._token)
         urls["FLASHKIT_METRICS_URL"] = reports_url(self._base_url, self._token)
         if local.spec.load_balanced:
@@ -325,7 +339,11 @@ class Supervisor:
             stderr=output,
             cwd=local.cwd,
             env=worker_environment(
-                local, {**urls, **ports, **self._credentials}, home=home.resolve(), environ=self._environ
+                local,
+                {**urls, **ports, **self._credentials},
+                home=home.resolve(),
+                temp=worker.temp,
+                environ=self._environ,
             ),
             start_new_session=True,
         )
@@ -366,7 +384,7 @@ def reports_url(base_url: str, token: str | None) -> str:
 
 
 def worker_environment(
-    local: LocalEndpoint, platform: Mapping[str, str], *, home: Path, environ: Mapping[str, str]
+    local: LocalEndpoint, platform: Mapping[str, str], *, home: Path, temp: Path, environ: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the whole environment of a worker: what it needs, and nothing of the developer's account.
 
@@ -374,6 +392,7 @@ def worker_environment(
         local: The endpoint, whose own variables go before those of the developer's shell.
         platform: What leads the worker to this platform; nothing goes before it.
         home: An empty folder, as the SDK prefers the account key that it finds at home.
+        temp: For temporary files.
         environ: The developer's shell.
     """
     kept = {name: environ[name] for name in _KEPT_VARIABLES if name in environ}
@@ -387,6 +406,8 @@ def worker_environment(
         "RUNPOD_LOG_LEVEL": "INFO",
         "FLASHKIT_TRACEBACKS": "1",
         "HOME": str(home),
+        "TMPDIR": str(temp),
+        "TORCHINDUCTOR_CACHE_DIR": str(home / ".cache" / "torchinductor"),  # compiling takes minutes, and is for all
         **local.spec.env,
         **local.env,
         **platform,
@@ -436,20 +457,24 @@ def parse_line(endpoint: str, worker_id: str, line: bytes) -> LogLine:
 
 
 class ReaperProcess:
-    """The child that outlives us just long enough to kill our workers."""
+    """The child that outlives us just long enough to kill our workers and to remove their temporary files."""
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
         self._pipe = -1
 
-    async def start(self) -> None:
-        """Start it; the pipe's write end stays in this process alone, as no child inherits it."""
+    async def start(self, folder: Path) -> None:
+        """Start it; the pipe's write end stays in this process alone, as no child inherits it.
+
+        Args:
+            folder: To be removed in the end.
+        """
         read_end, self._pipe = os.pipe()
         script = Path(__file__).with_name("reaper.py")
         try:
             # -I keeps this folder, which has a platform.py, off the script's import path.
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", str(script), stdin=read_end, start_new_session=True
+                sys.executable, "-I", "-S", str(script), str(folder), stdin=read_end, start_new_session=True
             )
         finally:
             os.close(read_end)

@@ -74,6 +74,21 @@ async def test_a_worker_gets_its_urls_and_nothing_of_the_developers_account(
     assert list(home.iterdir()) == []
 
 
+async def test_a_workers_temporary_files_are_its_own_and_go_with_it(start_emulator, script, events, wait_until):
+    program = """
+        import tempfile, time
+        print(tempfile.NamedTemporaryFile(delete=False).name, flush=True)
+        time.sleep(60)
+    """
+    emulator = await start_emulator(script("first", program), script("second", program), on_event=events)
+    first, second = [(await wait_until(lambda of=name: events.lines(of)))[0] for name in ("first", "second")]
+    assert Path(first.text).exists()
+    assert Path(first.text).parent != Path(second.text).parent
+    emulator.kill_worker(first.worker_id)
+    await wait_until(lambda: not Path(first.text).parent.exists())
+    assert Path(second.text).exists()
+
+
 async def test_with_a_key_set_workers_can_call_other_endpoints(start_emulator, script, events, wait_until):
     program = "import os, time; print(os.environ['RUNPOD_API_KEY'], flush=True); time.sleep(60)"
     await start_emulator(script("keyed", program), api_key="local-key", on_event=events, shutdown_grace=0.5)
@@ -188,24 +203,24 @@ HOST = """
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-async def test_no_process_outlives_an_emulator_that_is_killed_or_interrupted(number, loop, tmp_path):
+async def test_neither_processes_nor_files_outlive_an_emulator_that_is_killed_or_interrupted(number, loop, tmp_path):
     """kill -9 of the process that runs it, and Ctrl-C, which a terminal sends to the whole group."""
     host = await asyncio.create_subprocess_exec(
         sys.executable, "-c", textwrap.dedent(HOST), str(tmp_path), loop,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     pids = [int(pid) for _ in range(2) for pid in (await asyncio.wait_for(host.stdout.readline(), 20)).split()]
-    reapers = [
-        child.pid for child in psutil.Process(host.pid).children() if "reaper.py" in " ".join(arguments_of(child))
-    ]
+    [reaper] = [child for child in psutil.Process(host.pid).children() if "reaper.py" in " ".join(arguments_of(child))]
+    temporary = Path(arguments_of(reaper)[-1])
     assert len(pids) == 4
-    assert len(reapers) == 1
+    assert sorted(folder.name for folder in temporary.iterdir()) == ["1", "2"]
     os.killpg(host.pid, number)
     await asyncio.wait_for(host.wait(), 5)
     end = time.monotonic() + 2
-    while not all(is_gone(pid) for pid in (*pids, *reapers)):
+    while not all(is_gone(pid) for pid in (*pids, reaper.pid)):
         assert time.monotonic() < end, "workers outlived the emulator"
         await asyncio.sleep(0.05)
+    assert not temporary.exists()
     await host.communicate()
 
 
