@@ -6,9 +6,11 @@ ask is in each one's `cookiecutter.json`: a text, or a list of choices of which 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -88,14 +90,27 @@ def render_project(template: Template, folder: Path, answers: Mapping[str, str])
     _require_free(folder)
     context = {"project_name": folder.name.replace("_", " ").title(), "project_slug": folder.name, **answers}
     _require_answers(template, answers)
-    try:
-        made = cookiecutter(
-            str(template.folder), no_input=True, output_dir=str(folder.parent), extra_context=context,
-            accept_hooks=True, default_config=True,
-        )  # fmt: skip
-    except CookiecutterException as exc:
-        raise ConfigurationError(f"template {template.name!r} could not be rendered: {exc}") from exc
+    with _temporary_files() as leftovers:
+        try:
+            made = cookiecutter(
+                str(template.folder), no_input=True, output_dir=str(folder.parent), extra_context=context,
+                accept_hooks=True, default_config={"replay_dir": leftovers, "cookiecutters_dir": leftovers},
+            )  # fmt: skip
+        except CookiecutterException as exc:
+            raise ConfigurationError(f"template {template.name!r} could not be rendered: {exc}") from exc
     return Path(made)
+
+
+@contextlib.contextmanager
+def _temporary_files() -> Iterator[str]:
+    """Remove what cookiecutter leaves behind: its own copy of a template's hook, and the answers, at home."""
+    before = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="flashkit-new-") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield folder
+        finally:
+            tempfile.tempdir = before
 
 
 def _read_template(file: Path) -> Template:

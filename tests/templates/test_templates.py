@@ -47,9 +47,10 @@ def environ() -> dict[str, str]:
     return {**kept, "PYTHONDONTWRITEBYTECODE": "1", "FLASHKIT_WEIGHTS_DIR": str(MODELS)}
 
 
-def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(*command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a project."""
-    return subprocess.run(command, cwd=folder, env=environ(), capture_output=True, text=True, check=False)
+    env = {**environ(), **variables}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
 def findings(project: Path) -> list[str]:
@@ -143,3 +144,13 @@ def test_the_command_lists_templates_and_makes_a_project(tmp_path: Path):
     assert (tmp_path / "my_tool" / ".python-version").read_text() == "3.12\n"
     wrong = run(sys.executable, "-m", "flashkit", "new", "cpu_tool", "other", "-o", "python", folder=tmp_path)
     assert (wrong.returncode, "is not NAME=VALUE" in wrong.stderr) == (2, True)
+
+
+def test_nothing_is_left_outside_the_project(tmp_path: Path):
+    (outside := tmp_path / "outside").mkdir()
+    made = run(
+        sys.executable, "-m", "flashkit", "new", "cpu_tool", "my_tool", "--no-input",
+        folder=tmp_path, HOME=str(outside), TMPDIR=str(outside),
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert list(outside.iterdir()) == []
