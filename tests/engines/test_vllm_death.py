@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import os
 import signal
 import sys
 
@@ -49,8 +50,7 @@ def model_processes() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            is_alive = process.status() != psutil.STATUS_ZOMBIE
-            if is_alive and process.cmdline()[:1] in ([SCHEDULER], [MODEL]):
+            if is_alive(process) and process.cmdline()[:1] in ([SCHEDULER], [MODEL]):
                 found.append(process)
     return found
 
@@ -113,7 +113,7 @@ async def test_when_a_process_of_it_is_killed_every_request_ends_with_a_retryabl
 
 
 LOADING = """
-import asyncio, sys
+import asyncio, json, sys
 from pathlib import Path
 from flashkit import VLLM, Weights
 from flashkit.settings import Settings
@@ -121,29 +121,69 @@ from flashkit.worker.engines.engine import load_engine
 from flashkit.worker.phases import Phases
 
 async def main():
-    spec = VLLM(Weights("tests/tiny-llama"), max_model_len=512, kv_cache_memory_bytes=1 << 20)
+    options = {"max_model_len": 512, "kv_cache_memory_bytes": 1 << 20, **json.loads(sys.argv[3])}
+    spec = VLLM(Weights("tests/tiny-llama"), **options)
     engine = await load_engine(spec, Settings(weights_dir=Path(sys.argv[1])), Phases())
-    print("ready", flush=True)
-    await asyncio.sleep(600)
+    Path(sys.argv[2]).touch()
+    await asyncio.sleep(100)
 
 asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
-async def test_no_process_outlives_a_worker_that_is_killed(model_settings):
-    worker = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", LOADING, str(model_settings.weights_dir), stdout=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(120):
-        while (line := await worker.stdout.readline()) != b"ready\n":
-            assert line, "it ended before its engine ran"
-    left = psutil.Process(worker.pid).children(recursive=True)
-    assert [SCHEDULER] in [process.cmdline()[:1] for process in left]
-    worker.kill()
-    await worker.wait()
-    _, alive = await asyncio.to_thread(psutil.wait_procs, left, 10)
-    assert alive == []
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux tells a process that another one is gone")
+@pytest.mark.parametrize("options", [{}, {"distributed_executor_backend": "mp"}], ids=["one", "two"])
+async def test_no_process_outlives_a_worker_that_is_killed(model_settings, tmp_path, options):
+    ready, said = tmp_path / "ready", tmp_path / "said"
+    with said.open("wb") as output:  # no pipe: whoever outlives the worker would hold it
+        worker = psutil.Popen(
+            [sys.executable, "-c", LOADING, str(model_settings.weights_dir), str(ready), json.dumps(options)],
+            stdout=output,
+            stderr=output,
+        )
+    left = []
+    try:
+        async with asyncio.timeout(100):
+            while not ready.exists():
+                assert worker.poll() is None, said.read_text()
+                await asyncio.sleep(0.05)
+        left = worker.children(recursive=True)
+        assert [SCHEDULER] in [process.cmdline()[:1] for process in left]
+        worker.kill()
+        worker.wait()
+        async with asyncio.timeout(10):
+            while any(map(is_alive, left)):
+                await asyncio.sleep(0.05)
+    finally:
+        for process in (worker, *left):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        worker.wait()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+BESIDE_ANOTHER = """
+import multiprocessing, multiprocessing.forkserver
+from flashkit.worker.engines.vllm_processes import CpuNursery
+
+multiprocessing.forkserver.ensure_running()
+nursery = CpuNursery()
+nursery.start()
+assert not nursery.is_used
+with nursery.forking():
+    assert multiprocessing.get_context("spawn").get_start_method() == "spawn"
+"""
+
+
+async def test_an_app_that_uses_the_fork_server_keeps_it():
+    program = await asyncio.create_subprocess_exec(sys.executable, "-c", BESIDE_ANOTHER)
+    assert await program.wait() == 0
 
 
 async def test_a_start_that_is_broken_off_leaves_no_process(load_tiny):

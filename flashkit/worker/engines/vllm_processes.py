@@ -1,9 +1,10 @@
 """How vLLM's own processes come and go: quickly, quietly, and none of them staying behind.
 
-vLLM runs the model in a process of its own (`VLLM::EngineCore`), one that is split in several (`VLLM::Worker`). Started
-its own way, each imports the user's app and then everything that the worker has imported already, one after the
-other. Here the app is kept out of them, and the CPU build's are forked from a process that imports vLLM while the
-worker does: a start takes 0.6 of the time on two busy cores. A GPU's are started as `vllm serve` starts them.
+vLLM has a process for its scheduler and the model (`VLLM::EngineCore`); a model that is split, and one that vLLM's CPU
+build starts its own way, runs beside it (`VLLM::Worker`). Started its own way, each imports the user's app and then
+everything that the worker has imported already, one after the other. Here the app is kept out of them, and the CPU
+build's are forked from a process that imports vLLM while the worker does: a start takes 0.6 of the time on two busy
+cores. A GPU's are started as `vllm serve` starts them.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def kept_logging() -> Iterator[None]:
 
 
 class CpuNursery:
-    """The process from which vLLM's processes are forked on a CPU."""
+    """The process from which vLLM's processes are forked on a CPU: Python's fork server, of which there is one."""
+
+    _server: int | None = None
+    """The fork server that was started here."""
 
     def __init__(self) -> None:
         self.is_used = _OWN_BINDING not in os.environ
@@ -65,10 +69,15 @@ class CpuNursery:
             return
         from multiprocessing import forkserver
 
+        if _fork_server() not in (None, CpuNursery._server):
+            self.is_used = False
+            log.info("vLLM starts its processes itself, which takes longer: the app uses Python's fork server already")
+            return
         multiprocessing.set_forkserver_preload([PRELOADED])
         threads = os.environ.get("OMP_NUM_THREADS") or str(count_threads())
         with environment({"OMP_NUM_THREADS": threads, **_FOR_CHILDREN}):
             forkserver.ensure_running()
+        CpuNursery._server = _fork_server()
 
     @contextlib.contextmanager
     def forking(self) -> Iterator[None]:
@@ -82,6 +91,14 @@ class CpuNursery:
             yield
         finally:
             multiprocessing.get_context = own
+
+
+def _fork_server() -> int | None:
+    """Return the id of Python's fork server in this process, None where it was not asked for yet."""
+    from multiprocessing import forkserver
+
+    server: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)  # noqa: SLF001
+    return server
 
 
 def count_threads() -> int:
