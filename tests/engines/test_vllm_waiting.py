@@ -21,16 +21,18 @@ def test_naps_are_short_beside_the_time_that_was_waited(waited, nap):
     assert nap_after(waited) == pytest.approx(nap)
 
 
-async def test_processes_of_an_idle_engine_leave_the_cores_to_others(load_tiny):
-    engine = await load_tiny()
+@pytest.mark.parametrize(("options", "count"), [({}, 1), ({"distributed_executor_backend": "mp"}, 2)])
+async def test_processes_of_an_idle_engine_leave_the_cores_to_others(load_tiny, options, count):
+    engine = await load_tiny(**options)
     await engine.handle().complete("Once", max_tokens=8, ignore_eos=True)
     children = psutil.Process().children(recursive=True)
     before = {child: child.cpu_times() for child in children if "VLLM" in child.name()}
-    assert len(before) >= 2
+    assert len(before) == count
     started = time.monotonic()
     await asyncio.sleep(0.8)  # vLLM's own waiting takes a core for a second
     used = sum(sum(child.cpu_times()[:2]) - sum(times[:2]) for child, times in before.items())
     assert used < 0.4 * (time.monotonic() - started)
+    await engine.close()
 
 
 def test_a_vllm_without_these_waits_keeps_its_own(monkeypatch, require_vllm):
