@@ -94,7 +94,7 @@ def render_project(template: Template, folder: Path, answers: Mapping[str, str])
         try:
             made = cookiecutter(
                 str(template.folder), no_input=True, output_dir=str(folder.parent), extra_context=context,
-                accept_hooks=True, default_config={"replay_dir": leftovers, "cookiecutters_dir": leftovers},
+                accept_hooks=True, default_config={"replay_dir": leftovers},
             )  # fmt: skip
         except CookiecutterException as exc:
             raise ConfigurationError(f"template {template.name!r} could not be rendered: {exc}") from exc

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from flashkit.errors import ConfigurationError, EngineDied, EngineError
 from flashkit.worker.engines.engine import EngineRequest
 from flashkit.worker.engines.vllm import VllmEngine
+from flashkit.worker.engines.vllm_processes import ending_with
 from flashkit.worker.watchdog import watch_engine
 
 pytestmark = pytest.mark.filterwarnings(
@@ -159,6 +161,25 @@ async def test_no_process_outlives_a_worker_that_is_killed(model_settings, tmp_p
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         worker.wait()
+
+
+@pytest.mark.parametrize(
+    ("opening", "is_killed"),
+    [(ProcessLookupError("it is gone"), True), (PermissionError("a sandbox"), False), (AttributeError("macOS"), False)],
+)
+def test_who_cannot_watch_the_worker_runs_on_and_who_comes_late_ends(monkeypatch, opening, is_killed):
+    killed = threading.Event()
+
+    def pidfd_open(pid: int) -> int:
+        raise opening
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open, raising=False)
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.set())
+    assert ending_with(os.getpid(), lambda answer: answer)(42) == 42
+    for thread in threading.enumerate():
+        if thread.name == "flashkit-worker-watch":
+            thread.join(5)
+    assert killed.is_set() == is_killed
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -10,12 +10,16 @@ cores. A GPU's are started as `vllm serve` starts them.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
+import select
+import signal
 import sys
+import threading
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from flashkit.worker.machine import usable_cpus
@@ -99,6 +103,30 @@ def _fork_server() -> int | None:
 
     server: int | None = getattr(forkserver._forkserver, "_forkserver_pid", None)  # noqa: SLF001
     return server
+
+
+def ending_with(worker: int, run: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what a process runs, so that Linux ends it when the worker is gone; elsewhere it runs as before.
+
+    Not by PR_SET_PDEATHSIG, which tells of the end of a thread: whoever started the first engine may go before others.
+    """
+
+    @functools.wraps(run)
+    def run_here(*args: Any, **kwargs: Any) -> Any:
+        threading.Thread(target=_die_with, args=[worker], name="flashkit-worker-watch", daemon=True).start()
+        return run(*args, **kwargs)
+
+    return run_here
+
+
+def _die_with(worker: int) -> None:
+    try:
+        select.select([os.pidfd_open(worker)], [], [])
+    except ProcessLookupError:  # it is gone already
+        pass
+    except (AttributeError, OSError):  # another system, or a sandbox without such descriptors
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def count_threads() -> int:

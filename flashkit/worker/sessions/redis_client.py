@@ -50,8 +50,6 @@ SHORTEST_ATTEMPT_S: Final = 0.02
 ATTEMPT_S: Final = 5.0
 """A server that does not answer for this long is tried again on a new connection."""
 _MOST_CONNECTIONS: Final = 64
-_STREAM_CALLS: Final = ("writelines", "drain")
-"""What redis-py calls on a connection's stream, which may be gone."""
 _DEFAULT_SENTINEL_PORT: Final = 26_379
 _LUA: Final = Path(__file__).parent / "lua"
 
@@ -288,7 +286,7 @@ async def _heed(work: Awaitable[T]) -> T:
     try:
         return await work
     except AttributeError as exc:
-        if exc.obj is None and exc.name in _STREAM_CALLS:
+        if exc.obj is None and exc.name == "writelines":
             raise redis_errors.ConnectionError("the connection was closed while a command was written") from exc
         raise
     finally:
